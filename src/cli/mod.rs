@@ -1,0 +1,59 @@
+//! Arguments of the program, one module a subcommand.
+//!
+//! Wrong usage is one line on standard error that names what is wrong, and exit status 2.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Exit status for wrong usage.
+const USAGE: u8 = 2;
+
+/// A server for line protocols over TCP: one event loop, and a pool of worker threads that sizes itself.
+#[derive(Debug, Parser)]
+#[command(name = "tidemill", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Parses the program's arguments and runs the subcommand.
+pub(crate) fn run() -> ExitCode {
+    run_from(std::env::args_os())
+}
+
+fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return report_usage(&error),
+    };
+    match cli.command {}
+}
+
+/// Prints help as it is, and a usage error as one line.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Nobody is left to tell if the terminal is gone.
+        return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    fail(USAGE, &one_line(&error.to_string()))
+}
+
+/// Writes one line to standard error and returns `status`.
+fn fail(status: u8, message: &str) -> ExitCode {
+    // A closed standard error must not turn the exit status into that of a panic.
+    drop(writeln!(io::stderr(), "tidemill: {message}"));
+    ExitCode::from(status)
+}
+
+/// The message of a clap error without its colours, usage and tips: its first paragraph, on one line.
+fn one_line(rendered: &str) -> String {
+    let first = rendered.split("\n\n").next().unwrap_or(rendered);
+    let words: Vec<&str> = first.split_whitespace().collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}

@@ -1,0 +1,1 @@
+//! End-to-end tests: real sockets, real signals, the real binary.
