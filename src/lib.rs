@@ -1,1 +1,68 @@
 //! A server for line protocols over TCP: one event loop, and a pool of worker threads that sizes itself.
+//!
+//! Clients send lines; a [`Handler`] turns each into a reply, on a worker thread where it may block. One
+//! [mio] event loop does all the I/O. The pool follows the work between a minimum and a maximum, and leaves it alone
+//! within a tolerance.
+//!
+//! ```
+//! use tidemill::{Reply, Request, Server};
+//!
+//! // A server of your own: answer each line with itself.
+//! let server = Server::builder(|request: &Request<'_>, reply: &mut Reply<'_>| {
+//!     reply.push(request.line());
+//!     reply.push(b"\n");
+//! })
+//! .listen("127.0.0.1:0".parse()?)
+//! .start()?;
+//!
+//! let mut client = tidemill::client::Client::connect(server.local_addr(), std::time::Duration::from_secs(5))?;
+//! client.send(b"hello\n")?;
+//! assert_eq!(client.read_line()?, b"hello");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Map of the modules
+//!
+//! Start with [`Server`], [`Handler`] and [`Config`]. How the pool is sized is documented in [`controller`], the cutting of
+//! bytes into lines in [`framing`], the HELO protocol in [`protocol`]; [`client`] is a small blocking client. What
+//! happens between a socket and a handler is told in [`architecture`].
+//!
+//! # Features
+//!
+//! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
+//! - `serde`: [`Stats`] and [`Decision`] can be serialized.
+//!
+//! # Logs
+//!
+//! The library prints nothing. It reports through [`tracing`](https://docs.rs/tracing), from the reactor thread too: a
+//! subscriber must not block.
+
+#[doc = include_str!("ARCHITECTURE.md")]
+pub mod architecture {}
+
+pub mod client;
+mod config;
+mod connection;
+pub mod controller;
+mod error;
+pub mod framing;
+mod handler;
+mod helo;
+mod job;
+mod metrics;
+mod pool;
+pub mod protocol;
+mod reactor;
+mod replies;
+mod server;
+mod sync;
+mod tuner;
+
+pub use config::{Config, MAX_DURATION, MAX_LINE_BYTES, MAX_WORKERS, PoolLimits, StopFrom};
+pub use error::Error;
+pub use handler::{Handler, Kind, Reply, Request};
+pub use helo::{Delay, Helo};
+pub use ipnet::IpNet;
+pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
+pub use server::{Builder, Outcome, Server, ServerHandle};
+pub use tuner::{Decision, MAX_DECISIONS};

@@ -2,6 +2,10 @@
 //!
 //! Wrong usage is one line on standard error that names what is wrong, and exit status 2.
 
+mod client;
+mod files;
+mod serve;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -20,7 +24,10 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Serve(serve::ServeArgs),
+    Client(client::ClientArgs),
+}
 
 /// Parses the program's arguments and runs the subcommand.
 pub(crate) fn run() -> ExitCode {
@@ -32,7 +39,10 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
-    match cli.command {}
+    match cli.command {
+        Command::Serve(args) => serve::run(&args),
+        Command::Client(args) => client::run(&args),
+    }
 }
 
 /// Prints help as it is, and a usage error as one line.

@@ -1,0 +1,11 @@
+#!/bin/sh
+# The small client: H sends one HELO and prints the reply, K sends KILL_SERVICE.
+# usage: scripts/client.sh H|K IP PORT [TEXT]
+set -eu
+if [ $# -lt 3 ]; then
+    echo "usage: scripts/client.sh H|K IP PORT [TEXT]" >&2
+    exit 2
+fi
+dir=$(dirname "$0")/..
+"$dir/compile.sh" >/dev/null 2>&1 || exec "$dir/compile.sh" >&2
+exec "${CARGO_TARGET_DIR:-$dir/target}/release/tidemill" client "$@"

@@ -1,0 +1,254 @@
+//! What can be set: [`Config`], plain and with defaults, turned once into checked [`Settings`].
+//!
+//! Nothing here reads the environment or a file; the program's `cli` does that and fills a `Config`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::controller::Policy;
+use crate::error::Error;
+
+/// Largest pool that can be asked for. Each worker is a thread; Linux allows about 32 000 of them by default.
+pub const MAX_WORKERS: usize = 16_384;
+/// Longest line that can be asked for, in bytes: what one peer may make the server hold.
+pub const MAX_LINE_BYTES: usize = 64 << 20;
+/// Longest duration that can be asked for: a year. Longer is "never", which has a setting of its own where it makes sense.
+pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Everything that can be set before a server starts.
+///
+/// A plain value: fill in what matters and leave the rest.
+///
+/// ```
+/// let config = tidemill::Config { min_threads: 2, max_threads: 8, ..tidemill::Config::default() };
+/// assert_eq!(config.tolerance, 4);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen. Port 0 lets the system pick one. Default: `127.0.0.1:8000`.
+    pub listen: Vec<SocketAddr>,
+    /// Least workers at any time, 1 to [`MAX_WORKERS`]. Default: 4.
+    pub min_threads: usize,
+    /// Most workers at any time, `min_threads` to [`MAX_WORKERS`]. Default: 32.
+    pub max_threads: usize,
+    /// The dead band in threads: no resize while demand and pool differ by this much or less, except when waiting work
+    /// makes no progress. Default: 4.
+    pub tolerance: usize,
+    /// The pool shrinks to the highest demand seen within this window. 1 ms to [`MAX_DURATION`]. Default: 5 s.
+    pub keep_alive: Duration,
+    /// Most connections at a time. One more is told `ERROR server full` and closed. At least 1. Default: 10 000.
+    pub max_connections: usize,
+    /// Longest line in bytes, without its terminator (`\n` or `\r\n`), 1 to [`MAX_LINE_BYTES`]. A longer one is told
+    /// `ERROR line too long` and its connection is closed. Default: 65 536.
+    pub max_line_bytes: usize,
+    /// Most requests accepted but not yet answered, over all connections. At the limit the server stops reading, and TCP
+    /// holds the clients back. At least 1. Default: 65 536.
+    pub max_pending: usize,
+    /// Reply bytes that a client may leave unread before the server stops reading from it, and takes no further
+    /// request of it to a worker. It goes on below a quarter of this. One reply of any length, and what one turn of a
+    /// worker adds (64 KiB and a reply), may stand above. At least 1. Default: 256 KiB.
+    pub high_watermark_bytes: usize,
+    /// How long a graceful stop may take before what is left is dropped. Up to [`MAX_DURATION`]. Default: 8 s.
+    pub drain_timeout: Duration,
+    /// Which peers may stop the service through a line that the handler takes for a stop request. Default: loopback.
+    pub stop_from: StopFrom,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8000))],
+            min_threads: 4,
+            max_threads: 32,
+            tolerance: 4,
+            keep_alive: Duration::from_secs(5),
+            max_connections: 10_000,
+            max_line_bytes: 65_536,
+            max_pending: 65_536,
+            high_watermark_bytes: 256 << 10,
+            drain_timeout: Duration::from_secs(8),
+            stop_from: StopFrom::Loopback,
+        }
+    }
+}
+
+/// The size of the pool: what can be changed while the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct PoolLimits {
+    /// See [`Config::min_threads`].
+    pub min_threads: usize,
+    /// See [`Config::max_threads`].
+    pub max_threads: usize,
+    /// See [`Config::tolerance`].
+    pub tolerance: usize,
+    /// See [`Config::keep_alive`].
+    pub keep_alive: Duration,
+}
+
+impl PoolLimits {
+    /// The controller's policy for these limits.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first limit out of range.
+    pub(crate) fn check(&self) -> Result<Policy, Error> {
+        within("min_threads", self.min_threads, 1, MAX_WORKERS)?;
+        within("max_threads", self.max_threads, 1, MAX_WORKERS)?;
+        if self.min_threads > self.max_threads {
+            return Err(setting(
+                "min_threads",
+                self.min_threads,
+                format!("at most max_threads, which is {}", self.max_threads),
+            ));
+        }
+        within("tolerance", self.tolerance, 0, MAX_WORKERS)?;
+        lasting("keep_alive", self.keep_alive, Duration::from_millis(1))?;
+        Ok(Policy::new(self.min_threads, self.max_threads, self.tolerance, self.keep_alive))
+    }
+}
+
+/// Which peers may stop the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StopFrom {
+    /// Every peer.
+    Any,
+    /// No peer: only signals and [`ServerHandle::stop`](crate::ServerHandle::stop).
+    None,
+    /// Peers on this machine that came through the loopback interface.
+    Loopback,
+    /// Peers in one of these networks. An IPv4 address mapped into IPv6 counts as its IPv4 address.
+    Networks(Vec<IpNet>),
+}
+
+impl StopFrom {
+    /// Whether a peer at `address` may stop the service.
+    pub fn allows(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        match self {
+            StopFrom::Any => true,
+            StopFrom::None => false,
+            StopFrom::Loopback => address.is_loopback(),
+            StopFrom::Networks(networks) => networks.iter().any(|network| network.contains(&address)),
+        }
+    }
+}
+
+/// A [`Config`] that was checked. Only [`Config::check`] makes one.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) limits: PoolLimits,
+    pub(crate) policy: Policy,
+    pub(crate) max_connections: usize,
+    pub(crate) max_line_bytes: usize,
+    pub(crate) max_pending: usize,
+    pub(crate) high_watermark_bytes: usize,
+    pub(crate) low_watermark_bytes: usize,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) stop_from: StopFrom,
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first one out of range.
+    pub(crate) fn check(self) -> Result<Settings, Error> {
+        if self.listen.is_empty() {
+            return Err(setting("listen", "empty", "at least one address".to_owned()));
+        }
+        let limits = PoolLimits {
+            min_threads: self.min_threads,
+            max_threads: self.max_threads,
+            tolerance: self.tolerance,
+            keep_alive: self.keep_alive,
+        };
+        let policy = limits.check()?;
+        // Slots are counted in 32 bits (`job::ConnId`).
+        within("max_connections", self.max_connections, 1, 1 << 30)?;
+        within("max_line_bytes", self.max_line_bytes, 1, MAX_LINE_BYTES)?;
+        within("max_pending", self.max_pending, 1, 1 << 30)?;
+        within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
+        lasting("drain_timeout", self.drain_timeout, Duration::ZERO)?;
+        Ok(Settings {
+            listen: self.listen,
+            limits,
+            policy,
+            max_connections: self.max_connections,
+            max_line_bytes: self.max_line_bytes,
+            max_pending: self.max_pending,
+            high_watermark_bytes: self.high_watermark_bytes,
+            low_watermark_bytes: self.high_watermark_bytes / 4,
+            drain_timeout: self.drain_timeout,
+            stop_from: self.stop_from,
+        })
+    }
+}
+
+fn within(name: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(setting(name, value, format!("{least} to {most}")))
+}
+
+fn lasting(name: &'static str, value: Duration, least: Duration) -> Result<(), Error> {
+    if (least..=MAX_DURATION).contains(&value) {
+        return Ok(());
+    }
+    Err(setting(name, format!("{value:?}"), format!("{least:?} to a year")))
+}
+
+fn setting(name: &'static str, value: impl ToString, must: String) -> Error {
+    Error::Setting { name, value: value.to_string(), must }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range() {
+        Config::default().check().unwrap();
+    }
+
+    #[test]
+    fn the_setting_out_of_range_is_named_with_its_value() {
+        let cases: [(Config, &str); 7] = [
+            (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 16384"),
+            (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 16384"),
+            (
+                Config { min_threads: 9, max_threads: 8, ..Config::default() },
+                "min_threads is 9, but must be at most max_threads, which is 8",
+            ),
+            (
+                Config { max_line_bytes: 0, ..Config::default() },
+                "max_line_bytes is 0, but must be 1 to 67108864",
+            ),
+            (Config { max_pending: 0, ..Config::default() }, "max_pending is 0, but must be 1 to 1073741824"),
+            (
+                Config { keep_alive: Duration::ZERO, ..Config::default() },
+                "keep_alive is 0ns, but must be 1ms to a year",
+            ),
+            (
+                Config { listen: vec![], ..Config::default() },
+                "listen is empty, but must be at least one address",
+            ),
+        ];
+        for (config, expected) in cases {
+            assert_eq!(config.check().unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_count_as_their_ipv4_address() {
+        let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
+        assert!(StopFrom::Networks(vec!["10.0.0.0/8".parse().unwrap()]).allows(mapped));
+        assert!(!StopFrom::Networks(vec!["10.2.0.0/16".parse().unwrap()]).allows(mapped));
+        assert!(StopFrom::Loopback.allows("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!StopFrom::Loopback.allows(mapped));
+        assert!(!StopFrom::None.allows("127.0.0.1".parse().unwrap()));
+    }
+}

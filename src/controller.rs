@@ -1,0 +1,405 @@
+//! How many workers the pool should have: a pure rule, [`decide`], from plain data to plain data.
+//!
+//! No clock, no thread, no I/O: `tuner` takes samples and applies verdicts, and `simulate` runs the same function in
+//! simulated time. The derivation:
+//!
+//! - **Work is weighed, not counted.** A thousand pipelined requests of 2 µs are 2 ms of work for one worker; 64 requests
+//!   that block 5 ms each are worth 64 workers. [`weigh`]: the workers that would finish what is there within
+//!   [`DRAIN_TARGET`].
+//! - **Blocked workers are replaced, runnable ones are not.** Where a share β of the busy workers is blocked and the rest
+//!   wants a CPU, `cores / (1 - β)` workers keep every core busy, and more only stand in line (B. Goetz, *Java
+//!   Concurrency in Practice*, 8.2: `N = cores × (1 + wait/compute)`). Demand never exceeds that.
+//! - **Tolerance is a dead band** of "more than": a difference of exactly `tolerance` is no reason to resize.
+//! - **The valve** keeps the dead band from stranding work: when work waits, every worker is busy and nothing has been
+//!   taken for [`PATIENCE`] (or [`CPU_PATIENCE`] where every worker wants a CPU), the pool grows all the same.
+//! - **Growth is one jump, shrinking follows a window.** The pool comes down to the highest demand seen within the
+//!   keep-alive window, so that a burst that recurs finds its workers, and a trickle does not keep them.
+
+use std::time::Duration;
+
+/// Demand is the number of workers that would finish the present work within this time.
+pub const DRAIN_TARGET: Duration = Duration::from_millis(1);
+/// How long waiting work may make no progress, where a worker is blocked, until the pool grows inside the tolerance.
+pub const PATIENCE: Duration = Duration::from_millis(2);
+/// The same where every worker wants a CPU: another thread gives fairness then, not speed.
+pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
+/// First pause before growth is considered again that was held back because the workers want a CPU; it doubles up to
+/// 256 times this.
+const HOLD: Duration = Duration::from_micros(250);
+/// What was learned about blocking is forgotten when it is older than this: another kind of load may have come.
+const FORGET_BLOCKING: Duration = Duration::from_secs(1);
+/// Parts of the keep-alive window. The pool comes down within a sixteenth of the window after its end.
+const PARTS: usize = 16;
+
+/// Checked limits of the pool: `1 <= min <= max`, `keep_alive` not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    min: usize,
+    max: usize,
+    tolerance: usize,
+    keep_alive: Duration,
+}
+
+impl Policy {
+    /// A policy. What is out of range is moved into it: `min` to at least 1, `max` to at least `min`, `keep_alive` to at
+    /// least 1 ms.
+    pub fn new(min: usize, max: usize, tolerance: usize, keep_alive: Duration) -> Self {
+        let min = min.max(1);
+        Policy { min, max: max.max(min), tolerance, keep_alive: keep_alive.max(Duration::from_millis(1)) }
+    }
+
+    /// Least workers at any time.
+    pub fn min(&self) -> usize {
+        self.min
+    }
+
+    /// Most workers at any time.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// The dead band in workers.
+    pub fn tolerance(&self) -> usize {
+        self.tolerance
+    }
+
+    /// The window whose highest demand the pool shrinks to.
+    pub fn keep_alive(&self) -> Duration {
+        self.keep_alive
+    }
+
+    /// Demand above which the controller wants to be asked at once.
+    pub fn attention(&self, workers: usize) -> usize {
+        if workers >= self.max { usize::MAX } else { workers.saturating_add(self.tolerance) }
+    }
+
+    /// Whether `sample` may be a reason to grow, so that measuring its `blocked` is worth the price.
+    pub fn considers_growth(&self, sample: &Sample) -> bool {
+        sample.workers < self.max && (sample.weighed() > sample.workers || sample.starved())
+    }
+}
+
+/// What the controller looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// Time since some fixed start. Never goes back.
+    pub now: Duration,
+    /// Workers that the pool has or is starting.
+    pub workers: usize,
+    /// Jobs that no worker has taken yet.
+    pub waiting: usize,
+    /// Workers that run a job.
+    pub busy: usize,
+    /// How many of the busy ones are blocked rather than running or waiting for a CPU. `None`: not known.
+    pub blocked: Option<usize>,
+    /// CPUs that this process may use.
+    pub cores: usize,
+    /// Recent mean wall time of a job; at least the mean age of those that run.
+    pub time_per_job: Duration,
+    /// Highest weighed demand since the previous sample.
+    pub peak: usize,
+    /// How long it is since a worker last took a job.
+    pub stalled: Duration,
+}
+
+impl Sample {
+    /// The workers wanted for the jobs that wait and run, blocked or not.
+    pub fn weighed(&self) -> usize {
+        weigh(self.waiting + self.busy, self.time_per_job)
+    }
+
+    /// Work waits and nobody is free to take it.
+    fn starved(&self) -> bool {
+        self.waiting > 0 && self.busy >= self.workers
+    }
+
+    /// How long this sample's waiting work may make no progress.
+    fn patience(&self) -> Duration {
+        if self.blocked == Some(0) { CPU_PATIENCE } else { PATIENCE }
+    }
+}
+
+/// The workers that would finish `jobs` of `time_per_job` each within [`DRAIN_TARGET`]: never more than the jobs.
+pub fn weigh(jobs: usize, time_per_job: Duration) -> usize {
+    let work = nanos(time_per_job).saturating_mul(jobs as u64);
+    let workers = work.div_ceil(nanos(DRAIN_TARGET));
+    usize::try_from(workers).unwrap_or(usize::MAX).min(jobs)
+}
+
+/// Saturates after 584 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Why a verdict is as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Reason {
+    /// Demand and pool differ by the tolerance or less, or the window still holds a higher demand.
+    Steady,
+    /// More is wanted, but the workers want a CPU: more of them would not help.
+    CpuBound,
+    /// Demand is above the pool by more than the tolerance.
+    Demand,
+    /// Work waited and nothing was taken for too long.
+    Stalled,
+    /// The highest demand within the window is below the pool by more than the tolerance.
+    Surplus,
+    /// The pool was outside of its limits.
+    Limits,
+}
+
+impl Reason {
+    /// The word for logs and statistics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Steady => "steady",
+            Reason::CpuBound => "cpu_bound",
+            Reason::Demand => "demand",
+            Reason::Stalled => "stalled",
+            Reason::Surplus => "surplus",
+            Reason::Limits => "limits",
+        }
+    }
+}
+
+/// What the controller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Workers that the pool should have: `min <= target <= max`.
+    pub target: usize,
+    /// Workers wanted for the present work, after blocking was looked at. May be above `max`.
+    pub demand: usize,
+    /// Why.
+    pub reason: Reason,
+    /// When to ask again even if nothing happens. `None`: only when demand exceeds [`Policy::attention`] or work stalls.
+    pub check_after: Option<Duration>,
+}
+
+/// What the controller remembers from one sample to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Memory {
+    window: Window,
+    /// Share of the busy workers that is blocked, smoothed, and when it was last measured.
+    blocking: Option<(f64, Duration)>,
+    /// Times in a row that growth was held back.
+    holds: u32,
+}
+
+impl Memory {
+    /// Takes in what the sample says about blocking.
+    fn learn(&mut self, sample: &Sample) {
+        let Some(blocked) = sample.blocked.filter(|_| sample.busy > 0) else { return };
+        let share = blocked.min(sample.busy) as f64 / sample.busy as f64;
+        let smoothed = match self.blocking {
+            Some((old, at)) if sample.now.saturating_sub(at) < FORGET_BLOCKING => f64::midpoint(old, share),
+            _ => share,
+        };
+        self.blocking = Some((smoothed, sample.now));
+    }
+
+    /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides.
+    fn useful(&self, sample: &Sample) -> usize {
+        let Some((share, _)) = self.blocking else { return usize::MAX };
+        // A float above the range of the integer becomes its maximum: all blocked, no bound.
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "positive, and saturates"
+        )]
+        let useful = (sample.cores as f64 / (1.0 - share)).ceil() as usize;
+        useful.max(sample.blocked.unwrap_or(0) + sample.cores)
+    }
+}
+
+/// The controller: how many workers, why, and when to ask again.
+pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, Verdict) {
+    let workers = sample.workers;
+    memory.learn(sample);
+    let useful = memory.useful(sample);
+    let weighed = sample.weighed();
+    let demand = weighed.min(useful);
+    memory.window.record(sample.now, policy.keep_alive, demand.max(sample.peak.min(useful)));
+
+    let within = |workers: usize| workers.clamp(policy.min, policy.max);
+    let wanted = within(demand);
+    let kept = within(memory.window.highest());
+    let stalled = sample.starved() && sample.stalled >= sample.patience();
+
+    let (target, reason) = if workers != within(workers) {
+        (within(workers), Reason::Limits)
+    } else if wanted > workers && demand > workers.saturating_add(policy.tolerance) {
+        (wanted, Reason::Demand)
+    } else if stalled && workers < policy.max {
+        (wanted.max(workers + 1), Reason::Stalled)
+    } else if workers > kept.saturating_add(policy.tolerance) {
+        (kept, Reason::Surplus)
+    } else if workers < policy.max && weighed > workers.saturating_add(policy.tolerance) {
+        (workers, Reason::CpuBound)
+    } else {
+        (workers, Reason::Steady)
+    };
+    memory.holds = if reason == Reason::CpuBound { memory.holds.saturating_add(1) } else { 0 };
+    if target > workers {
+        // The new workers are not surplus before a window has passed without need of them.
+        memory.window.record(sample.now, policy.keep_alive, target);
+    }
+
+    // A pool above its minimum may have to shrink without any traffic; one that holds growth back looks again; so does
+    // one whose work waits. The earliest counts.
+    let shrink = (target > policy.min).then(|| memory.window.until_next_part(sample.now));
+    let hold = (reason == Reason::CpuBound).then(|| HOLD * (1 << (memory.holds - 1).min(8)));
+    let valve = (sample.starved() && workers < policy.max)
+        .then(|| sample.patience().saturating_sub(sample.stalled).max(HOLD));
+    let check_after = [shrink, hold, valve].into_iter().flatten().min();
+    (memory, Verdict { target, demand, reason, check_after })
+}
+
+/// The highest demand within the keep-alive window, kept in parts of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Window {
+    /// The highest demand of each part, the present one at `current % len`. One more than [`PARTS`], so that what is
+    /// remembered is never younger than the window.
+    highest: [usize; PARTS + 1],
+    /// Number of the present part since the start.
+    current: u64,
+    /// Length of a part in nanoseconds.
+    part: u64,
+}
+
+impl Window {
+    fn record(&mut self, now: Duration, keep_alive: Duration, demand: usize) {
+        let part = (nanos(keep_alive) / PARTS as u64).max(1);
+        if part != self.part {
+            // The window has another length from now on; what it held counts as seen now.
+            let mut highest = [0; PARTS + 1];
+            let current = nanos(now) / part;
+            highest[Self::place(current)] = self.highest();
+            *self = Window { highest, current, part };
+        }
+        let present = (nanos(now) / part).max(self.current);
+        for passed in (self.current + 1..=present).take(self.highest.len()) {
+            self.highest[Self::place(passed)] = 0;
+        }
+        self.current = present;
+        let present = &mut self.highest[Self::place(present)];
+        *present = demand.max(*present);
+    }
+
+    fn highest(&self) -> usize {
+        self.highest.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Time until the oldest part leaves the window. Something was recorded before.
+    fn until_next_part(&self, now: Duration) -> Duration {
+        let next = (self.current + 1).saturating_mul(self.part);
+        Duration::from_nanos(next.saturating_sub(nanos(now)).max(1))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder of 17")]
+    fn place(part: u64) -> usize {
+        (part % (PARTS as u64 + 1)) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn policy() -> Policy {
+        Policy::new(2, 64, 2, 5000 * MS)
+    }
+
+    fn sample(now: u32, workers: usize, waiting: usize, busy: usize) -> Sample {
+        Sample { now: MS * now, workers, waiting, busy, cores: 2, time_per_job: 50 * MS, ..Sample::default() }
+    }
+
+    fn verdict(sample: Sample) -> Verdict {
+        decide(&policy(), Memory::default(), &sample).1
+    }
+
+    #[test]
+    fn a_burst_that_blocks_is_met_in_one_jump() {
+        let burst = Sample { blocked: Some(2), ..sample(0, 2, 62, 2) };
+        assert_eq!((verdict(burst).target, verdict(burst).reason), (64, Reason::Demand));
+    }
+
+    #[test]
+    fn work_is_weighed_and_not_counted() {
+        let trivial = Sample { time_per_job: Duration::from_micros(2), ..sample(0, 2, 998, 2) };
+        assert_eq!((verdict(trivial).target, verdict(trivial).demand), (2, 2));
+    }
+
+    #[test]
+    fn workers_that_want_a_cpu_are_not_replaced() {
+        let burning = Sample { blocked: Some(0), ..sample(0, 2, 62, 2) };
+        let verdict = verdict(burning);
+        assert_eq!((verdict.target, verdict.reason), (2, Reason::CpuBound));
+        assert!(verdict.check_after.is_some(), "it looks again");
+    }
+
+    #[test]
+    fn a_worker_lost_to_blocking_is_replaced_for_the_cpu() {
+        let one_lost = Sample { blocked: Some(1), ..sample(0, 3, 60, 3) };
+        assert_eq!(verdict(one_lost).demand, 3);
+    }
+
+    #[test]
+    fn inside_the_tolerance_nothing_happens() {
+        assert_eq!(verdict(sample(0, 2, 2, 2)).target, 2, "demand is 4, which is not more than 2 + 2");
+        assert_eq!(verdict(sample(0, 2, 3, 2)).target, 5);
+    }
+
+    #[test]
+    fn waiting_work_without_progress_opens_the_valve() {
+        let waiting = |stalled, blocked| Sample { stalled, blocked, ..sample(1000, 2, 1, 2) };
+        assert_eq!(verdict(waiting(MS, Some(2))).target, 2);
+        assert_eq!(verdict(waiting(MS, Some(2))).check_after, Some(MS), "asks again when it is due");
+        assert_eq!(verdict(waiting(PATIENCE, Some(2))).target, 3);
+        assert_eq!(verdict(waiting(PATIENCE, None)).target, 3);
+        assert_eq!(verdict(waiting(PATIENCE, Some(0))).target, 2);
+        assert_eq!(verdict(waiting(CPU_PATIENCE, Some(0))).target, 3);
+    }
+
+    #[test]
+    fn it_comes_down_to_the_highest_demand_of_the_window_without_traffic() {
+        let policy = policy();
+        let (mut memory, grown) =
+            decide(&policy, Memory::default(), &Sample { blocked: Some(2), ..sample(0, 2, 62, 2) });
+        let (mut workers, mut now) = (grown.target, Duration::ZERO);
+        let mut wait = grown.check_after;
+        let mut asked = 0;
+        while let Some(after) = wait {
+            now += after;
+            asked += 1;
+            let (next, verdict) =
+                decide(&policy, memory, &Sample { now, workers, cores: 2, ..Sample::default() });
+            assert!(verdict.target == workers || now >= policy.keep_alive(), "shrank at {now:?}");
+            (memory, workers, wait) = (next, verdict.target, verdict.check_after);
+        }
+        assert_eq!(workers, 2);
+        assert!(now <= policy.keep_alive() + 500 * MS, "{now:?}");
+        assert!(asked <= 20, "{asked} wake-ups");
+    }
+
+    #[test]
+    fn limits_are_obeyed_at_once() {
+        assert_eq!(verdict(sample(0, 100, 0, 0)).target, 64);
+        assert_eq!(verdict(sample(0, 1, 0, 0)).target, 2);
+    }
+
+    #[test]
+    fn another_window_length_keeps_what_was_seen() {
+        let mut window = Window::default();
+        window.record(100 * MS, 5000 * MS, 9);
+        window.record(101 * MS, 60_000 * MS, 1);
+        assert_eq!(window.highest(), 9);
+        window.record(102 * MS, 10 * MS, 1);
+        assert_eq!(window.highest(), 9);
+        window.record(202 * MS, 10 * MS, 1);
+        assert_eq!(window.highest(), 1);
+    }
+}

@@ -1,0 +1,197 @@
+//! The [`Handler`] trait: what a server does with a line. Closures are handlers; panics are caught here.
+//!
+//! [`Handler::handle`] runs on a worker and may block; [`Handler::classify`] runs on the reactor and must not.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+
+use crate::job::Endpoint;
+
+/// What a line is, told by [`Handler::classify`] as soon as the line has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A request: goes to a worker.
+    Request,
+    /// A request to stop the server. Acted on at once, even when every worker is stuck, if this peer may
+    /// ([`Config::stop_from`](crate::Config::stop_from)); else the peer is told so and its connection is closed.
+    Stop,
+    /// Neither. It is counted and has no reply; no worker sees it.
+    Other,
+}
+
+/// The service behind a server: turns a line into a reply.
+///
+/// Lines of one connection are handled one after another and their replies keep that order; lines of different
+/// connections are handled side by side, so a handler is shared by all workers.
+///
+/// A closure that takes a [`Request`] and a [`Reply`] is a handler.
+///
+/// # Examples
+/// ```
+/// use tidemill::{Handler, Kind, Reply, Request};
+///
+/// struct Upper;
+///
+/// impl Handler for Upper {
+///     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+///         reply.push(&request.line().to_ascii_uppercase());
+///         reply.push(b"\n");
+///     }
+///
+///     fn classify(&self, line: &[u8]) -> Kind {
+///         if line == b"quit server" { Kind::Stop } else { Kind::Request }
+///     }
+/// }
+/// ```
+pub trait Handler: Send + Sync + 'static {
+    /// Handles one line and writes its reply, which is sent as it is: a reply that is to end in a newline brings it.
+    /// Nothing written means no reply.
+    ///
+    /// Runs on a worker, and may block for as long as it likes: the pool grows when workers are held up.
+    ///
+    /// # Panics
+    /// A panic costs this request and its connection: what was written for it is discarded, replies before it are
+    /// sent, then `ERROR internal error`, and the connection is closed. The worker and the server go on.
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>);
+
+    /// Tells what a line is. By default every line is a request.
+    ///
+    /// Runs on the reactor thread, once for every line as it is read: it holds up all connections while it runs, so
+    /// it must only look. It must not panic.
+    fn classify(&self, line: &[u8]) -> Kind {
+        let _ = line;
+        Kind::Request
+    }
+}
+
+impl<F> Handler for F
+where
+    F: Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static,
+{
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        self(request, reply);
+    }
+}
+
+/// One line that a peer sent.
+#[derive(Debug)]
+pub struct Request<'a> {
+    line: &'a [u8],
+    local: &'a Endpoint,
+    peer: SocketAddr,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(line: &'a [u8], local: &'a Endpoint, peer: SocketAddr) -> Self {
+        Request { line, local, peer }
+    }
+
+    /// The line without its terminator. Any bytes but `\n`.
+    pub fn line(&self) -> &'a [u8] {
+        self.line
+    }
+
+    /// The address that the peer reached: the accepted socket's local address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local.address
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Bytes that depend on nothing but the local address: rendered by the first request that asks, then shared by all
+    /// that come in through this address, for as long as connections to it are open.
+    ///
+    /// A server has one such place for each local address, so every call must render the same.
+    pub fn local_bytes(&self, render: impl FnOnce(SocketAddr) -> Vec<u8>) -> &'a [u8] {
+        self.local.rendered.get_or_init(|| render(self.local.address).into_boxed_slice())
+    }
+}
+
+/// Where a handler writes its reply.
+///
+/// Also an [`io::Write`] that never fails, for `write!`.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    bytes: &'a mut Vec<u8>,
+    close: bool,
+}
+
+impl Reply<'_> {
+    /// Adds `bytes` to the reply.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        self.bytes
+    }
+
+    /// Closes the connection once this reply and those before it are sent. Lines behind this one that the peer had
+    /// sent already are dropped.
+    pub fn close(&mut self) {
+        self.close = true;
+    }
+}
+
+impl io::Write for Reply<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.push(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a call of a handler ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handled {
+    Replied,
+    Silent,
+    /// Replied or not, the connection is to be closed.
+    Close,
+    Panicked,
+}
+
+/// Calls `handler`, which appends to `replies`. After a panic `replies` is as before.
+pub(crate) fn call(handler: &dyn Handler, request: &Request<'_>, replies: &mut Vec<u8>) -> Handled {
+    let before = replies.len();
+    // Unwind safety: after a panic the only value of ours that it could have left half written is cut back.
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| {
+        let mut reply = Reply { bytes: replies, close: false };
+        handler.handle(request, &mut reply);
+        reply.close
+    }));
+    match outcome {
+        Ok(true) => Handled::Close,
+        Ok(false) if replies.len() > before => Handled::Replied,
+        Ok(false) => Handled::Silent,
+        Err(_) => {
+            replies.truncate(before);
+            Handled::Panicked
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panicking_handler_leaves_earlier_replies_untouched() {
+        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let request = Request::new(b"x", &endpoint, endpoint.address);
+        let mut replies = b"earlier\n".to_vec();
+        let handler = |_: &Request<'_>, reply: &mut Reply<'_>| {
+            reply.push(b"half of a");
+            panic!("on purpose");
+        };
+        assert_eq!(call(&handler, &request, &mut replies), Handled::Panicked);
+        assert_eq!(replies, b"earlier\n");
+    }
+}

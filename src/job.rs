@@ -1,0 +1,202 @@
+//! All that crosses threads: a [`Job`] goes from the reactor to a worker and comes back with its replies.
+//!
+//! A job is the complete lines that one read of one connection brought. While it is out, no other job of that connection
+//! is: that keeps replies in the order of their requests. It carries bytes and a [`ConnId`], no references, and its
+//! buffers are recycled with it, so that a request allocates nothing.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Most lines in a job. More would make one connection's burst a long wait for another's single line.
+pub(crate) const MAX_JOB_LINES: usize = 256;
+/// Capacity in bytes that a recycled buffer may keep. Larger ones were for one long line or reply, and are let go.
+const MAX_RECYCLED_BYTES: usize = 64 << 10;
+/// Jobs kept for reuse. A turn of the reactor rarely has more in flight; what is above is freed.
+const MAX_RECYCLED_JOBS: usize = 256;
+
+/// Which connection: its place in the slab, and which of the connections that have had this place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnId {
+    pub(crate) slot: u32,
+    /// Slots are reused. A job whose generation is old belongs to a connection that is gone.
+    pub(crate) generation: u32,
+}
+
+/// A local address that clients reached, shared by all connections that came in through it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    /// See [`Request::local_bytes`](crate::Request::local_bytes).
+    pub(crate) rendered: OnceLock<Box<[u8]>>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(address: SocketAddr) -> Arc<Endpoint> {
+        Arc::new(Endpoint { address, rendered: OnceLock::new() })
+    }
+}
+
+/// How a worker left a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JobEnd {
+    /// Every line was handled.
+    Done,
+    /// The worker's slice was over: lines are left, and the job goes back to the tail of the queue.
+    Unfinished,
+    /// The handler asked for the connection to be closed behind the last reply. Lines may be left.
+    Close,
+    /// The handler panicked. Its line has no reply; lines may be left.
+    Panicked,
+}
+
+/// Lines of one connection on their way to a worker, or their replies on the way back.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) connection: ConnId,
+    pub(crate) local: Arc<Endpoint>,
+    pub(crate) peer: SocketAddr,
+    /// When the reactor took these lines in. Waiting is counted from here.
+    pub(crate) accepted_at: Instant,
+    /// The lines, each ended by `\n`.
+    lines: Vec<u8>,
+    /// Bytes of `lines` that have been handled.
+    handled_bytes: usize,
+    /// Lines not handled yet.
+    pub(crate) lines_left: usize,
+    /// Replies of this slice, back to back.
+    pub(crate) replies: Vec<u8>,
+    /// Where in `replies` each reply ends.
+    pub(crate) reply_ends: Vec<usize>,
+    /// Lines handled in this slice, whether they had a reply or not.
+    pub(crate) handled: usize,
+    /// Wall time of this slice.
+    pub(crate) took: Duration,
+    pub(crate) end: JobEnd,
+}
+
+impl Job {
+    /// Adds a line, which must not hold a `\n`.
+    pub(crate) fn push_line(&mut self, line: &[u8]) {
+        self.lines.extend_from_slice(line);
+        self.lines.push(b'\n');
+        self.lines_left += 1;
+    }
+
+    /// Takes the next line, and the place for its reply; `None` when all are handled.
+    pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Endpoint, &mut Vec<u8>)> {
+        let rest = &self.lines[self.handled_bytes..];
+        let line = &rest[..memchr::memchr(b'\n', rest)?];
+        self.handled_bytes += line.len() + 1;
+        self.lines_left -= 1;
+        self.handled += 1;
+        Some((line, &self.local, &mut self.replies))
+    }
+
+    /// Forgets the replies and figures of the last slice, so that the job can be handed out again.
+    pub(crate) fn begin_slice(&mut self) {
+        self.replies.clear();
+        self.reply_ends.clear();
+        self.handled = 0;
+        self.took = Duration::ZERO;
+        self.end = JobEnd::Done;
+    }
+
+    fn clear(&mut self) {
+        self.lines.clear();
+        self.handled_bytes = 0;
+        self.lines_left = 0;
+        self.begin_slice();
+        self.lines.shrink_to(MAX_RECYCLED_BYTES);
+        self.replies.shrink_to(MAX_RECYCLED_BYTES);
+    }
+}
+
+/// Jobs that can be used again. Only the reactor has one.
+#[derive(Debug, Default)]
+pub(crate) struct FreeJobs {
+    // Boxed: a job moves between queues many times, and a box is one word.
+    #[expect(clippy::vec_box, reason = "the boxes themselves are what is recycled")]
+    free: Vec<Box<Job>>,
+}
+
+impl FreeJobs {
+    /// An empty job for `connection`.
+    pub(crate) fn take(
+        &mut self,
+        connection: ConnId,
+        local: &Arc<Endpoint>,
+        peer: SocketAddr,
+        now: Instant,
+    ) -> Box<Job> {
+        let Some(mut job) = self.free.pop() else {
+            return Box::new(Job {
+                connection,
+                local: Arc::clone(local),
+                peer,
+                accepted_at: now,
+                lines: Vec::new(),
+                handled_bytes: 0,
+                lines_left: 0,
+                replies: Vec::new(),
+                reply_ends: Vec::new(),
+                handled: 0,
+                took: Duration::ZERO,
+                end: JobEnd::Done,
+            });
+        };
+        job.connection = connection;
+        job.peer = peer;
+        job.accepted_at = now;
+        // Nearly always the same one: spare the two atomic operations.
+        if !Arc::ptr_eq(&job.local, local) {
+            job.local = Arc::clone(local);
+        }
+        job
+    }
+
+    /// Takes back a job that nobody needs any more.
+    pub(crate) fn put(&mut self, mut job: Box<Job>) {
+        if self.free.len() < MAX_RECYCLED_JOBS {
+            job.clear();
+            self.free.push(job);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(free: &mut FreeJobs) -> Box<Job> {
+        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address, Instant::now())
+    }
+
+    #[test]
+    fn lines_come_out_as_they_went_in() {
+        let mut job = take(&mut FreeJobs::default());
+        for line in [&b"one"[..], b"", b"three\r"] {
+            job.push_line(line);
+        }
+        let mut seen = Vec::new();
+        while let Some((line, ..)) = job.next_line() {
+            seen.push(line.to_vec());
+        }
+        assert_eq!(seen, [&b"one"[..], b"", b"three\r"]);
+        assert_eq!((job.handled, job.lines_left), (3, 0));
+    }
+
+    #[test]
+    fn a_recycled_job_is_empty_and_its_buffers_are_capped() {
+        let mut free = FreeJobs::default();
+        let mut job = take(&mut free);
+        job.push_line(&vec![b'x'; 1 << 20]);
+        job.replies = vec![0; 1 << 20];
+        free.put(job);
+        let mut job = take(&mut free);
+        assert!(job.next_line().is_none());
+        assert_eq!((job.lines_left, job.replies.len(), job.reply_ends.len()), (0, 0, 0));
+        assert!(job.lines.capacity() <= MAX_RECYCLED_BYTES && job.replies.capacity() <= MAX_RECYCLED_BYTES);
+    }
+}

@@ -1,0 +1,333 @@
+//! What the server counts, and how it is shown.
+//!
+//! The reactor is the only writer of [`Counters`] and publishes them whole at the end of each turn, so that a snapshot
+//! adds up at any moment: accepted = open + closed + rejected; requests = replied + silent + pending + dropped. Workers
+//! write [`Timings`]. The names of [`Stats`] are those of the metrics, without the prefix `tidemill_`.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::connection::CloseReason;
+
+/// Longest time that the histograms tell apart, in nanoseconds: an hour. Longer ones count as this long.
+const MAX_NANOS: u64 = 3600 * 1_000_000_000;
+/// Significant digits of the histograms: values are at most 1 % off.
+const DIGITS: u8 = 2;
+/// Most parts of the timings, so that workers rarely meet at one lock.
+const MAX_SHARDS: usize = 8;
+
+/// The reactor's counts. Plain numbers: only the reactor thread writes them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) open: u64,
+    pub(crate) accepted: u64,
+    pub(crate) rejected_full: u64,
+    pub(crate) closed: [u64; CloseReason::COUNT],
+    pub(crate) requests: u64,
+    pub(crate) kills: u64,
+    pub(crate) others: u64,
+    pub(crate) replied: u64,
+    pub(crate) silent: u64,
+    pub(crate) pending: u64,
+    pub(crate) dropped: u64,
+    pub(crate) panics: u64,
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
+    pub(crate) wakeups: u64,
+    pub(crate) accept_errors: u64,
+    pub(crate) stale_replies: u64,
+}
+
+/// Distribution of the waiting and the service times, one value a request.
+#[derive(Debug)]
+pub(crate) struct Timings {
+    /// A worker writes to the shard of its number; a reader adds them up. Constant memory for any number of workers.
+    shards: Box<[Mutex<Shard>]>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    wait: Times,
+    service: Times,
+}
+
+#[derive(Clone, Debug)]
+struct Times {
+    histogram: Histogram<u64>,
+    sum_nanos: u128,
+}
+
+impl Times {
+    fn new() -> Times {
+        let histogram = Histogram::new_with_max(MAX_NANOS, DIGITS)
+            .expect("an hour and two digits are within the crate's bounds");
+        Times { histogram, sum_nanos: 0 }
+    }
+
+    fn record(&mut self, nanos: u64) {
+        self.histogram.saturating_record(nanos);
+        self.sum_nanos += u128::from(nanos);
+    }
+
+    fn add(&mut self, other: &Times) {
+        self.histogram.add(&other.histogram).expect("both have the same bounds");
+        self.sum_nanos += other.sum_nanos;
+    }
+
+    fn summary(&self) -> Distribution {
+        let seconds = |nanos: u64| nanos as f64 / 1e9;
+        let at = |quantile| seconds(self.histogram.value_at_quantile(quantile));
+        Distribution {
+            count: self.histogram.len(),
+            sum: self.sum_nanos as f64 / 1e9,
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: seconds(self.histogram.max()),
+        }
+    }
+}
+
+impl Timings {
+    pub(crate) fn new() -> Timings {
+        let shards = thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
+        let shard = || Mutex::new(Shard { wait: Times::new(), service: Times::new() });
+        Timings { shards: (0..shards).map(|_| shard()).collect() }
+    }
+
+    /// Records requests of worker `worker`: how long each waited and took, in nanoseconds.
+    pub(crate) fn record(&self, worker: u64, laps: impl Iterator<Item = (u64, u64)>) {
+        let shard = usize::try_from(worker % self.shards.len() as u64).unwrap_or(0);
+        let mut shard = lock(&self.shards[shard]);
+        for (wait, service) in laps {
+            shard.wait.record(wait);
+            shard.service.record(service);
+        }
+    }
+
+    /// Waiting and service times of all workers so far.
+    fn summaries(&self) -> (Distribution, Distribution) {
+        let (mut wait, mut service) = (Times::new(), Times::new());
+        for shard in &self.shards {
+            let shard = lock(shard);
+            wait.add(&shard.wait);
+            service.add(&shard.service);
+        }
+        (wait.summary(), service.summary())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How the pool is at the moment of a snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PoolGauges {
+    pub(crate) threads: usize,
+    pub(crate) busy: usize,
+    pub(crate) min: usize,
+    pub(crate) max: usize,
+    pub(crate) demand: usize,
+    pub(crate) grown: u64,
+    pub(crate) shrunk: u64,
+    pub(crate) refused: u64,
+}
+
+/// A snapshot of everything that a server counts. Fields are named as the metrics are.
+///
+/// Counters start at 0 with the server. At every snapshot
+/// `connections_accepted_total = connections + closed + rejected` and
+/// `requests = replies_total + requests_silent_total + requests_pending + requests_dropped_total` hold exactly.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Stats {
+    /// Seconds since the server started.
+    pub uptime_seconds: f64,
+    /// Connections that are open.
+    pub connections: u64,
+    /// Connections ever accepted.
+    pub connections_accepted_total: u64,
+    /// Connections turned away, by reason.
+    pub connections_rejected_total: Rejected,
+    /// Connections that ended, by reason.
+    pub connections_closed_total: Closed,
+    /// Lines accepted, by kind.
+    pub requests_total: Requests,
+    /// Replies written completely to their socket.
+    pub replies_total: u64,
+    /// Requests that have no reply by nature: kinds `kill` and `other`, and those for which the handler wrote nothing.
+    pub requests_silent_total: u64,
+    /// Requests accepted whose reply is not written yet.
+    pub requests_pending: u64,
+    /// Requests that will never have a reply: their peer was gone, their handler panicked, or the stop was not graceful.
+    pub requests_dropped_total: u64,
+    /// Time from a request's arrival to the call of its handler, in seconds.
+    pub queue_wait_seconds: Distribution,
+    /// Time that the handler took for a request, in seconds.
+    pub service_seconds: Distribution,
+    /// Workers that run or are being started.
+    pub pool_threads: u64,
+    /// Workers that run a job.
+    pub pool_busy: u64,
+    /// Present [`Config::min_threads`](crate::Config::min_threads).
+    pub pool_min: u64,
+    /// Present [`Config::max_threads`](crate::Config::max_threads).
+    pub pool_max: u64,
+    /// Workers wanted for the present work.
+    pub pool_demand: u64,
+    /// Resizes of the pool, by direction.
+    pub pool_resizes_total: Resizes,
+    /// Threads that the system refused to start.
+    pub pool_threads_refused_total: u64,
+    /// Handlers that panicked.
+    pub handler_panics_total: u64,
+    /// Bytes read from sockets.
+    pub read_bytes_total: u64,
+    /// Bytes written to sockets.
+    pub written_bytes_total: u64,
+    /// Times that a worker or a handle woke the reactor out of its sleep.
+    pub wakeups_total: u64,
+    /// Errors of the listening sockets, such as running out of file descriptors.
+    pub accept_errors_total: u64,
+    /// Jobs that came back from a worker after their connection had gone.
+    pub stale_replies_total: u64,
+}
+
+/// Connections turned away, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Rejected {
+    /// The limit [`Config::max_connections`](crate::Config::max_connections) was reached.
+    pub full: u64,
+}
+
+/// Connections that ended, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Closed {
+    /// The peer closed its side, and had all its replies.
+    pub eof: u64,
+    /// The peer reset the connection, or it broke.
+    pub reset: u64,
+    /// A line was longer than [`Config::max_line_bytes`](crate::Config::max_line_bytes).
+    pub line_too_long: u64,
+    /// The peer asked to stop the service and may not.
+    pub kill_refused: u64,
+    /// The handler panicked.
+    pub panic: u64,
+    /// The handler asked for it.
+    pub handler: u64,
+    /// The server stopped gracefully.
+    pub stopping: u64,
+    /// The server stopped at once.
+    pub aborted: u64,
+}
+
+impl Closed {
+    /// Over all reasons.
+    pub fn total(&self) -> u64 {
+        let Closed { eof, reset, line_too_long, kill_refused, panic, handler, stopping, aborted } = *self;
+        eof + reset + line_too_long + kill_refused + panic + handler + stopping + aborted
+    }
+}
+
+/// Lines accepted, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Requests {
+    /// [`Kind::Request`](crate::Kind::Request): given to a worker. Named for the first service.
+    pub helo: u64,
+    /// [`Kind::Stop`](crate::Kind::Stop), whether it was obeyed or refused.
+    pub kill: u64,
+    /// [`Kind::Other`](crate::Kind::Other).
+    pub other: u64,
+}
+
+impl Requests {
+    /// Over all kinds.
+    pub fn total(&self) -> u64 {
+        self.helo + self.kill + self.other
+    }
+}
+
+/// Resizes of the pool, by direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Resizes {
+    /// The pool grew.
+    pub grow: u64,
+    /// The pool shrank.
+    pub shrink: u64,
+}
+
+/// A distribution of times in seconds; quantiles are at most 1 % too high. All 0 while `count` is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the names of the quantiles say it all")]
+pub struct Distribution {
+    pub count: u64,
+    pub sum: f64,
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+}
+
+impl Stats {
+    pub(crate) fn new(uptime: Duration, counters: &Counters, pool: &PoolGauges, timings: &Timings) -> Stats {
+        let closed = |reason: CloseReason| counters.closed[reason as usize];
+        let (queue_wait_seconds, service_seconds) = timings.summaries();
+        Stats {
+            uptime_seconds: uptime.as_secs_f64(),
+            connections: counters.open,
+            connections_accepted_total: counters.accepted,
+            connections_rejected_total: Rejected { full: counters.rejected_full },
+            connections_closed_total: Closed {
+                eof: closed(CloseReason::Eof),
+                reset: closed(CloseReason::Reset),
+                line_too_long: closed(CloseReason::LineTooLong),
+                kill_refused: closed(CloseReason::KillRefused),
+                panic: closed(CloseReason::Panic),
+                handler: closed(CloseReason::Handler),
+                stopping: closed(CloseReason::Stopping),
+                aborted: closed(CloseReason::Aborted),
+            },
+            requests_total: Requests {
+                helo: counters.requests,
+                kill: counters.kills,
+                other: counters.others,
+            },
+            replies_total: counters.replied,
+            requests_silent_total: counters.silent,
+            requests_pending: counters.pending,
+            requests_dropped_total: counters.dropped,
+            queue_wait_seconds,
+            service_seconds,
+            pool_threads: pool.threads as u64,
+            pool_busy: pool.busy as u64,
+            pool_min: pool.min as u64,
+            pool_max: pool.max as u64,
+            pool_demand: pool.demand as u64,
+            pool_resizes_total: Resizes { grow: pool.grown, shrink: pool.shrunk },
+            pool_threads_refused_total: pool.refused,
+            handler_panics_total: counters.panics,
+            read_bytes_total: counters.read_bytes,
+            written_bytes_total: counters.written_bytes,
+            wakeups_total: counters.wakeups,
+            accept_errors_total: counters.accept_errors,
+            stale_replies_total: counters.stale_replies,
+        }
+    }
+}

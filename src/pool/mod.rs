@@ -1,0 +1,316 @@
+//! The work-stealing pool: submit jobs, resize, look at the workers.
+//!
+//! The reactor submits; workers (`worker.rs`) take jobs from the injector, from their own deque and from each other's,
+//! and hand them back through `replies`. Who parks and who is unparked is `sleep.rs`. How many workers there should be
+//! is not decided here: `tuner` calls [`Pool::set_target`].
+
+mod sleep;
+mod worker;
+
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_deque::{Injector, Stealer};
+
+use crate::handler::Handler;
+use crate::job::Job;
+use crate::metrics::Timings;
+use crate::replies::{Replies, Wake};
+use sleep::Sleep;
+
+/// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
+/// the wake-up itself costs. Less is done sooner by the worker that is awake.
+const WORTH_UNPARKING: Duration = Duration::from_micros(20);
+/// Until a job has finished, jobs are taken to need this long: enough to unpark workers for them.
+const UNKNOWN_TIME_PER_JOB: Duration = Duration::from_millis(1);
+/// A new job's share in the moving average of the time per job, as a power of two: 1/16.
+const MEAN_SHIFT: u32 = 4;
+
+/// The workers and their queues. Shared by the reactor, the tuner and the workers themselves.
+pub(crate) struct Pool<W> {
+    injector: Injector<Box<Job>>,
+    /// One for each live worker. Read on the way to parking, written when a worker starts or ends.
+    stealers: RwLock<Vec<(u64, Stealer<Box<Job>>)>>,
+    sleep: Sleep,
+    crew: Mutex<Crew>,
+    /// The crew became smaller.
+    left: Condvar,
+    /// Copy of `crew.live` that is read without the lock. A worker that retires lowers it, then looks for work (see
+    /// [`Pool::submit`] for the other side).
+    live: AtomicUsize,
+    /// Live workers above the target. Each busy one looks here after its job.
+    excess: AtomicUsize,
+    /// Jobs ever submitted, by the reactor only. Relaxed: with `started` an estimate of what waits.
+    submitted: AtomicU64,
+    /// Job slices ever begun by the workers. Relaxed.
+    started: AtomicU64,
+    /// Moving average of the wall time of a job in nanoseconds, by the reactor only. Relaxed.
+    mean_nanos: AtomicU64,
+    epoch: Instant,
+    handler: Arc<dyn Handler>,
+    pub(crate) replies: Replies<Box<Job>, W>,
+    pub(crate) timings: Timings,
+}
+
+/// Who is there.
+#[derive(Debug, Default)]
+struct Crew {
+    /// Workers that run or are being started. Surplus workers that are busy count until they end.
+    live: usize,
+    target: usize,
+    /// Once set, the target stays 0.
+    stopping: bool,
+    next_id: u64,
+    workers: Vec<(u64, Arc<WorkerState>)>,
+}
+
+/// What a worker shows of itself.
+#[derive(Debug)]
+struct WorkerState {
+    /// The system's number of the thread.
+    tid: AtomicU32,
+    /// Nanoseconds since `epoch` at which it took its last job, times two, plus one while it runs it. Written by the
+    /// worker only. Relaxed: a statistic.
+    last: AtomicU64,
+}
+
+/// How the workers are doing: what the controller needs to know of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    pub(crate) live: usize,
+    pub(crate) busy: usize,
+    /// When a worker last took a job, since the pool's epoch.
+    pub(crate) last_taken: Duration,
+    /// Mean time since the busy workers took their jobs.
+    pub(crate) mean_age: Duration,
+    /// The threads of busy workers.
+    pub(crate) busy_tids: Vec<u32>,
+}
+
+impl<W: Wake> Pool<W> {
+    /// A pool without workers; the clock of its figures starts at `epoch`.
+    pub(crate) fn new(handler: Arc<dyn Handler>, waker: W, epoch: Instant) -> Arc<Self> {
+        Arc::new(Pool {
+            injector: Injector::new(),
+            stealers: RwLock::new(Vec::new()),
+            sleep: Sleep::new(),
+            crew: Mutex::new(Crew::default()),
+            left: Condvar::new(),
+            live: AtomicUsize::new(0),
+            excess: AtomicUsize::new(0),
+            submitted: AtomicU64::new(0),
+            started: AtomicU64::new(0),
+            mean_nanos: AtomicU64::new(nanos(UNKNOWN_TIME_PER_JOB)),
+            epoch,
+            handler,
+            replies: Replies::new(waker),
+            timings: Timings::new(),
+        })
+    }
+
+    /// Queues the jobs of a turn, and unparks a worker if they are worth it or nobody is awake. Empties `jobs`.
+    ///
+    /// For the reactor. A worker that is awake and skipped here takes them after its present job; if that takes long,
+    /// [`Pool::nudge`] unparks another.
+    #[expect(clippy::vec_box, reason = "the reactor keeps the vector, and the boxes are what is recycled")]
+    pub(crate) fn submit(&self, jobs: &mut Vec<Box<Job>>) {
+        if jobs.is_empty() {
+            return;
+        }
+        self.submitted.store(self.submitted.load(Relaxed) + jobs.len() as u64, Relaxed);
+        for job in jobs.drain(..) {
+            self.injector.push(job);
+        }
+        self.sleep.unpark_one(|parked| parked >= self.live.load(Relaxed) || self.is_worth_unparking());
+    }
+
+    /// Unparks a worker whether it is worth it or not: what waits has made no progress.
+    pub(crate) fn nudge(&self) {
+        self.sleep.unpark_one(|_| true);
+    }
+
+    /// Jobs that wait for a worker.
+    pub(crate) fn waiting(&self) -> usize {
+        let started = self.started.load(Relaxed);
+        usize::try_from(self.submitted.load(Relaxed).saturating_sub(started)).unwrap_or(usize::MAX)
+    }
+
+    /// Job slices that workers have begun, ever.
+    pub(crate) fn started(&self) -> u64 {
+        self.started.load(Relaxed)
+    }
+
+    /// Workers that are parked.
+    pub(crate) fn parked(&self) -> usize {
+        self.sleep.parked()
+    }
+
+    /// Takes a finished slice's wall time into the mean. For the reactor.
+    pub(crate) fn learn_time_per_job(&self, took: Duration, first: bool) {
+        let took = nanos(took);
+        let old = self.mean_nanos.load(Relaxed);
+        let mean = if first { took } else { old - (old >> MEAN_SHIFT) + (took >> MEAN_SHIFT) };
+        self.mean_nanos.store(mean, Relaxed);
+    }
+
+    /// Moving average of the wall time of a job.
+    pub(crate) fn time_per_job(&self) -> Duration {
+        Duration::from_nanos(self.mean_nanos.load(Relaxed))
+    }
+
+    /// Sets how many workers there should be, and lets parked ones go at once, busy ones as they finish. Returns
+    /// how many are missing: the caller starts each with [`Pool::start_worker`], as they count as live from here on.
+    pub(crate) fn set_target(&self, target: usize) -> usize {
+        let mut crew = lock(&self.crew);
+        crew.target = if crew.stopping { 0 } else { target };
+        let missing = crew.target.saturating_sub(crew.live);
+        crew.live += missing;
+        for _ in 0..missing {
+            self.sleep.starts();
+        }
+        // In this order: a worker that parks too late to be released here sees the excess before it sleeps.
+        self.show(&crew);
+        let surplus = crew.live - crew.target;
+        if surplus > 0 {
+            crew.live -= self.sleep.release(surplus);
+            self.show(&crew);
+        }
+        missing
+    }
+
+    /// Workers there should be.
+    pub(crate) fn target(&self) -> usize {
+        lock(&self.crew).target
+    }
+
+    /// Starts the thread of a worker that [`Pool::set_target`] found missing.
+    ///
+    /// # Errors
+    /// The system refuses the thread. The worker is given up as by [`Pool::give_up`].
+    pub(crate) fn start_worker(self: &Arc<Self>) -> io::Result<()> {
+        let id = {
+            let mut crew = lock(&self.crew);
+            crew.next_id += 1;
+            crew.next_id
+        };
+        let pool = Arc::clone(self);
+        let started =
+            thread::Builder::new().name(format!("tidemill-w{id}")).spawn(move || worker::run(&pool, id));
+        started.map(drop).inspect_err(|_| self.give_up(1))
+    }
+
+    /// `count` missing workers are not going to be started after all, and the target is lowered to match. No job is lost:
+    /// what they might have been counted on for is given to others.
+    pub(crate) fn give_up(&self, count: usize) {
+        {
+            let mut crew = lock(&self.crew);
+            crew.live -= count;
+            crew.target = crew.target.min(crew.live);
+            self.show(&crew);
+        }
+        for _ in 0..count {
+            self.sleep.stops_searching();
+        }
+        self.unpark_for_work();
+    }
+
+    /// Whether the calling thread is one of the workers.
+    pub(crate) fn is_on_worker(&self) -> bool {
+        let tid = worker::thread_id();
+        lock(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
+    }
+
+    /// Time since the pool's epoch.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Looks at every worker. `now` is since the pool's epoch.
+    pub(crate) fn census(&self, now: Duration) -> Census {
+        let crew = lock(&self.crew);
+        let mut census = Census { live: crew.live, ..Census::default() };
+        let mut ages = Duration::ZERO;
+        for (_, state) in &crew.workers {
+            let last = state.last.load(Relaxed);
+            let taken = Duration::from_nanos(last / 2);
+            census.last_taken = census.last_taken.max(taken);
+            if last % 2 == 1 {
+                census.busy += 1;
+                census.busy_tids.push(state.tid.load(Relaxed));
+                ages += now.saturating_sub(taken);
+            }
+        }
+        census.mean_age =
+            ages.checked_div(u32::try_from(census.busy).unwrap_or(u32::MAX)).unwrap_or_default();
+        census
+    }
+
+    /// Lets every worker go: parked ones now, busy ones after their job. Jobs that nobody has taken stay.
+    pub(crate) fn stop(&self) {
+        lock(&self.crew).stopping = true;
+        self.set_target(0);
+    }
+
+    /// Blocks until every worker has ended, or until `deadline`. Returns how many have not.
+    pub(crate) fn wait_until_left(&self, deadline: Instant) -> usize {
+        let mut crew = lock(&self.crew);
+        while !crew.workers.is_empty() || crew.live > 0 {
+            let Some(rest) = deadline.checked_duration_since(Instant::now()) else { break };
+            crew = self.left.wait_timeout(crew, rest).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+        crew.workers.len()
+    }
+
+    /// Whether a job is in any queue.
+    fn has_work(&self) -> bool {
+        let stealers = self.stealers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        !self.injector.is_empty() || stealers.iter().any(|(_, stealer)| !stealer.is_empty())
+    }
+
+    fn is_worth_unparking(&self) -> bool {
+        let work = self.mean_nanos.load(Relaxed).saturating_mul(self.waiting() as u64);
+        work > nanos(WORTH_UNPARKING)
+    }
+
+    /// A worker that others may have counted on is not available: unparks another if there is work.
+    fn unpark_for_work(&self) {
+        self.sleep.unpark_one(|_| self.has_work());
+    }
+
+    /// A worker asks whether it is surplus. If so it does not count as live any more, and has to end.
+    fn retire(&self) -> bool {
+        if self.excess.load(Relaxed) == 0 {
+            return false;
+        }
+        let mut crew = lock(&self.crew);
+        let surplus = crew.live > crew.target;
+        if surplus {
+            crew.live -= 1;
+            self.show(&crew);
+        }
+        surplus
+    }
+
+    /// Copies what is read without the lock.
+    fn show(&self, crew: &Crew) {
+        self.live.store(crew.live, Relaxed);
+        self.excess.store(crew.live.saturating_sub(crew.target), Relaxed);
+    }
+}
+
+impl<W> std::fmt::Debug for Pool<W> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("sleep", &self.sleep).field("crew", &self.crew).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,297 @@
+//! Who parks and who is unparked.
+//!
+//! The state is one packed atomic (parked workers, searching workers) and a mutex-protected stack of the parked ones, most
+//! recent on top, so that surplus workers stay cold and can be let go from its bottom. A worker is *searching* from
+//! the moment it was unparked or started until it finds a job or parks again; while somebody searches, nobody else
+//! need be unparked, because every searcher looks once more after it stops counting as one.
+//!
+//! Why no job is stranded: a pusher pushes, fences, then reads the state; a worker counts itself as parked, fences, then
+//! looks for jobs. Of two such sequences at least one sees the other's write (store buffering with `SeqCst` fences),
+//! so either the pusher sees a worker to unpark, or the worker sees the job. Held by `loom_tests`. The idea is that
+//! of rayon-core's `sleep` module.
+
+use crate::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*, fence};
+use crate::sync::{Arc, Mutex, lock, thread};
+
+/// One searching worker; the low half of the state.
+const SEARCHING: usize = 1;
+/// One parked worker; the high half.
+const PARKED: usize = 1 << (usize::BITS / 2);
+
+/// Takes the packed state apart.
+fn parked(state: usize) -> usize {
+    state / PARKED
+}
+
+fn searching(state: usize) -> usize {
+    state % PARKED
+}
+
+/// Why a worker went on after [`Sleep::park`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unparked {
+    /// To look for a job; it counts as searching.
+    Search,
+    /// It is surplus, and ends. It counts as nothing.
+    Exit,
+}
+
+/// A worker's place to park.
+#[derive(Debug)]
+pub(super) struct Bed {
+    thread: thread::Thread,
+    /// Written under the lock of the stack, and read by the parked worker: pairs release with acquire.
+    order: AtomicU8,
+}
+
+const STAY: u8 = 0;
+const SEARCH: u8 = 1;
+const EXIT: u8 = 2;
+
+impl Bed {
+    /// For the calling thread.
+    pub(super) fn new() -> Arc<Bed> {
+        Arc::new(Bed { thread: thread::current(), order: AtomicU8::new(STAY) })
+    }
+}
+
+/// The parked workers of a pool, and how many search.
+#[derive(Debug)]
+pub(super) struct Sleep {
+    /// Decides who is unparked. `PARKED` changes under the lock of `stack` only; `SEARCHING` anywhere.
+    state: AtomicUsize,
+    stack: Mutex<Vec<Arc<Bed>>>,
+}
+
+impl Sleep {
+    pub(super) fn new() -> Sleep {
+        Sleep { state: AtomicUsize::new(0), stack: Mutex::new(Vec::new()) }
+    }
+
+    /// How many workers are parked. May be old by the time it is used.
+    pub(super) fn parked(&self) -> usize {
+        parked(self.state.load(Relaxed))
+    }
+
+    /// A worker is going to start, and looks for a job first. Counted before its thread exists, so that no one is
+    /// unparked for work that it will find.
+    pub(super) fn starts(&self) {
+        self.state.fetch_add(SEARCHING, Relaxed);
+    }
+
+    /// After a push: unparks one worker, if nobody searches and `worth(parked)` says so. Returns whether it did.
+    pub(super) fn unpark_one(&self, worth: impl FnOnce(usize) -> bool) -> bool {
+        fence(SeqCst);
+        let state = self.state.load(Relaxed);
+        if parked(state) == 0 || searching(state) > 0 || !worth(parked(state)) {
+            return false;
+        }
+        let bed = {
+            let mut stack = lock(&self.stack);
+            if searching(self.state.load(Relaxed)) > 0 {
+                return false;
+            }
+            let Some(bed) = stack.pop() else { return false };
+            // One addition, so that nobody sees it in neither count: parked one less, searching one more.
+            self.state.fetch_sub(PARKED - SEARCHING, Relaxed);
+            bed.order.store(SEARCH, Release);
+            bed
+        };
+        bed.thread.unpark();
+        true
+    }
+
+    /// A searching worker found a job, or ends. `true` if it was the last one that searched: it then has to look
+    /// whether more is there, and unpark another for it, as a pusher may have counted on it.
+    pub(super) fn stops_searching(&self) -> bool {
+        let last = searching(self.state.fetch_sub(SEARCHING, Relaxed)) == 1;
+        fence(SeqCst);
+        last
+    }
+
+    /// Parks the calling worker, whose bed this is, until it is unparked, unless `work` finds something after it
+    /// counted itself as parked.
+    pub(super) fn park(&self, bed: &Arc<Bed>, searching: bool, work: impl FnOnce() -> bool) -> Unparked {
+        {
+            let mut stack = lock(&self.stack);
+            bed.order.store(STAY, Relaxed);
+            stack.push(Arc::clone(bed));
+            self.state.fetch_add(if searching { PARKED - SEARCHING } else { PARKED }, Relaxed);
+        }
+        fence(SeqCst);
+        if work() {
+            let mut stack = lock(&self.stack);
+            if let Some(place) = stack.iter().rposition(|other| Arc::ptr_eq(other, bed)) {
+                stack.remove(place);
+                self.state.fetch_sub(PARKED - SEARCHING, Relaxed);
+                return Unparked::Search;
+            }
+            // Somebody took it out already and has counted it; the order is there.
+        }
+        loop {
+            match bed.order.load(Acquire) {
+                SEARCH => return Unparked::Search,
+                EXIT => return Unparked::Exit,
+                _ => thread::park(),
+            }
+        }
+    }
+
+    /// Lets up to `count` parked workers end, those that have been parked longest. Returns how many.
+    pub(super) fn release(&self, count: usize) -> usize {
+        fence(SeqCst);
+        let released: Vec<_> = {
+            let mut stack = lock(&self.stack);
+            let count = count.min(stack.len());
+            self.state.fetch_sub(PARKED * count, Relaxed);
+            stack.drain(..count).inspect(|bed| bed.order.store(EXIT, Release)).collect()
+        };
+        for bed in &released {
+            bed.thread.unpark();
+        }
+        released.len()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+
+    /// A queue that is only a count, with no more ordering than a deque gives: it must not hide a missing fence.
+    #[derive(Default)]
+    struct Queue(AtomicUsize);
+
+    impl Queue {
+        fn push(&self) {
+            self.0.fetch_add(1, Release);
+        }
+
+        fn is_empty(&self) -> bool {
+            self.0.load(Acquire) == 0
+        }
+
+        fn take(&self) -> bool {
+            let mut now = self.0.load(Acquire);
+            while now > 0 {
+                match self.0.compare_exchange(now, now - 1, AcqRel, Acquire) {
+                    Ok(_) => return true,
+                    Err(other) => now = other,
+                }
+            }
+            false
+        }
+    }
+
+    struct Pool {
+        sleep: Sleep,
+        queue: Queue,
+        taken: AtomicUsize,
+    }
+
+    impl Pool {
+        fn new() -> Arc<Pool> {
+            Arc::new(Pool { sleep: Sleep::new(), queue: Queue::default(), taken: AtomicUsize::new(0) })
+        }
+
+        fn submit(&self) {
+            self.queue.push();
+            self.sleep.unpark_one(|_| true);
+        }
+
+        /// A worker as in `worker.rs`, until `jobs` have been taken by all together or it is let go.
+        fn work(&self, jobs: usize, mut searching: bool) {
+            let bed = Bed::new();
+            loop {
+                if self.queue.take() {
+                    if searching {
+                        searching = false;
+                        if self.sleep.stops_searching() && !self.queue.is_empty() {
+                            self.sleep.unpark_one(|_| true);
+                        }
+                    }
+                    if self.taken.fetch_add(1, AcqRel) + 1 == jobs {
+                        // All is done: let the others end, as a stopping pool does.
+                        self.sleep.release(usize::MAX);
+                        return;
+                    }
+                    continue;
+                }
+                let work = || !self.queue.is_empty() || self.taken.load(Acquire) == jobs;
+                match self.sleep.park(&bed, searching, work) {
+                    Unparked::Search if self.taken.load(Acquire) == jobs => return,
+                    Unparked::Search => searching = true,
+                    Unparked::Exit => return,
+                }
+            }
+        }
+    }
+
+    fn model(check: impl Fn() + Sync + Send + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(check);
+    }
+
+    /// Push against park: the job is taken, or the model deadlocks.
+    #[test]
+    fn no_job_is_stranded_when_the_only_worker_parks() {
+        model(|| {
+            let pool = Pool::new();
+            let worker = {
+                let pool = Arc::clone(&pool);
+                pool.sleep.starts();
+                thread::spawn(move || pool.work(2, true))
+            };
+            pool.submit();
+            pool.submit();
+            worker.join().unwrap();
+            assert_eq!(pool.taken.load(Acquire), 2);
+        });
+    }
+
+    /// The last searcher finds a job while another is pushed; a second worker starts, counted as searching.
+    #[test]
+    fn no_job_is_stranded_between_two_workers() {
+        model(|| {
+            let pool = Pool::new();
+            let workers: Vec<_> = (0..2)
+                .map(|_| {
+                    let pool = Arc::clone(&pool);
+                    pool.sleep.starts();
+                    thread::spawn(move || pool.work(2, true))
+                })
+                .collect();
+            pool.submit();
+            pool.submit();
+            for worker in workers {
+                worker.join().unwrap();
+            }
+            let state = pool.sleep.state.load(Relaxed);
+            assert_eq!(parked(state), 0, "{state:#x}");
+        });
+    }
+
+    /// Letting a worker go against unparking one: the one that is let go never takes the wake of the other with it.
+    #[test]
+    fn a_released_worker_takes_no_wake_with_it() {
+        model(|| {
+            let pool = Pool::new();
+            let leaver = {
+                let pool = Arc::clone(&pool);
+                pool.sleep.starts();
+                thread::spawn(move || pool.work(1, true))
+            };
+            let manager = {
+                let pool = Arc::clone(&pool);
+                thread::spawn(move || pool.sleep.release(1))
+            };
+            pool.submit();
+            if manager.join().unwrap() == 1 {
+                // The job may still be there: whoever lets the last worker go must start another for it.
+                pool.queue.take();
+            }
+            leaver.join().unwrap();
+            assert!(pool.queue.is_empty());
+        });
+    }
+}

@@ -1,0 +1,200 @@
+//! The loop of a worker thread: find a job, run a slice of it, hand it back, park when there is none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+use crossbeam_deque::{Steal, Worker as Deque};
+
+use super::sleep::{Bed, Unparked};
+use super::{Pool, WorkerState, lock, nanos};
+use crate::handler::{self, Handled, Request};
+use crate::job::{Job, JobEnd};
+use crate::replies::Wake;
+
+/// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
+const MAX_SLICE: Duration = Duration::from_millis(1);
+/// Reply bytes after which it does, so that what the reactor has to write stays small.
+const MAX_SLICE_BYTES: usize = 64 << 10;
+/// Most jobs taken at once. They are taken together only while all of them are done within [`MAX_BATCH_TIME`]: a worker
+/// that hoards jobs and then blocks costs them the time until another steals them.
+const MAX_BATCH: u64 = 16;
+const MAX_BATCH_TIME: Duration = Duration::from_micros(20);
+/// Finished jobs after which the reactor is woken even if the worker has more to do.
+const MAX_OWED: usize = 64;
+/// A job that took longer than this is worth a wake-up of its own.
+const LONG_JOB: Duration = Duration::from_micros(20);
+
+/// Runs a worker until it is surplus. It counts as live and searching already.
+pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
+    let state = Arc::new(WorkerState {
+        tid: AtomicU32::new(thread_id()),
+        last: AtomicU64::new(nanos(pool.epoch.elapsed()) * 2),
+    });
+    let deque = Deque::new_fifo();
+    let stealer = deque.stealer();
+    pool.stealers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push((id, stealer));
+    lock(&pool.crew).workers.push((id, Arc::clone(&state)));
+    let mut worker = Worker { pool, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new() };
+    worker.work();
+}
+
+/// The system's number of the calling thread.
+pub(super) fn thread_id() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
+}
+
+struct Worker<'a, W: Wake> {
+    pool: &'a Pool<W>,
+    id: u64,
+    state: Arc<WorkerState>,
+    deque: Deque<Box<Job>>,
+    bed: crate::sync::Arc<Bed>,
+    /// Finished jobs handed over since the reactor was last woken for them.
+    owed: usize,
+    /// Waiting and service time of each line of the present slice, in nanoseconds. Kept for its capacity.
+    laps: Vec<(u64, u64)>,
+}
+
+impl<W: Wake> Worker<'_, W> {
+    fn work(&mut self) {
+        let mut searching = true;
+        loop {
+            if let Some(job) = self.find_job() {
+                if searching {
+                    searching = false;
+                    self.stop_searching();
+                }
+                self.run_slice(job);
+                if self.pool.retire() {
+                    return;
+                }
+                continue;
+            }
+            self.signal();
+            if self.pool.retire() {
+                if searching {
+                    self.stop_searching();
+                }
+                return;
+            }
+            let pool = self.pool;
+            let news = || pool.has_work() || pool.excess.load(Relaxed) > 0;
+            match pool.sleep.park(&self.bed, searching, news) {
+                Unparked::Search => searching = true,
+                Unparked::Exit => return,
+            }
+        }
+    }
+
+    /// The last one that searches hands the search on, if the work is worth another worker.
+    fn stop_searching(&self) {
+        let pool = self.pool;
+        if pool.sleep.stops_searching() {
+            pool.sleep.unpark_one(|_| pool.is_worth_unparking() && pool.has_work());
+        }
+    }
+
+    fn find_job(&self) -> Option<Box<Job>> {
+        self.deque.pop().or_else(|| self.take_injected()).or_else(|| self.steal())
+    }
+
+    fn take_injected(&self) -> Option<Box<Job>> {
+        let mean = self.pool.mean_nanos.load(Relaxed).max(1);
+        let limit = usize::try_from((nanos(MAX_BATCH_TIME) / mean).clamp(1, MAX_BATCH)).unwrap_or(1);
+        first(|| match limit {
+            1 => self.pool.injector.steal(),
+            limit => self.pool.injector.steal_batch_with_limit_and_pop(&self.deque, limit),
+        })
+    }
+
+    fn steal(&self) -> Option<Box<Job>> {
+        let stealers = self.pool.stealers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Those who started after this one first, so that not all thieves begin with the same victim.
+        let own = stealers.iter().position(|(id, _)| *id == self.id).unwrap_or(0);
+        let (before, after) = stealers.split_at(own);
+        after.iter().chain(before).find_map(|(_, stealer)| first(|| stealer.steal()))
+    }
+
+    /// Runs lines of `job` until it is done or the slice is over, and hands it to the reactor.
+    fn run_slice(&mut self, mut job: Box<Job>) {
+        let pool = self.pool;
+        pool.started.fetch_add(1, Relaxed);
+        job.begin_slice();
+        let begun = Instant::now();
+        self.state.last.store(nanos(begun - pool.epoch) * 2 + 1, Relaxed);
+
+        let (accepted_at, peer) = (job.accepted_at, job.peer);
+        let mut now = begun;
+        while let Some((line, local, replies)) = job.next_line() {
+            let handled = handler::call(&*pool.handler, &Request::new(line, local, peer), replies);
+            let before = std::mem::replace(&mut now, Instant::now());
+            self.laps.push((nanos(before.saturating_duration_since(accepted_at)), nanos(now - before)));
+            let replied = job.replies.len();
+            match handled {
+                Handled::Replied => job.reply_ends.push(replied),
+                Handled::Silent => {}
+                Handled::Close => {
+                    if replied > job.reply_ends.last().copied().unwrap_or(0) {
+                        job.reply_ends.push(replied);
+                    }
+                    job.end = JobEnd::Close;
+                    break;
+                }
+                Handled::Panicked => {
+                    job.end = JobEnd::Panicked;
+                    break;
+                }
+            }
+            if job.lines_left > 0 && (now - begun >= MAX_SLICE || replied >= MAX_SLICE_BYTES) {
+                job.end = JobEnd::Unfinished;
+                break;
+            }
+        }
+        job.took = now - begun;
+        let long = job.took > LONG_JOB;
+        pool.timings.record(self.id, self.laps.drain(..));
+        self.state.last.store(nanos(begun - pool.epoch) * 2, Relaxed);
+        pool.replies.push(job);
+        self.owed += 1;
+        if long || self.owed >= MAX_OWED {
+            self.signal();
+        }
+    }
+
+    /// Wakes the reactor for the finished jobs that were handed over without.
+    fn signal(&mut self) {
+        if std::mem::take(&mut self.owed) > 0 {
+            self.pool.replies.signal();
+        }
+    }
+}
+
+impl<W: Wake> Drop for Worker<'_, W> {
+    /// Leaves nothing behind: not a job in the deque, not an owed signal, not a place in the crew.
+    fn drop(&mut self) {
+        self.signal();
+        while let Some(job) = self.deque.pop() {
+            self.pool.injector.push(job);
+        }
+        let pool = self.pool;
+        pool.stealers
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .retain(|(id, _)| *id != self.id);
+        lock(&pool.crew).workers.retain(|(id, _)| *id != self.id);
+        pool.unpark_for_work();
+        pool.left.notify_all();
+    }
+}
+
+/// Tries again while others interfere.
+fn first<T>(mut attempt: impl FnMut() -> Steal<T>) -> Option<T> {
+    loop {
+        match attempt() {
+            Steal::Success(found) => return Some(found),
+            Steal::Empty => return None,
+            Steal::Retry => {}
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! The slab of connections, and who may be in it.
+//!
+//! Slots are reused, so everything that outlives a turn names a connection by slot and generation.
+
+use mio::net::TcpStream;
+use slab::Slab;
+
+use crate::connection::Connection;
+use crate::job::ConnId;
+
+/// A connection and its socket.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) stream: TcpStream,
+    generation: u32,
+    pub(super) connection: Connection,
+}
+
+/// All connections of the reactor.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    slab: Slab<Entry>,
+    /// Given to the next connection. Wraps after four billion; a job is not out that long.
+    next_generation: u32,
+}
+
+impl Table {
+    pub(super) fn insert(&mut self, stream: TcpStream, connection: Connection) -> ConnId {
+        let generation = self.next_generation;
+        self.next_generation = generation.wrapping_add(1);
+        let slot = self.slab.insert(Entry { stream, generation, connection });
+        ConnId { slot: u32::try_from(slot).expect("max_connections is below 2^30"), generation }
+    }
+
+    /// The connection of this name, if it is still there.
+    pub(super) fn get(&mut self, id: ConnId) -> Option<&mut Entry> {
+        self.slab.get_mut(id.slot as usize).filter(|entry| entry.generation == id.generation)
+    }
+
+    /// The present connection in `slot`.
+    pub(super) fn id_of(&self, slot: usize) -> Option<ConnId> {
+        let entry = self.slab.get(slot)?;
+        Some(ConnId { slot: u32::try_from(slot).ok()?, generation: entry.generation })
+    }
+
+    pub(super) fn remove(&mut self, id: ConnId) -> Option<Entry> {
+        self.get(id)?;
+        Some(self.slab.remove(id.slot as usize))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn ids(&self) -> Vec<ConnId> {
+        self.slab.iter().filter_map(|(slot, _)| self.id_of(slot)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::job::Endpoint;
+
+    #[test]
+    fn a_name_from_before_the_slot_was_reused_finds_nothing() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let address = SocketAddr::from(([127, 0, 0, 1], 1));
+            (stream, Connection::new(Endpoint::new(address), address))
+        };
+        let mut table = Table::default();
+        let (stream, connection) = connect();
+        let old = table.insert(stream, connection);
+        assert!(table.remove(old).is_some());
+        let (stream, connection) = connect();
+        let new = table.insert(stream, connection);
+        assert_eq!(new.slot, old.slot);
+        assert!(table.get(old).is_none() && table.remove(old).is_none());
+        assert!(table.get(new).is_some());
+    }
+
+    /// Not a promise, but what an idle connection costs is a product feature.
+    #[test]
+    fn an_idle_connection_is_small() {
+        // mio's debug builds carry a selector's number in each socket.
+        let debug = if cfg!(debug_assertions) { 16 } else { 0 };
+        assert!(size_of::<Entry>() <= 56 + debug, "{}", size_of::<Entry>());
+    }
+}

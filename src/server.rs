@@ -1,0 +1,401 @@
+//! Wiring: from a [`Config`] and a [`Handler`] to running threads, and the handle to them.
+//!
+//! Starting: check the settings, bind, start the workers, the tuner and the reactor. A graceful stop, step by step (the
+//! reactor does them, see `reactor`): 1. accept what is in the accept queue; 2. close the listeners; 3. read of each
+//! connection what its receive queue held; 4. answer it; 5. end the stream, and discard what still comes until the peer
+//! closes, for a second at most; 6. when no connection and no job is left, let the workers go.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::{Config, PoolLimits, StopFrom};
+use crate::error::Error;
+use crate::handler::Handler;
+use crate::metrics::{Counters, PoolGauges, Stats};
+use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
+use crate::tuner::{Decision, Tuner};
+
+/// How long dropping a [`Server`] waits beyond the drain timeout.
+const DROP_GRACE: Duration = Duration::from_secs(2);
+
+/// A running server. Dropping it stops it gracefully and waits for the end, but not inside one of its own handlers.
+///
+/// # Examples
+/// ```
+/// use tidemill::{Helo, Server};
+///
+/// let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse()?).start()?;
+/// println!("listening on {}", server.local_addr());
+/// server.handle().stop();
+/// assert!(server.wait()?.is_clean());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Server {
+    handle: ServerHandle,
+}
+
+/// Sets up a [`Server`]. Made by [`Server::builder`].
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    config: Config,
+    /// `config.listen` holds what was asked for, not the default.
+    listens: bool,
+    handler: Arc<dyn Handler>,
+}
+
+/// Reaches a running server from any thread, handlers included. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    local_addrs: Vec<SocketAddr>,
+    drain_timeout: Duration,
+    pool: Arc<ReactorPool>,
+    tuner: Arc<Tuner>,
+    stop: Arc<StopLevel>,
+    counters: Arc<Mutex<Counters>>,
+    end: Mutex<Option<End>>,
+    ended: Condvar,
+}
+
+/// How the reactor ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Stopped(Dropped),
+    Panicked,
+}
+
+/// How a server ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Requests that were received and not handled, or whose handler had not returned.
+    pub dropped_requests: u64,
+    /// Replies that their peers had not read.
+    pub dropped_replies: u64,
+    /// Handlers that had not returned: their threads are left behind.
+    pub busy_workers: usize,
+    /// Peers that had not read their replies.
+    pub slow_peers: usize,
+    /// The last statistics.
+    pub stats: Stats,
+}
+
+impl Outcome {
+    /// Whether the stop dropped nothing.
+    pub fn is_clean(&self) -> bool {
+        self.dropped_requests == 0 && self.dropped_replies == 0
+    }
+}
+
+impl Server {
+    /// Begins to set up a server for `handler` with the defaults of [`Config`].
+    pub fn builder(handler: impl Handler) -> Builder {
+        Builder { config: Config::default(), listens: false, handler: Arc::new(handler) }
+    }
+
+    /// The address of the first listener, with its real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.handle.local_addr()
+    }
+
+    /// A handle to this server.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// Blocks until the server has ended; someone else has to stop it. See [`ServerHandle::wait`].
+    ///
+    /// # Errors
+    /// As [`ServerHandle::wait`].
+    pub fn wait(self) -> Result<Outcome, Error> {
+        self.handle.wait()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let inner = &self.handle.inner;
+        self.handle.stop();
+        if !inner.pool.is_on_worker() {
+            let limit = Instant::now() + inner.drain_timeout + DROP_GRACE;
+            inner.wait_until(Some(limit));
+        }
+    }
+}
+
+impl Builder {
+    /// Replaces all settings made so far.
+    pub fn config(mut self, config: Config) -> Self {
+        (self.config, self.listens) = (config, true);
+        self
+    }
+
+    /// Listens on `address`, with port 0 on a free port. Can be given more than once. See [`Config::listen`].
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        if !std::mem::replace(&mut self.listens, true) {
+            self.config.listen.clear();
+        }
+        self.config.listen.push(address);
+        self
+    }
+
+    /// See [`Config::min_threads`] and [`Config::max_threads`].
+    pub fn threads(mut self, min: usize, max: usize) -> Self {
+        (self.config.min_threads, self.config.max_threads) = (min, max);
+        self
+    }
+
+    /// See [`Config::tolerance`].
+    pub fn tolerance(mut self, tolerance: usize) -> Self {
+        self.config.tolerance = tolerance;
+        self
+    }
+
+    /// See [`Config::keep_alive`].
+    pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
+        self.config.keep_alive = keep_alive;
+        self
+    }
+
+    /// See [`Config::drain_timeout`].
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.config.drain_timeout = timeout;
+        self
+    }
+
+    /// See [`Config::stop_from`].
+    pub fn stop_from(mut self, peers: StopFrom) -> Self {
+        self.config.stop_from = peers;
+        self
+    }
+
+    /// Binds the listeners and starts the threads. Clients can connect when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], [`Error::Bind`], [`Error::Poll`] or [`Error::Thread`]. Nothing is left running.
+    pub fn start(self) -> Result<Server, Error> {
+        let settings = self.config.check()?;
+        let sockets =
+            settings.listen.iter().map(|address| reactor::bind(*address)).collect::<Result<Vec<_>, _>>()?;
+        let local_addrs = sockets
+            .iter()
+            .zip(&settings.listen)
+            .map(|(socket, asked)| {
+                socket.local_addr().map_err(|source| Error::Bind { address: *asked, source })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let (sockets, waker) = Sockets::new(sockets)?;
+
+        let epoch = Instant::now();
+        let pool = ReactorPool::new(Arc::clone(&self.handler), waker, epoch);
+        let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
+        let inner = Arc::new(Inner {
+            local_addrs,
+            drain_timeout: settings.drain_timeout,
+            pool: Arc::clone(&pool),
+            tuner: Arc::clone(&tuner),
+            stop: Arc::default(),
+            counters: Arc::default(),
+            end: Mutex::new(None),
+            ended: Condvar::new(),
+        });
+        let shared = Shared {
+            pool: Arc::clone(&pool),
+            tuner: Arc::clone(&tuner),
+            stop: Arc::clone(&inner.stop),
+            counters: Arc::clone(&inner.counters),
+        };
+        let reactor = Reactor::new(sockets, settings, self.handler, shared);
+
+        // Dropped on an early return, it ends what has been started by then.
+        let mut started = Started { pool: &pool, tuner: &tuner, complete: false };
+        let missing = pool.set_target(inner.tuner.limits().min_threads);
+        for rest in (0..missing).rev() {
+            pool.start_worker().map_err(|source| {
+                pool.give_up(rest);
+                Error::Thread { name: "worker", source }
+            })?;
+        }
+        spawn("tidemill-tuner", {
+            let (tuner, pool) = (Arc::clone(&tuner), Arc::clone(&pool));
+            move || tuner.run(&pool, epoch)
+        })?;
+        spawn("tidemill-loop", {
+            let inner = Arc::clone(&inner);
+            move || inner.run(reactor)
+        })?;
+        started.complete = true;
+        drop(started);
+        Ok(Server { handle: ServerHandle { inner } })
+    }
+}
+
+struct Started<'a> {
+    pool: &'a ReactorPool,
+    tuner: &'a Tuner,
+    complete: bool,
+}
+
+impl Drop for Started<'_> {
+    fn drop(&mut self) {
+        if !self.complete {
+            self.pool.stop();
+            self.tuner.stop();
+        }
+    }
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
+    thread.map(drop).map_err(|source| Error::Thread { name, source })
+}
+
+impl Inner {
+    /// The reactor's thread.
+    fn run(&self, reactor: Reactor) {
+        // Unwind safety: what the reactor shares are counters and queues, all usable as they are after a panic.
+        let end = match panic::catch_unwind(AssertUnwindSafe(|| reactor.run())) {
+            Ok(dropped) => End::Stopped(dropped),
+            Err(_) => {
+                tracing::error!("the reactor panicked");
+                End::Panicked
+            }
+        };
+        self.stop.abort();
+        self.pool.stop();
+        self.tuner.stop();
+        *lock(&self.end) = Some(end);
+        self.ended.notify_all();
+    }
+
+    /// Blocks until the server has ended or `limit` has passed.
+    fn wait_until(&self, limit: Option<Instant>) -> Option<End> {
+        let mut end = lock(&self.end);
+        while end.is_none() {
+            end = match limit {
+                None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),
+                Some(limit) => {
+                    let rest = limit.checked_duration_since(Instant::now())?;
+                    self.ended.wait_timeout(end, rest).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        *end
+    }
+}
+
+impl ServerHandle {
+    /// The address of the first listener, with its real port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addrs[0]
+    }
+
+    /// The addresses of all listeners, in the order of [`Config::listen`], with their real ports.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.inner.local_addrs
+    }
+
+    /// Begins a graceful stop: what has arrived is answered, then everything ends, after
+    /// [`Config::drain_timeout`] at the latest. Never blocks. Again it does nothing.
+    pub fn stop(&self) {
+        self.inner.stop.drain();
+        self.inner.pool.replies.wake();
+    }
+
+    /// Stops at once: what is not answered is dropped. Never blocks.
+    pub fn stop_now(&self) {
+        self.inner.stop.abort();
+        self.inner.pool.replies.wake();
+    }
+
+    /// Whether a stop has been asked for, by anyone.
+    pub fn is_stopping(&self) -> bool {
+        self.inner.stop.is_set()
+    }
+
+    /// Blocks until the server has ended; it does not stop it. Any number of threads may wait.
+    ///
+    /// # Errors
+    /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::ReactorPanicked`].
+    pub fn wait(&self) -> Result<Outcome, Error> {
+        if self.inner.pool.is_on_worker() {
+            return Err(Error::WaitInHandler);
+        }
+        match self.inner.wait_until(None) {
+            Some(End::Stopped(Dropped { requests, replies, busy_workers, slow_peers })) => Ok(Outcome {
+                dropped_requests: requests,
+                dropped_replies: replies,
+                busy_workers,
+                slow_peers,
+                stats: self.stats(),
+            }),
+            Some(End::Panicked) | None => Err(Error::ReactorPanicked),
+        }
+    }
+
+    /// The statistics at the end of the reactor's last turn. Takes some microseconds and does not hold up the reactor.
+    pub fn stats(&self) -> Stats {
+        let Inner { pool, tuner, counters, .. } = &*self.inner;
+        let counters = *lock(counters);
+        let census = pool.census(Duration::ZERO);
+        let limits = tuner.limits();
+        let (grown, shrunk, refused) = tuner.resizes();
+        let gauges = PoolGauges {
+            threads: census.live,
+            busy: census.busy,
+            min: limits.min_threads,
+            max: limits.max_threads,
+            demand: tuner.demand(),
+            grown,
+            shrunk,
+            refused,
+        };
+        Stats::new(pool.uptime(), &counters, &gauges, &pool.timings)
+    }
+
+    /// The last changes of the pool's size with their reasons, the oldest first; at most
+    /// [`MAX_DECISIONS`](crate::MAX_DECISIONS).
+    pub fn decisions(&self) -> Vec<Decision> {
+        self.inner.tuner.decisions()
+    }
+
+    /// The present limits of the pool.
+    pub fn pool_limits(&self) -> PoolLimits {
+        self.inner.tuner.limits()
+    }
+
+    /// Changes the limits of the pool while it runs. Obeyed at once; above a lowered maximum, busy workers leave as they
+    /// finish. No request is lost by it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a limit out of range; nothing is changed then.
+    pub fn set_pool_limits(&self, limits: PoolLimits) -> Result<(), Error> {
+        self.inner.tuner.set_limits(limits)?;
+        tracing::info!(?limits, "pool limits changed");
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").field("local_addrs", &self.inner.local_addrs).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,22 @@
+//! The only choice between the standard library and loom.
+//!
+//! Whatever decides whether a thread sleeps, or whether the reactor wakes, takes its primitives from here, so that
+//! `scripts/loom.sh` can run the very same code through every interleaving. Statistics do not need to.
+
+#[cfg(loom)]
+pub(crate) use loom::{
+    sync::{Arc, Mutex, MutexGuard, atomic},
+    thread,
+};
+#[cfg(not(loom))]
+pub(crate) use std::{
+    sync::{Arc, Mutex, MutexGuard, atomic},
+    thread,
+};
+
+/// Locks `mutex`, also when a thread panicked while it held the lock.
+///
+/// Nothing in this crate leaves a guarded value half changed: handlers, the only foreign code, run under no lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
