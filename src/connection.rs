@@ -82,6 +82,8 @@ pub(crate) struct Connection {
     pub(crate) listed: bool,
     /// Is in the reactor's list of connections that wait for `max_pending`.
     pub(crate) stalled: bool,
+    /// Its turn has come after it waited for `max_pending`.
+    pub(crate) resumed: bool,
     /// Was turned away at once: is not open, and never was.
     pub(crate) rejected: bool,
     /// The last line was queued.
@@ -131,14 +133,15 @@ impl Received {
     /// Accounts for one line. `stop_allowed`: this peer may stop the service.
     fn line(
         &mut self,
-        kind: Kind,
+        kind: Option<Kind>,
         stop_allowed: impl FnOnce() -> bool,
         request: impl FnOnce() -> usize,
     ) -> ControlFlow<CloseReason> {
         match kind {
-            Kind::Request => self.accepted += request(),
-            Kind::Other => self.others += 1,
-            Kind::Stop => {
+            None => return ControlFlow::Break(CloseReason::Panic),
+            Some(Kind::Request) => self.accepted += request(),
+            Some(Kind::Other) => self.others += 1,
+            Some(Kind::Stop) => {
                 self.stops += 1;
                 if !stop_allowed() {
                     return ControlFlow::Break(CloseReason::KillRefused);
@@ -156,6 +159,7 @@ pub(crate) struct Intake<'a, C, S> {
     /// Takes up to `room` requests; those beyond are kept until the next [`Connection::fill`].
     pub(crate) job: Option<&'a mut Job>,
     pub(crate) room: usize,
+    /// What a line is; `None` if that cannot be told because the handler panicked.
     pub(crate) classify: C,
     /// Whether this peer may stop the service.
     pub(crate) stop_allowed: S,
@@ -176,6 +180,7 @@ impl Connection {
             watches_writes: false,
             listed: false,
             stalled: false,
+            resumed: false,
             rejected: false,
             said_farewell: false,
             choked: false,
@@ -191,7 +196,7 @@ impl Connection {
     /// Every line is classified here, as it is read, whether it fits into the job or not: a stop request must not wait.
     pub(crate) fn receive<C, S>(&mut self, chunk: &[u8], intake: Intake<'_, C, S>) -> Received
     where
-        C: Fn(&[u8]) -> Kind,
+        C: Fn(&[u8]) -> Option<Kind>,
         S: Fn() -> bool,
     {
         let Intake { max_line_bytes, mut job, room, classify, stop_allowed } = intake;
@@ -231,7 +236,7 @@ impl Connection {
     /// Takes in the end of the stream: a last line without terminator counts.
     pub(crate) fn receive_end<C, S>(&mut self, intake: Intake<'_, C, S>) -> Received
     where
-        C: Fn(&[u8]) -> Kind,
+        C: Fn(&[u8]) -> Option<Kind>,
         S: Fn() -> bool,
     {
         self.read_closed = true;

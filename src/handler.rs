@@ -58,7 +58,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Tells what a line is. By default every line is a request.
     ///
     /// Runs on the reactor thread, once for every line as it is read: it holds up all connections while it runs, so
-    /// it must only look. It must not panic.
+    /// it must only look. A panic costs the connection, as in [`handle`](Self::handle).
     fn classify(&self, line: &[u8]) -> Kind {
         let _ = line;
         Kind::Request
@@ -156,6 +156,12 @@ pub(crate) enum Handled {
     /// Replied or not, the connection is to be closed.
     Close,
     Panicked,
+}
+
+/// Asks `handler` what a line is. `None`: it panicked.
+pub(crate) fn classify(handler: &dyn Handler, line: &[u8]) -> Option<Kind> {
+    // Unwind safety: it only had a shared reference to bytes.
+    panic::catch_unwind(AssertUnwindSafe(|| handler.classify(line))).ok()
 }
 
 /// Calls `handler`, which appends to `replies`. After a panic `replies` is as before.

@@ -26,7 +26,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::config::Settings;
 use crate::connection::{CloseReason, Connection, Intake, Phase, Received};
 use crate::error::Error;
-use crate::handler::Handler;
+use crate::handler::{self, Handler};
 use crate::job::{ConnId, FreeJobs, Job, JobEnd, MAX_JOB_LINES};
 use crate::metrics::Counters;
 use crate::pool::Pool;
@@ -283,7 +283,8 @@ impl Reactor {
     /// How long poll may block. `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
         let pool = &self.shared.pool;
-        if !self.ready.is_empty() || self.listeners.is_ready() || !pool.replies.try_sleep() {
+        let resumes = !self.stalled.is_empty() && self.lines_out < self.settings.max_pending;
+        if !self.ready.is_empty() || resumes || self.listeners.is_ready() || !pool.replies.try_sleep() {
             return Some(Duration::ZERO);
         }
         // A worker may have published a job without a wake, or left a waiting one for later: see that it happens.
@@ -334,6 +335,7 @@ impl Reactor {
             let Some(id) = self.stalled.pop_front() else { break };
             if let Some(entry) = self.table.get(id) {
                 entry.connection.stalled = false;
+                entry.connection.resumed = true;
                 self.list(id);
             }
         }
@@ -352,11 +354,14 @@ impl Reactor {
     fn serve(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.table.get(id) else { return };
         entry.connection.listed = false;
+        let resumed = std::mem::take(&mut entry.connection.resumed);
         if entry.connection.writable && !entry.connection.outbound().is_empty() && !self.flush(id) {
             return;
         }
-        self.hand_out(id, now);
-        if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, now) {
+        let room = self.room(resumed);
+        self.hand_out(id, room, now);
+        let room = self.room(resumed);
+        if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, room, now) {
             return;
         }
         self.end_if_over(id, now);
@@ -370,8 +375,7 @@ impl Reactor {
     }
 
     /// Gives the pool the next job of a connection, if it has one and none is out.
-    fn hand_out(&mut self, id: ConnId, now: Instant) {
-        let room = self.room();
+    fn hand_out(&mut self, id: ConnId, room: usize, now: Instant) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if !connection.may_hand_out() {
             return;
@@ -388,8 +392,12 @@ impl Reactor {
         }
     }
 
-    /// Requests that the next job may hold.
-    fn room(&self) -> usize {
+    /// Requests that the next job of a connection may hold. None while others have waited longer for `max_pending`, unless
+    /// it is the turn of this one (`resumed`).
+    fn room(&self, resumed: bool) -> usize {
+        if !self.stalled.is_empty() && !resumed {
+            return 0;
+        }
         self.settings.max_pending.saturating_sub(self.lines_out).min(MAX_JOB_LINES)
     }
 
@@ -418,14 +426,13 @@ impl Reactor {
     }
 
     /// Reads a connection within its budget. `false`: it is gone.
-    fn read(&mut self, id: ConnId, now: Instant) -> bool {
+    fn read(&mut self, id: ConnId, room: usize, now: Instant) -> bool {
+        if room == 0 {
+            self.stall(id);
+            return true;
+        }
         // Twice only for the end of the stream behind the last bytes.
         for _ in 0..2 {
-            let room = self.room();
-            if room == 0 {
-                self.stall(id);
-                return true;
-            }
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
             if !connection.may_read() {
                 return true;
@@ -466,7 +473,7 @@ impl Reactor {
             max_line_bytes: self.settings.max_line_bytes,
             job: job.as_deref_mut(),
             room,
-            classify: |line: &[u8]| self.handler.classify(line),
+            classify: |line: &[u8]| handler::classify(&*self.handler, line),
             stop_allowed: || self.settings.stop_from.allows(peer.ip()),
         };
         let received = match read {
@@ -483,6 +490,7 @@ impl Reactor {
         }
         if let Some(reason) = close {
             connection.phase = Phase::Closing(reason);
+            self.counters.panics += u64::from(reason == CloseReason::Panic);
         }
         match job {
             Some(job) if accepted > 0 => self.send_out(job, accepted),
@@ -631,7 +639,7 @@ impl Reactor {
                 && !connection.read_closed
                 && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
             {
-                self.take_in(id, 0, self.room(), now);
+                self.take_in(id, 0, 0, now);
             }
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             if connection.phase == Phase::Open {
@@ -801,23 +809,25 @@ impl Reactor {
     /// Stops at once: counts what is dropped and what held it up, and closes everything.
     fn abort(mut self) -> Dropped {
         self.submit();
-        let mut dropped =
-            Dropped { busy_workers: self.shared.pool.census(Duration::ZERO).busy, ..Dropped::default() };
+        let pending = self.counters.pending;
+        let (mut unread, mut kept, mut slow_peers) = (0, 0, 0);
         for id in self.table.ids() {
             let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
-            let unread = connection.unsent_replies();
+            unread += connection.unsent_replies() as u64;
+            slow_peers += usize::from(connection.unsent_replies() > 0);
             // Read, but in no job yet: accepted only to be dropped.
-            let kept = connection.ready_lines() as u64;
-            dropped.replies += unread as u64;
-            dropped.slow_peers += usize::from(unread > 0);
-            self.counters.requests += kept;
-            self.counters.dropped += kept;
-            dropped.requests += kept;
+            kept += connection.ready_lines() as u64;
             self.close(id, CloseReason::Aborted);
         }
-        dropped.requests += self.counters.pending;
-        // Held jobs were accounted for with their connections; they are requests, not replies.
-        self.counters.dropped += self.counters.pending;
+        let dropped = Dropped {
+            requests: pending - unread + kept,
+            replies: unread,
+            busy_workers: self.shared.pool.census(Duration::ZERO).busy,
+            slow_peers,
+        };
+        // Those in jobs that are out, and those in no job; closing accounted for the rest.
+        self.counters.requests += kept;
+        self.counters.dropped += self.counters.pending + kept;
         self.counters.pending = 0;
         self.shared.pool.stop();
         self.publish();
