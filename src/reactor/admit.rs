@@ -1,0 +1,66 @@
+//! Letting connections in, or turning them away.
+
+use std::io::Write;
+use std::time::Instant;
+
+use mio::{Interest, Token};
+
+use super::Reactor;
+use super::listener::Accepted;
+use crate::connection::{CloseReason, Connection, Phase};
+
+/// Connections accepted in a turn.
+pub(super) const ACCEPT_BUDGET: usize = 64;
+/// Connections that may be told at a time that the server is full. One more is closed at once, and the line may not arrive.
+const MAX_REJECTED: usize = 256;
+
+impl Reactor {
+    /// Accepts up to `budget` connections.
+    pub(super) fn accept(&mut self, budget: usize, now: Instant) {
+        if self.listeners.retry_at().is_some_and(|at| at <= now) {
+            self.listeners.retry();
+        }
+        for _ in 0..budget {
+            if !self.listeners.is_ready() {
+                return;
+            }
+            let (mut stream, peer, local) = match self.listeners.accept(now) {
+                Accepted::Connection(stream, peer, local) => (stream, peer, local),
+                Accepted::None => return,
+                Accepted::Refused(error) => {
+                    self.counters.accept_errors += 1;
+                    return self.warn("cannot accept connections for now", &error);
+                }
+            };
+            self.counters.accepted += 1;
+            let mut connection = Connection::new(local, peer);
+            if self.counters.open >= self.settings.max_connections as u64 {
+                self.counters.rejected_full += 1;
+                tracing::debug!(%peer, "connection rejected: full");
+                if self.rejected >= MAX_REJECTED {
+                    // Told, but not waited for: a reset may overtake the line.
+                    if let Some(line) = self.last_line(CloseReason::Full) {
+                        drop(stream.write(line.as_bytes()));
+                    }
+                    continue;
+                }
+                connection.rejected = true;
+                connection.phase = Phase::Closing(CloseReason::Full);
+                self.rejected += 1;
+            } else {
+                self.counters.open += 1;
+            }
+            let id = self.table.insert(stream, connection);
+            let Some(entry) = self.table.get(id) else { continue };
+            let token = Token(id.slot as usize);
+            let registered = self.poll.registry().register(&mut entry.stream, token, Interest::READABLE);
+            let closing = entry.connection.rejected;
+            if let Err(error) = registered {
+                self.warn("cannot watch a connection", &error);
+                self.close(id, CloseReason::Reset);
+            } else if closing {
+                self.list(id);
+            }
+        }
+    }
+}

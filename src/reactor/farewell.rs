@@ -1,0 +1,133 @@
+//! The end of one connection: what the peer is told, the end of the stream, and what still comes after it.
+//!
+//! Closing a socket with unread data in it sends a reset, which destroys what the peer has not read yet. So our side is
+//! shut down first, and what still comes is discarded until the peer closes, for a second at most.
+
+use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
+use std::time::Instant;
+
+use super::Reactor;
+use super::table::Entry;
+use crate::connection::{CloseReason, Phase};
+use crate::job::ConnId;
+
+/// Reads of a connection that is only discarded, in a turn.
+const DISCARD_BUDGET: usize = 4;
+
+impl Reactor {
+    /// Takes a connection to the next phase of its life if it has come to the end of the present one.
+    pub(super) fn end_if_over(&mut self, id: ConnId, now: Instant) {
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        if connection.phase == Phase::Open {
+            if connection.read_closed && connection.is_quiet() {
+                return self.close(id, CloseReason::Eof);
+            }
+            if connection.drain_left() != Some(0) {
+                return;
+            }
+            // All that had come when the stop began is read. A line without terminator counts only if the end of the
+            // stream had come with it.
+            if connection.has_partial()
+                && !connection.read_closed
+                && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
+            {
+                self.take_in(id, 0, 0, now);
+            }
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+            if connection.phase == Phase::Open {
+                connection.phase = Phase::Closing(CloseReason::Stopping);
+            }
+        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        match connection.phase {
+            Phase::Closing(reason) if connection.has_answered() => self.say_farewell(id, reason, now),
+            Phase::Lingering(reason) if connection.readable => self.discard(id, reason),
+            _ => {}
+        }
+    }
+
+    /// Everything is answered: sends the last line, if the reason has one, and once it is out, the end of the stream.
+    fn say_farewell(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
+        let line = self.last_line(reason);
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if let Some(line) = line.filter(|_| !std::mem::replace(&mut connection.said_farewell, true)) {
+            connection.queue(line.as_bytes(), std::iter::empty(), usize::MAX);
+            if connection.writable && !self.flush(id) {
+                return;
+            }
+        }
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        if !connection.outbound().is_empty() {
+            return;
+        }
+        if connection.read_closed || stream.shutdown(Shutdown::Write).is_err() {
+            return self.close(id, reason);
+        }
+        connection.discard_input();
+        connection.phase = Phase::Lingering(reason);
+        connection.readable = true;
+        self.lingering.set(now, id);
+        self.discard(id, reason);
+    }
+
+    /// What a peer is told when its connection is closed for this reason.
+    pub(super) fn last_line(&self, reason: CloseReason) -> Option<String> {
+        match reason {
+            CloseReason::LineTooLong => {
+                Some(format!("ERROR line too long (limit {} bytes)\n", self.settings.max_line_bytes))
+            }
+            CloseReason::Full => {
+                Some(format!("ERROR server full (limit {} connections)\n", self.settings.max_connections))
+            }
+            CloseReason::KillRefused => Some("ERROR KILL_SERVICE refused\n".to_owned()),
+            CloseReason::Panic => Some("ERROR internal error\n".to_owned()),
+            CloseReason::Eof
+            | CloseReason::Reset
+            | CloseReason::Handler
+            | CloseReason::Stopping
+            | CloseReason::Aborted => None,
+        }
+    }
+
+    /// Reads and throws away, within a budget, until the peer closes.
+    fn discard(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        for _ in 0..DISCARD_BUDGET {
+            match stream.read(&mut self.buffer) {
+                Ok(0) => return self.close(id, reason),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    connection.readable = false;
+                    return;
+                }
+                Err(_) => return self.close(id, reason),
+            }
+        }
+        self.list(id);
+    }
+
+    /// Ends a connection now, and accounts for what is lost with it. A job that is out is accounted for when it
+    /// comes back.
+    pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(mut entry) = self.table.remove(id) else { return };
+        let connection = &mut entry.connection;
+        let mut lost = connection.unsent_replies();
+        if let Some(job) = connection.take_held() {
+            lost += job.lines_left;
+            self.free.put(job);
+        }
+        self.drop_requests(lost);
+        // A peer that was turned away may leave for any reason; it never was open.
+        if connection.rejected {
+            self.rejected -= 1;
+        } else {
+            self.counters.open -= 1;
+            self.counters.closed[reason as usize] += 1;
+        }
+        tracing::debug!(peer = %connection.peer(), reason = reason.as_str(), lost, "connection closed");
+        // A descriptor is free again.
+        self.listeners.retry();
+    }
+}

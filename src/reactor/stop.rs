@@ -1,0 +1,101 @@
+//! How the reactor ends: gracefully, step by step, or at once.
+
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use super::Reactor;
+use super::table::Entry;
+use crate::connection::{CloseReason, Phase};
+
+/// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
+/// by default is 4096.
+const FINAL_ACCEPT_BUDGET: usize = 64 << 10;
+
+/// How far a stop was asked for. Only ever rises.
+#[derive(Debug, Default)]
+pub(crate) struct StopLevel(AtomicU8);
+
+const DRAIN: u8 = 1;
+const ABORT: u8 = 2;
+
+impl StopLevel {
+    /// Asks for a graceful stop.
+    pub(crate) fn drain(&self) {
+        self.0.fetch_max(DRAIN, Relaxed);
+    }
+
+    /// Asks for a stop at once.
+    pub(crate) fn abort(&self) {
+        self.0.fetch_max(ABORT, Relaxed);
+    }
+
+    /// Whether a stop at once was asked for.
+    pub(super) fn is_abort(&self) -> bool {
+        self.0.load(Relaxed) >= ABORT
+    }
+
+    /// Whether any stop was asked for.
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Relaxed) >= DRAIN
+    }
+}
+
+/// What a stop had to drop, and what held it up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub(crate) requests: u64,
+    pub(crate) replies: u64,
+    /// Handlers that had not returned.
+    pub(crate) busy_workers: usize,
+    /// Peers that had not read their replies.
+    pub(crate) slow_peers: usize,
+}
+
+impl Reactor {
+    /// Step one of a graceful stop: takes what is in the accept queue, closes the listeners, and limits each connection
+    /// to what its receive queue holds now.
+    pub(super) fn begin_drain(&mut self, now: Instant) {
+        self.drain_until = Some(now + self.settings.drain_timeout);
+        self.listeners.set_all_ready();
+        self.accept(FINAL_ACCEPT_BUDGET, now);
+        self.listeners.close();
+        let ids = self.table.ids();
+        tracing::info!(connections = ids.len(), pending = self.counters.pending, "draining");
+        for id in ids {
+            let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
+            if connection.phase == Phase::Open {
+                let queued = rustix::io::ioctl_fionread(&*stream).unwrap_or(0);
+                connection.begin_drain(usize::try_from(queued).unwrap_or(usize::MAX));
+            }
+            self.list(id);
+        }
+    }
+
+    /// Stops at once: counts what is dropped and what held it up, and closes everything.
+    pub(super) fn abort(mut self) -> Dropped {
+        self.submit();
+        let pending = self.counters.pending;
+        let (mut unread, mut kept, mut slow_peers) = (0, 0, 0);
+        for id in self.table.ids() {
+            let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+            unread += connection.unsent_replies() as u64;
+            slow_peers += usize::from(connection.unsent_replies() > 0);
+            // Read, but in no job yet: accepted only to be dropped.
+            kept += connection.ready_lines() as u64;
+            self.close(id, CloseReason::Aborted);
+        }
+        let dropped = Dropped {
+            requests: pending - unread + kept,
+            replies: unread,
+            busy_workers: self.shared.pool.census(Duration::ZERO).busy,
+            slow_peers,
+        };
+        // Those in jobs that are out, and those in no job; closing accounted for the rest.
+        self.counters.requests += kept;
+        self.counters.dropped += self.counters.pending + kept;
+        self.counters.pending = 0;
+        self.shared.pool.stop();
+        self.publish();
+        dropped
+    }
+}
