@@ -4,13 +4,14 @@
 //! adds up at any moment: accepted = open + closed + rejected; requests = replied + silent + pending + dropped. Workers
 //! write [`Timings`]. The names of [`Stats`] are those of the metrics, without the prefix `tidemill_`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use crate::connection::CloseReason;
+use crate::sync::lock_std;
 
 /// Longest time that the histograms tell apart, in nanoseconds: an hour. Longer ones count as this long.
 const MAX_NANOS: u64 = 3600 * 1_000_000_000;
@@ -102,7 +103,7 @@ impl Timings {
     /// Records requests of worker `worker`: how long each waited and took, in nanoseconds.
     pub(crate) fn record(&self, worker: u64, laps: impl Iterator<Item = (u64, u64)>) {
         let shard = usize::try_from(worker % self.shards.len() as u64).unwrap_or(0);
-        let mut shard = lock(&self.shards[shard]);
+        let mut shard = lock_std(&self.shards[shard]);
         for (wait, service) in laps {
             shard.wait.record(wait);
             shard.service.record(service);
@@ -113,16 +114,12 @@ impl Timings {
     fn summaries(&self) -> (Distribution, Distribution) {
         let (mut wait, mut service) = (Times::new(), Times::new());
         for shard in &self.shards {
-            let shard = lock(shard);
+            let shard = lock_std(shard);
             wait.add(&shard.wait);
             service.add(&shard.service);
         }
         (wait.summary(), service.summary())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How the pool is at the moment of a snapshot.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::metrics::{Counters, PoolGauges, Stats};
 use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
+use crate::sync::lock_std;
 use crate::tuner::{Decision, Tuner};
 
 /// How long dropping a [`Server`] waits beyond the drain timeout.
@@ -272,13 +273,13 @@ impl Inner {
         self.stop.abort();
         self.pool.stop();
         self.tuner.stop();
-        *lock(&self.end) = Some(end);
+        *lock_std(&self.end) = Some(end);
         self.ended.notify_all();
     }
 
     /// Blocks until the server has ended or `limit` has passed.
     fn wait_until(&self, limit: Option<Instant>) -> Option<End> {
-        let mut end = lock(&self.end);
+        let mut end = lock_std(&self.end);
         while end.is_none() {
             end = match limit {
                 None => self.ended.wait(end).unwrap_or_else(PoisonError::into_inner),
@@ -344,7 +345,7 @@ impl ServerHandle {
     /// The statistics at the end of the reactor's last turn. Takes some microseconds and does not hold up the reactor.
     pub fn stats(&self) -> Stats {
         let Inner { pool, tuner, counters, .. } = &*self.inner;
-        let counters = *lock(counters);
+        let counters = *lock_std(counters);
         let census = pool.census(Duration::ZERO);
         let limits = tuner.limits();
         let (grown, shrunk, refused) = tuner.resizes();
@@ -394,8 +395,4 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

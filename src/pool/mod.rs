@@ -19,6 +19,7 @@ use crate::handler::Handler;
 use crate::job::Job;
 use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
+use crate::sync::lock_std;
 use sleep::Sleep;
 
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
@@ -164,7 +165,7 @@ impl<W: Wake> Pool<W> {
     /// Sets how many workers there should be, and lets parked ones go at once, busy ones as they finish. Returns
     /// how many are missing: the caller starts each with [`Pool::start_worker`], as they count as live from here on.
     pub(crate) fn set_target(&self, target: usize) -> usize {
-        let mut crew = lock(&self.crew);
+        let mut crew = lock_std(&self.crew);
         crew.target = if crew.stopping { 0 } else { target };
         let missing = crew.target.saturating_sub(crew.live);
         crew.live += missing;
@@ -183,7 +184,7 @@ impl<W: Wake> Pool<W> {
 
     /// Workers there should be.
     pub(crate) fn target(&self) -> usize {
-        lock(&self.crew).target
+        lock_std(&self.crew).target
     }
 
     /// Starts the thread of a worker that [`Pool::set_target`] found missing.
@@ -192,7 +193,7 @@ impl<W: Wake> Pool<W> {
     /// The system refuses the thread. The worker is given up as by [`Pool::give_up`].
     pub(crate) fn start_worker(self: &Arc<Self>) -> io::Result<()> {
         let id = {
-            let mut crew = lock(&self.crew);
+            let mut crew = lock_std(&self.crew);
             crew.next_id += 1;
             crew.next_id
         };
@@ -206,7 +207,7 @@ impl<W: Wake> Pool<W> {
     /// what they might have been counted on for is given to others.
     pub(crate) fn give_up(&self, count: usize) {
         {
-            let mut crew = lock(&self.crew);
+            let mut crew = lock_std(&self.crew);
             crew.live -= count;
             crew.target = crew.target.min(crew.live);
             self.show(&crew);
@@ -220,7 +221,7 @@ impl<W: Wake> Pool<W> {
     /// Whether the calling thread is one of the workers.
     pub(crate) fn is_on_worker(&self) -> bool {
         let tid = worker::thread_id();
-        lock(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
+        lock_std(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
     }
 
     /// Time since the pool's epoch.
@@ -230,7 +231,7 @@ impl<W: Wake> Pool<W> {
 
     /// Looks at every worker. `now` is since the pool's epoch.
     pub(crate) fn census(&self, now: Duration) -> Census {
-        let crew = lock(&self.crew);
+        let crew = lock_std(&self.crew);
         let mut census = Census { live: crew.live, ..Census::default() };
         let mut ages = Duration::ZERO;
         for (_, state) in &crew.workers {
@@ -250,13 +251,13 @@ impl<W: Wake> Pool<W> {
 
     /// Lets every worker go: parked ones now, busy ones after their job. Jobs that nobody has taken stay.
     pub(crate) fn stop(&self) {
-        lock(&self.crew).stopping = true;
+        lock_std(&self.crew).stopping = true;
         self.set_target(0);
     }
 
     /// Blocks until every worker has ended, or until `deadline`. Returns how many have not.
     pub(crate) fn wait_until_left(&self, deadline: Instant) -> usize {
-        let mut crew = lock(&self.crew);
+        let mut crew = lock_std(&self.crew);
         while !crew.workers.is_empty() || crew.live > 0 {
             let Some(rest) = deadline.checked_duration_since(Instant::now()) else { break };
             crew = self.left.wait_timeout(crew, rest).unwrap_or_else(std::sync::PoisonError::into_inner).0;
@@ -285,7 +286,7 @@ impl<W: Wake> Pool<W> {
         if self.excess.load(Relaxed) == 0 {
             return false;
         }
-        let mut crew = lock(&self.crew);
+        let mut crew = lock_std(&self.crew);
         let surplus = crew.live > crew.target;
         if surplus {
             crew.live -= 1;
@@ -305,10 +306,6 @@ impl<W> std::fmt::Debug for Pool<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("sleep", &self.sleep).field("crew", &self.crew).finish_non_exhaustive()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -138,8 +138,9 @@ impl Sleep {
     }
 
     /// Lets up to `count` parked workers end, those that have been parked longest. Returns how many.
+    ///
+    /// A worker that enters the stack after this sees what the caller wrote before it: the lock orders the two.
     pub(super) fn release(&self, count: usize) -> usize {
-        fence(SeqCst);
         let released: Vec<_> = {
             let mut stack = lock(&self.stack);
             let count = count.min(stack.len());
@@ -292,6 +293,30 @@ mod loom_tests {
             }
             leaver.join().unwrap();
             assert!(pool.queue.is_empty());
+        });
+    }
+
+    /// The target is lowered while a worker goes to park: either it is released, or it sees that it is surplus.
+    #[test]
+    fn a_worker_that_parks_too_late_to_be_released_sees_that_it_is_surplus() {
+        model(|| {
+            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
+            let worker = {
+                let shared = Arc::clone(&shared);
+                shared.0.starts();
+                thread::spawn(move || {
+                    let (sleep, excess) = &*shared;
+                    let bed = Bed::new();
+                    // Retiring is what a worker does that was not released but finds an excess.
+                    sleep.park(&bed, true, || excess.load(Relaxed) > 0)
+                })
+            };
+            // As in `Pool::set_target`.
+            let (sleep, excess) = &*shared;
+            excess.store(1, Relaxed);
+            let released = sleep.release(1);
+            let ended = worker.join().unwrap();
+            assert_eq!(released == 1, ended == Unparked::Exit);
         });
     }
 }

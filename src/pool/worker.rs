@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use crossbeam_deque::{Steal, Worker as Deque};
 
 use super::sleep::{Bed, Unparked};
-use super::{Pool, WorkerState, lock, nanos};
+use super::{Pool, WorkerState, nanos};
 use crate::handler::{self, Handled, Request};
 use crate::job::{Job, JobEnd};
 use crate::replies::Wake;
+use crate::sync::lock_std;
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 const MAX_SLICE: Duration = Duration::from_millis(1);
@@ -34,7 +35,7 @@ pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();
     pool.stealers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push((id, stealer));
-    lock(&pool.crew).workers.push((id, Arc::clone(&state)));
+    lock_std(&pool.crew).workers.push((id, Arc::clone(&state)));
     let mut worker = Worker { pool, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new() };
     worker.work();
 }
@@ -182,7 +183,7 @@ impl<W: Wake> Drop for Worker<'_, W> {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .retain(|(id, _)| *id != self.id);
-        lock(&pool.crew).workers.retain(|(id, _)| *id != self.id);
+        lock_std(&pool.crew).workers.retain(|(id, _)| *id != self.id);
         pool.unpark_for_work();
         pool.left.notify_all();
     }

@@ -18,7 +18,7 @@ mod timers;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -33,6 +33,7 @@ use crate::job::{ConnId, FreeJobs, Job};
 use crate::metrics::Counters;
 use crate::pool::Pool;
 use crate::replies::Wake;
+use crate::sync::lock_std;
 use crate::tuner::Tuner;
 use admit::ACCEPT_BUDGET;
 use listener::Listeners;
@@ -333,7 +334,7 @@ impl Reactor {
     }
 
     fn publish(&self) {
-        *self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.counters;
+        *lock_std(&self.shared.counters) = self.counters;
     }
 
     /// Warns, but not more often than once in a while.
