@@ -54,42 +54,71 @@ impl CloseReason {
 pub(crate) enum Phase {
     /// Requests are read and answered.
     Open,
-    /// Nothing more is read. What was accepted is answered, then comes the last line, if the reason has one.
+    /// Nothing more is read. What was accepted is answered.
     Closing(CloseReason),
+    /// The last line is queued, if the reason has one. What is queued is written.
+    Leaving(CloseReason),
     /// Our side is shut down; what still comes is discarded, so that no reset destroys what the peer has not read yet.
     Lingering(CloseReason),
 }
 
-/// What one connection is doing.
+impl Phase {
+    fn reason(self) -> Option<CloseReason> {
+        match self {
+            Phase::Open => None,
+            Phase::Closing(reason) | Phase::Leaving(reason) | Phase::Lingering(reason) => Some(reason),
+        }
+    }
+}
+
+/// What is known of the socket's receiving side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// It was read empty, and no edge was seen since.
+    Empty,
+    /// An edge was seen, and it was not read empty since.
+    Readable,
+    /// The peer's hang-up was announced: only the end of the stream or an error empties it.
+    HungUp,
+    /// The end of the stream was read.
+    Ended,
+}
+
+/// What is known of the socket's sending side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// It never was full. Events for writing are not asked for.
+    Open,
+    /// It was full once, and takes bytes again as far as we know. Events for writing are asked for.
+    Watched,
+    /// It is full.
+    Full,
+}
+
+/// Whether the connection waits for `max_pending`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It does not.
+    Any,
+    /// It is in the reactor's list of those that do.
+    Waits,
+    /// Its turn has come.
+    Its,
+}
+
+/// What one connection is doing. Small: most connections of a busy server are idle.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) local: Arc<Endpoint>,
     peer: Peer,
     buffers: Option<Box<Buffers>>,
     pub(crate) phase: Phase,
-    /// The socket may have something to read: an edge was seen, and it was not read empty since.
-    pub(crate) readable: bool,
-    /// The peer's hang-up was announced: only an end of stream or an error empties the socket.
-    pub(crate) hung_up: bool,
-    /// The end of the stream was read.
-    pub(crate) read_closed: bool,
+    input: Input,
+    pub(crate) output: Output,
+    pub(crate) turn: Turn,
     pub(crate) job_out: bool,
-    /// The socket did not refuse bytes since it was last known to take some.
-    pub(crate) writable: bool,
-    /// Events for writing have been asked for.
-    pub(crate) watches_writes: bool,
     /// Is in the reactor's list of connections to look at.
     pub(crate) listed: bool,
-    /// Is in the reactor's list of connections that wait for `max_pending`.
-    pub(crate) stalled: bool,
-    /// Its turn has come after it waited for `max_pending`.
-    pub(crate) resumed: bool,
-    /// Was turned away at once: is not open, and never was.
-    pub(crate) rejected: bool,
-    /// The last line was queued.
-    pub(crate) said_farewell: bool,
-    /// Above the high watermark, and not yet below the low one.
-    choked: bool,
 }
 
 /// There only while something is pending.
@@ -101,6 +130,8 @@ struct Buffers {
     /// Bytes of `ready` that jobs have taken.
     taken: usize,
     outbound: Outbound,
+    /// `outbound` came above the high watermark, and is not yet below the low one.
+    choked: bool,
     /// A job with lines left, held back while the peer does not read its replies.
     held: Option<Box<Job>>,
     /// While draining: bytes still to be read, those that were in the receive queue when the stop began.
@@ -172,23 +203,76 @@ impl Connection {
             peer: Peer::new(peer),
             buffers: None,
             phase: Phase::Open,
-            readable: false,
-            hung_up: false,
-            read_closed: false,
+            input: Input::Empty,
+            output: Output::Open,
+            turn: Turn::Any,
             job_out: false,
-            writable: true,
-            watches_writes: false,
             listed: false,
-            stalled: false,
-            resumed: false,
-            rejected: false,
-            said_farewell: false,
-            choked: false,
         }
     }
 
     pub(crate) fn peer(&self) -> SocketAddr {
         self.peer.address()
+    }
+
+    /// An edge was seen, or may have been missed on purpose.
+    pub(crate) fn set_readable(&mut self) {
+        if self.input == Input::Empty {
+            self.input = Input::Readable;
+        }
+    }
+
+    /// The peer's hang-up or an error was announced; reading finds which.
+    pub(crate) fn set_hung_up(&mut self) {
+        if self.input != Input::Ended {
+            self.input = Input::HungUp;
+        }
+    }
+
+    /// A read did not fill its buffer.
+    pub(crate) fn set_read_short(&mut self) {
+        if self.input == Input::Readable {
+            self.input = Input::Empty;
+        }
+    }
+
+    /// A read would have blocked.
+    pub(crate) fn set_read_empty(&mut self) {
+        if self.input != Input::Ended {
+            self.input = Input::Empty;
+        }
+    }
+
+    /// Whether the socket may have something to read.
+    pub(crate) fn is_readable(&self) -> bool {
+        matches!(self.input, Input::Readable | Input::HungUp)
+    }
+
+    /// Whether the end of the stream was read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.input == Input::Ended
+    }
+
+    /// Whether the socket may take bytes.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.output != Output::Full
+    }
+
+    /// The socket takes bytes again.
+    pub(crate) fn set_writable(&mut self) {
+        if self.output == Output::Full {
+            self.output = Output::Watched;
+        }
+    }
+
+    /// Above the high watermark, and not yet below the low one.
+    fn is_choked(&self) -> bool {
+        self.buffers.as_ref().is_some_and(|buffers| buffers.choked)
+    }
+
+    /// Whether it was turned away at once: it is not open, and never was.
+    pub(crate) fn is_rejected(&self) -> bool {
+        self.phase.reason() == Some(CloseReason::Full)
     }
 
     /// Takes in bytes that were read. Requests go into the job while it has room, later ones are kept in order.
@@ -239,8 +323,7 @@ impl Connection {
         C: Fn(&[u8]) -> Option<Kind>,
         S: Fn() -> bool,
     {
-        self.read_closed = true;
-        self.readable = false;
+        self.input = Input::Ended;
         let Some(buffers) = &mut self.buffers else { return Received::default() };
         match buffers.framer.finish(intake.max_line_bytes) {
             Ok(Some(mut last)) => {
@@ -305,10 +388,9 @@ impl Connection {
     /// Whether the reactor may read more for the service of this connection now.
     pub(crate) fn may_read(&self) -> bool {
         self.phase == Phase::Open
-            && self.readable
-            && !self.read_closed
+            && self.is_readable()
             && !self.has_ready()
-            && !self.choked
+            && !self.is_choked()
             && self.drain_left() != Some(0)
     }
 
@@ -320,7 +402,7 @@ impl Connection {
     /// Limits what is read from now on to the `bytes` that the receive queue holds.
     pub(crate) fn begin_drain(&mut self, bytes: usize) {
         self.buffers.get_or_insert_default().drain_left = Some(bytes);
-        self.readable = true;
+        self.set_readable();
     }
 
     /// Bytes that may still be read, if the connection is draining.
@@ -330,7 +412,7 @@ impl Connection {
 
     /// Whether a job may be handed out: no other is, and the peer reads its replies.
     pub(crate) fn may_hand_out(&self) -> bool {
-        !self.job_out && !self.choked && !matches!(self.phase, Phase::Lingering(_))
+        !self.job_out && !self.is_choked() && !matches!(self.phase, Phase::Lingering(_))
     }
 
     /// Keeps a job with lines left until the peer has read.
@@ -355,7 +437,7 @@ impl Connection {
 
     /// Whether there is anything to do for it besides waiting for its next event. Cheap: asked after each job.
     pub(crate) fn wants_service(&self) -> bool {
-        self.readable || self.read_closed || self.buffers.is_some() || self.phase != Phase::Open
+        self.input != Input::Empty || self.buffers.is_some() || self.phase != Phase::Open
     }
 
     /// Whether only bytes to write are left.
@@ -376,25 +458,25 @@ impl Connection {
 
     /// Queues `bytes`, with replies that end at `ends`, behind what waits already.
     pub(crate) fn queue(&mut self, bytes: &[u8], ends: impl Iterator<Item = usize>, high_watermark: usize) {
-        let outbound = &mut self.buffers.get_or_insert_default().outbound;
+        let Buffers { outbound, choked, .. } = &mut **self.buffers.get_or_insert_default();
         outbound.compact();
         let base = outbound.bytes.len();
         outbound.bytes.extend_from_slice(bytes);
         outbound.ends.extend(ends.map(|end| base + end));
-        self.choked |= outbound.bytes.len() > high_watermark;
+        *choked |= outbound.bytes.len() > high_watermark;
     }
 
     /// The socket took `count` bytes of [`outbound`](Self::outbound). Returns how many replies that completed.
     pub(crate) fn sent(&mut self, count: usize, low_watermark: usize) -> usize {
         let Some(buffers) = &mut self.buffers else { return 0 };
-        let outbound = &mut buffers.outbound;
+        let Buffers { outbound, choked, .. } = &mut **buffers;
         outbound.sent += count;
         let before = outbound.ends.len();
         while outbound.ends.front().is_some_and(|end| *end <= outbound.sent) {
             outbound.ends.pop_front();
         }
         let completed = before - outbound.ends.len();
-        self.choked &= outbound.bytes.len() - outbound.sent > low_watermark;
+        *choked &= outbound.bytes.len() - outbound.sent > low_watermark;
         if outbound.is_empty() {
             *outbound = Outbound::default();
         }

@@ -44,7 +44,6 @@ impl Reactor {
                     }
                     continue;
                 }
-                connection.rejected = true;
                 connection.phase = Phase::Closing(CloseReason::Full);
                 self.rejected += 1;
             } else {
@@ -54,11 +53,11 @@ impl Reactor {
             let Some(entry) = self.table.get(id) else { continue };
             let token = Token(id.slot as usize);
             let registered = self.poll.registry().register(&mut entry.stream, token, Interest::READABLE);
-            let closing = entry.connection.rejected;
+            let rejected = entry.connection.is_rejected();
             if let Err(error) = registered {
                 self.warn("cannot watch a connection", &error);
                 self.close(id, CloseReason::Reset);
-            } else if closing {
+            } else if rejected {
                 self.list(id);
             }
         }

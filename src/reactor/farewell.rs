@@ -20,7 +20,7 @@ impl Reactor {
     pub(super) fn end_if_over(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
         if connection.phase == Phase::Open {
-            if connection.read_closed && connection.is_quiet() {
+            if connection.has_ended() && connection.is_quiet() {
                 return self.close(id, CloseReason::Eof);
             }
             if connection.drain_left() != Some(0) {
@@ -29,7 +29,7 @@ impl Reactor {
             // All that had come when the stop began is read. A line without terminator counts only if the end of the
             // stream had come with it.
             if connection.has_partial()
-                && !connection.read_closed
+                && !connection.has_ended()
                 && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
             {
                 self.take_in(id, 0, 0, now);
@@ -42,31 +42,38 @@ impl Reactor {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         match connection.phase {
             Phase::Closing(reason) if connection.has_answered() => self.say_farewell(id, reason, now),
-            Phase::Lingering(reason) if connection.readable => self.discard(id, reason),
+            Phase::Leaving(reason) => self.end_stream(id, reason, now),
+            Phase::Lingering(reason) if connection.is_readable() => self.discard(id, reason),
             _ => {}
         }
     }
 
-    /// Everything is answered: sends the last line, if the reason has one, and once it is out, the end of the stream.
+    /// Everything is answered: queues the last line, if the reason has one, and goes on to the end of the stream.
     fn say_farewell(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let line = self.last_line(reason);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        if let Some(line) = line.filter(|_| !std::mem::replace(&mut connection.said_farewell, true)) {
+        connection.phase = Phase::Leaving(reason);
+        if let Some(line) = line {
             connection.queue(line.as_bytes(), std::iter::empty(), usize::MAX);
-            if connection.writable && !self.flush(id) {
+            if connection.is_writable() && !self.flush(id) {
                 return;
             }
         }
+        self.end_stream(id, reason, now);
+    }
+
+    /// Once everything is written: ends the stream, and begins to discard what still comes.
+    fn end_stream(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
         if !connection.outbound().is_empty() {
             return;
         }
-        if connection.read_closed || stream.shutdown(Shutdown::Write).is_err() {
+        if connection.has_ended() || stream.shutdown(Shutdown::Write).is_err() {
             return self.close(id, reason);
         }
         connection.discard_input();
         connection.phase = Phase::Lingering(reason);
-        connection.readable = true;
+        connection.set_readable();
         self.lingering.set(now, id);
         self.discard(id, reason);
     }
@@ -99,7 +106,7 @@ impl Reactor {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    connection.readable = false;
+                    connection.set_read_empty();
                     return;
                 }
                 Err(_) => return self.close(id, reason),
@@ -120,7 +127,7 @@ impl Reactor {
         }
         self.drop_requests(lost);
         // A peer that was turned away may leave for any reason; it never was open.
-        if connection.rejected {
+        if connection.is_rejected() {
             self.rejected -= 1;
         } else {
             self.counters.open -= 1;

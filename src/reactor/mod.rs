@@ -26,7 +26,7 @@ use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::config::Settings;
-use crate::connection::Phase;
+use crate::connection::{Phase, Turn};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::job::{ConnId, FreeJobs, Job};
@@ -274,10 +274,14 @@ impl Reactor {
                 let Some(id) = self.table.id_of(slot) else { return };
                 let Some(entry) = self.table.get(id) else { return };
                 let connection = &mut entry.connection;
-                // An error is found by reading.
-                connection.hung_up |= event.is_read_closed() || event.is_error();
-                connection.readable |= event.is_readable() || connection.hung_up;
-                connection.writable |= event.is_writable();
+                if event.is_read_closed() || event.is_error() {
+                    connection.set_hung_up();
+                } else if event.is_readable() {
+                    connection.set_readable();
+                }
+                if event.is_writable() {
+                    connection.set_writable();
+                }
                 self.list(id);
             }
         }
@@ -298,8 +302,7 @@ impl Reactor {
         for _ in 0..self.settings.max_pending.saturating_sub(self.lines_out) {
             let Some(id) = self.stalled.pop_front() else { break };
             if let Some(entry) = self.table.get(id) {
-                entry.connection.stalled = false;
-                entry.connection.resumed = true;
+                entry.connection.turn = Turn::Its;
                 self.list(id);
             }
         }
@@ -307,9 +310,9 @@ impl Reactor {
 
     fn stall(&mut self, id: ConnId) {
         if let Some(entry) = self.table.get(id)
-            && !entry.connection.stalled
+            && entry.connection.turn != Turn::Waits
         {
-            entry.connection.stalled = true;
+            entry.connection.turn = Turn::Waits;
             self.stalled.push_back(id);
         }
     }

@@ -7,7 +7,7 @@ use mio::{Interest, Token};
 
 use super::Reactor;
 use super::table::Entry;
-use crate::connection::{CloseReason, Intake, Phase, Received};
+use crate::connection::{CloseReason, Intake, Output, Phase, Received, Turn};
 use crate::handler;
 use crate::job::{ConnId, Job, JobEnd, MAX_JOB_LINES};
 
@@ -21,8 +21,11 @@ impl Reactor {
     pub(super) fn serve(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.table.get(id) else { return };
         entry.connection.listed = false;
-        let resumed = std::mem::take(&mut entry.connection.resumed);
-        if entry.connection.writable && !entry.connection.outbound().is_empty() && !self.flush(id) {
+        let resumed = entry.connection.turn == Turn::Its;
+        if resumed {
+            entry.connection.turn = Turn::Any;
+        }
+        if entry.connection.is_writable() && !entry.connection.outbound().is_empty() && !self.flush(id) {
             return;
         }
         let room = self.room(resumed);
@@ -34,8 +37,8 @@ impl Reactor {
         self.end_if_over(id, now);
         let Some(entry) = self.table.get(id) else { return };
         let lingering = matches!(entry.connection.phase, Phase::Lingering(_));
-        if !entry.connection.stalled
-            && (entry.connection.may_read() || lingering && entry.connection.readable)
+        if entry.connection.turn != Turn::Waits
+            && (entry.connection.may_read() || lingering && entry.connection.is_readable())
         {
             self.list(id);
         }
@@ -109,7 +112,7 @@ impl Reactor {
                 Ok(read) => read,
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
-                        connection.readable = false;
+                        connection.set_read_empty();
                         return true;
                     }
                     ErrorKind::Interrupted => continue,
@@ -120,7 +123,9 @@ impl Reactor {
                 },
             };
             let filled = read == limit;
-            connection.readable = filled || connection.hung_up;
+            if !filled {
+                connection.set_read_short();
+            }
             self.counters.read_bytes += read as u64;
             self.take_in(id, read, room, now);
             if filled {
@@ -235,7 +240,7 @@ impl Reactor {
     fn reply(&mut self, id: ConnId, job: &Job) -> bool {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         let mut sent = 0;
-        if connection.writable && connection.outbound().is_empty() {
+        if connection.is_writable() && connection.outbound().is_empty() {
             match write_all(stream, &job.replies) {
                 Ok(written) => sent = written,
                 Err(_) => {
@@ -253,7 +258,7 @@ impl Reactor {
         let done = job.reply_ends.partition_point(|end| *end <= sent);
         let ends = job.reply_ends[done..].iter().map(|end| end - sent);
         connection.queue(&job.replies[sent..], ends, self.settings.high_watermark_bytes);
-        let blocked = connection.writable;
+        let blocked = connection.is_writable();
         self.count_replied(done);
         if blocked { self.watch_writes(id) } else { true }
     }
@@ -275,8 +280,7 @@ impl Reactor {
     /// The socket is full: asks for an event when it is not. `false`: the connection is gone.
     fn watch_writes(&mut self, id: ConnId) -> bool {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        connection.writable = false;
-        if std::mem::replace(&mut connection.watches_writes, true) {
+        if std::mem::replace(&mut connection.output, Output::Full) != Output::Open {
             return true;
         }
         // Asking anew reports the socket at once if it has become writable meanwhile. It stays asked for: from now on

@@ -88,6 +88,6 @@ mod tests {
     fn an_idle_connection_is_small() {
         // mio's debug builds carry a selector's number in each socket.
         let debug = if cfg!(debug_assertions) { 16 } else { 0 };
-        assert!(size_of::<Entry>() <= 56 + debug, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 48 + debug, "{}", size_of::<Entry>());
     }
 }
