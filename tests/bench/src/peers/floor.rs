@@ -1,0 +1,30 @@
+//! Peer: one thread that does everything, the least that a server over epoll can cost.
+
+use std::io::Result;
+use std::sync::Arc;
+
+use clap::Parser;
+use tidemill_bench::peer::{self, Args};
+use tidemill_bench::reactor::{Reactor, Work};
+use tidemill_bench::service::Service;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let listener = args.listen()?;
+    peer::announce(&listener)?;
+    Reactor::new(listener, args.handler_delay)?.run(Inline)
+}
+
+/// Answers on the spot.
+struct Inline;
+
+impl Work for Inline {
+    fn take(&mut self, _: usize, service: &Arc<Service>, lines: &[u8], replies: &mut Vec<u8>) -> bool {
+        service.answer(lines, replies);
+        true
+    }
+
+    fn collect(&mut self) -> Option<(usize, Vec<u8>)> {
+        None
+    }
+}

@@ -1,0 +1,86 @@
+//! Peer: tokio with two workers and a task for each connection, as somebody who knows tokio writes it.
+//!
+//! All lines of a read are answered with one write, buffers are reused, nothing is allocated for a request, and the
+//! accepting task runs on the workers too. A handler that blocks goes through `spawn_blocking`, with the connection's
+//! state moved there and back.
+
+use std::io::Result;
+use std::time::Duration;
+
+use clap::Parser;
+use tidemill_bench::peer::{self, Args};
+use tidemill_bench::service::{Input, Service};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::task::spawn_blocking;
+
+const WORKERS: usize = 2;
+
+/// Pause after an accept that failed, most likely for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let listener = args.listen()?;
+    listener.set_nonblocking(true)?;
+    peer::announce(&listener)?;
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(args.workers())
+        .enable_io()
+        .enable_time()
+        .build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::from_std(listener)?;
+        tokio::spawn(accept(listener, args.handler_delay)).await?
+    })
+}
+
+async fn accept(listener: TcpListener, delay: Duration) -> Result<()> {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(serve(stream, delay))),
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, delay: Duration) -> Result<()> {
+    stream.set_nodelay(true)?;
+    let service = Service::new(stream.local_addr()?, delay);
+    let mut state = State { service, input: Input::new(), replies: Vec::new() };
+    let mut open = true;
+    while open {
+        let read = stream.read(state.input.space()).await?;
+        open = read > 0;
+        if delay.is_zero() {
+            state.answer(read)?;
+        } else {
+            state = spawn_blocking(move || state.answer(read).map(|()| state)).await??;
+        }
+        if !state.replies.is_empty() {
+            stream.write_all(&state.replies).await?;
+            state.replies.clear();
+        }
+    }
+    Ok(())
+}
+
+/// What of a connection the handler needs.
+struct State {
+    service: Service,
+    input: Input,
+    replies: Vec<u8>,
+}
+
+impl State {
+    /// Answers what a read brought; nothing read means that the client has closed its side.
+    fn answer(&mut self, read: usize) -> Result<()> {
+        match read {
+            0 => self.input.closed(&self.service, &mut self.replies),
+            read => self.input.received(read, &self.service, &mut self.replies)?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! Every peer gives the replies of the contract, however its input was cut and ended.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A test that waits longer for a peer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Peer {
+    process: Child,
+    port: u16,
+}
+
+impl Peer {
+    fn all() -> Vec<Peer> {
+        [
+            env!("CARGO_BIN_EXE_peer-tokio"),
+            env!("CARGO_BIN_EXE_peer-floor"),
+            env!("CARGO_BIN_EXE_peer-threads"),
+            env!("CARGO_BIN_EXE_peer-channel"),
+        ]
+        .into_iter()
+        .flat_map(|program| [Peer::start(program, "0s"), Peer::start(program, "1ms")])
+        .collect()
+    }
+
+    fn start(program: &str, delay: &str) -> Peer {
+        let mut process = Command::new(program)
+            .args(["0", "--handler-delay", delay])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim_end().strip_prefix("listening on 127.0.0.1:").unwrap().parse().unwrap();
+        Peer { process, port }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    fn reply(&self, text: &str) -> String {
+        format!("HELO {text}\nIP:127.0.0.1\nPort:{}\nStudentID:16336617\n", self.port)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// Reads until the peer closes.
+fn read_all(mut stream: TcpStream) -> String {
+    let mut received = String::new();
+    stream.read_to_string(&mut received).unwrap();
+    received
+}
+
+fn read_exactly(stream: &mut TcpStream, expected: &str) {
+    let mut received = vec![0; expected.len()];
+    stream.read_exact(&mut received).unwrap();
+    assert_eq!(String::from_utf8(received).unwrap(), expected);
+}
+
+#[test]
+fn pipelined_lines_are_answered_in_order_and_the_connection_stays_open() {
+    for peer in Peer::all() {
+        let mut stream = peer.connect();
+        for turn in 0..3 {
+            let texts: Vec<String> = (0..20).map(|line| format!("{turn} {line}")).collect();
+            let sent: String = texts.iter().map(|text| format!("HELO {text}\r\nother\n")).collect();
+            stream.write_all(sent.as_bytes()).unwrap();
+            read_exactly(&mut stream, &texts.iter().map(|text| peer.reply(text)).collect::<String>());
+        }
+    }
+}
+
+#[test]
+fn split_lines_are_answered_once_they_are_complete() {
+    for peer in Peer::all() {
+        let mut stream = peer.connect();
+        stream.write_all(b"HELO first\nHE").unwrap();
+        read_exactly(&mut stream, &peer.reply("first"));
+        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        let early = stream.read(&mut [0; 16]).unwrap_err();
+        assert!(matches!(early.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"LO sec").unwrap();
+        stream.write_all(b"ond \nHELO third\n").unwrap();
+        read_exactly(&mut stream, &[peer.reply("second"), peer.reply("third")].concat());
+    }
+}
+
+#[test]
+fn half_closed_client_gets_all_replies_and_its_last_line_needs_no_terminator() {
+    for peer in Peer::all() {
+        let mut stream = peer.connect();
+        stream.write_all(b"HELO one\nHELO two\nHELO three").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_all(stream), ["one", "two", "three"].map(|text| peer.reply(text)).concat());
+        let stream = peer.connect();
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_all(stream), "");
+    }
+}
+
+#[test]
+fn client_that_reads_late_gets_every_reply() {
+    const LINES: usize = 40_000;
+    for peer in Peer::all().into_iter().step_by(2) {
+        let mut stream = peer.connect();
+        let mut sender = stream.try_clone().unwrap();
+        let sending = std::thread::spawn(move || {
+            sender.write_all("HELO x\n".repeat(LINES).as_bytes()).unwrap();
+            sender.shutdown(Shutdown::Write).unwrap();
+        });
+        // More than all socket buffers hold, so the peer has met a socket that takes no more.
+        std::thread::sleep(Duration::from_millis(50));
+        let mut received = String::new();
+        stream.read_to_string(&mut received).unwrap();
+        sending.join().unwrap();
+        assert_eq!(received.len(), LINES * peer.reply("x").len());
+        assert_eq!(received, peer.reply("x").repeat(LINES));
+    }
+}
