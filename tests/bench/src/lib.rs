@@ -1,7 +1,15 @@
 //! What the peers, the benchmark and the cost table share.
 //!
 //! Peers: [`peer`] (arguments, listener), [`service`] (lines to replies), [`reactor`] (a mio loop).
+//! Measuring: [`server`] (what is started), [`workload`] and [`flood`] (what it is flooded with), [`machine`] (what the
+//! kernel counts), [`measure`] (one measurement), [`stats`] (medians).
 
+pub mod flood;
+pub mod machine;
+pub mod measure;
 pub mod peer;
 pub mod reactor;
+pub mod server;
 pub mod service;
+pub mod stats;
+pub mod workload;

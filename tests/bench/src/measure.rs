@@ -1,0 +1,275 @@
+//! One measurement: a server started, flooded and stopped, with its CPU time over the middle of the measured part.
+//!
+//! CPU per request is the server's CPU time per second over its replies per second. Both are rates, so the window in
+//! which the CPU is read need not agree with the generator's to the millisecond; it only has to lie inside.
+
+use std::io::Result;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::flood::{Amount, Flood, Report};
+use crate::machine::{CpuClock, MachineTime, first_cpu, softirq_threads};
+use crate::server::ServerSpec;
+use crate::workload::Workload;
+
+/// Share of the measured part that is left out at either end of the window in which CPU time is read.
+const MARGIN: f64 = 0.1;
+
+/// CPU time of others, in CPUs, above which a measurement is repeated. A quiet machine shows less than a tenth of it.
+pub const DISTURBED: f64 = 0.05;
+
+/// A figure that is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Replies per second.
+    Rate,
+    /// Microseconds of the server's CPU time per reply.
+    Cpu,
+    /// Latency in microseconds that half of the requests did not exceed.
+    P50,
+    /// … 99 of 100.
+    P99,
+    /// … 999 of 1000.
+    P999,
+}
+
+impl Metric {
+    /// All of them, in the order of the tables.
+    pub const ALL: [Metric; 5] = [Metric::Rate, Metric::Cpu, Metric::P50, Metric::P99, Metric::P999];
+
+    /// Its name at the head of a column.
+    pub fn name(self) -> &'static str {
+        match self {
+            Metric::Rate => "requests/s",
+            Metric::Cpu => "CPU µs",
+            Metric::P50 => "p50 µs",
+            Metric::P99 => "p99 µs",
+            Metric::P999 => "p99.9 µs",
+        }
+    }
+
+    /// Its name in JSON.
+    pub fn key(self) -> &'static str {
+        match self {
+            Metric::Rate => "requests_per_second",
+            Metric::Cpu => "cpu_us_per_request",
+            Metric::P50 => "p50_us",
+            Metric::P99 => "p99_us",
+            Metric::P999 => "p999_us",
+        }
+    }
+}
+
+/// What one measurement found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// Replies per second.
+    pub requests_per_second: f64,
+    /// CPU time of the server per reply.
+    pub cpu_us_per_request: f64,
+    /// Latency percentiles; none with too few samples.
+    pub p50_us: Option<f64>,
+    /// See `p50_us`.
+    pub p99_us: Option<f64>,
+    /// See `p50_us`.
+    pub p999_us: Option<f64>,
+    /// CPUs that the load generator was busy on.
+    pub generator_cpus: f64,
+    /// CPUs that neither server nor generator was busy on, but somebody.
+    pub other_cpus: f64,
+    /// CPUs that the host took.
+    pub stolen_cpus: f64,
+    /// Why the generator says that it did not keep up.
+    pub generator_complaints: Vec<String>,
+    /// Measurements thrown away before this one because a neighbour disturbed them.
+    pub repeated: u32,
+}
+
+impl Run {
+    /// One of its figures.
+    pub fn value(&self, metric: Metric) -> Option<f64> {
+        match metric {
+            Metric::Rate => Some(self.requests_per_second),
+            Metric::Cpu => Some(self.cpu_us_per_request),
+            Metric::P50 => self.p50_us,
+            Metric::P99 => self.p99_us,
+            Metric::P999 => self.p999_us,
+        }
+    }
+
+    /// CPUs that were not the benchmark's.
+    pub fn disturbance(&self) -> f64 {
+        self.other_cpus + self.stolen_cpus
+    }
+
+    /// Whether the figures are the server's: nobody took CPU time meanwhile, and the generator kept up.
+    pub fn is_clean(&self) -> bool {
+        self.disturbance() <= DISTURBED && self.generator_complaints.is_empty()
+    }
+}
+
+/// CPU clocks at one moment.
+struct Reading {
+    at: Instant,
+    server: Duration,
+    generator: Duration,
+    softirq: Duration,
+    machine: MachineTime,
+}
+
+/// The clocks that a measurement reads.
+struct Clocks {
+    server: CpuClock,
+    generator: CpuClock,
+    softirq: Vec<CpuClock>,
+}
+
+impl Clocks {
+    fn read(&self) -> Result<Reading> {
+        let softirq: Result<Duration> = self.softirq.iter().map(CpuClock::read).sum();
+        Ok(Reading {
+            at: Instant::now(),
+            server: self.server.read()?,
+            generator: self.generator.read()?,
+            softirq: softirq?,
+            machine: MachineTime::now()?,
+        })
+    }
+}
+
+/// Measures `spec` once under `workload`; blocks for warm-up and duration and what start and stop take.
+///
+/// # Errors
+/// If server or generator cannot be run, or if a reply was wrong or lost.
+pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Option<f64>) -> Result<Run> {
+    let wrapper = if workload.one_cpu { pinned()? } else { Vec::new() };
+    let server = spec.start(&workload.server_options(), &wrapper)?;
+    let began = Instant::now();
+    let running = flood.start(server.address, workload, Amount::Time, rate, &wrapper)?;
+    let clocks = Clocks {
+        server: CpuClock::of(server.pid())?,
+        generator: CpuClock::of(running.pid())?,
+        softirq: softirq_threads()?,
+    };
+    let sleep_until = |moment: Duration| thread::sleep(moment.saturating_sub(began.elapsed()));
+    sleep_until(flood.warmup + flood.duration.mul_f64(MARGIN));
+    let first = clocks.read()?;
+    sleep_until(flood.warmup + flood.duration.mul_f64(1.0 - MARGIN));
+    let last = clocks.read()?;
+    let report = running.report()?;
+    server.stop()?;
+    Ok(run(&first, &last, report))
+}
+
+/// What puts a program on one CPU, the same each time.
+fn pinned() -> Result<Vec<String>> {
+    Ok(vec!["taskset".to_owned(), "--cpu-list".to_owned(), first_cpu()?.to_string()])
+}
+
+fn run(first: &Reading, last: &Reading, report: Report) -> Run {
+    let elapsed = (last.at - first.at).as_secs_f64();
+    let cpus =
+        |part: fn(&Reading) -> Duration| part(last).saturating_sub(part(first)).as_secs_f64() / elapsed;
+    let (server, generator) = (cpus(|at| at.server), cpus(|at| at.generator));
+    let busy = cpus(|at| at.machine.busy);
+    Run {
+        requests_per_second: report.requests_per_second,
+        cpu_us_per_request: server * 1e6 / report.requests_per_second,
+        p50_us: report.latency_us.p50,
+        p99_us: report.latency_us.p99,
+        p999_us: report.latency_us.p999,
+        generator_cpus: generator,
+        other_cpus: (busy - server - generator - cpus(|at| at.softirq)).max(0.0),
+        stolen_cpus: cpus(|at| at.machine.stolen),
+        generator_complaints: if report.generator.valid { Vec::new() } else { complaints(report) },
+        repeated: 0,
+    }
+}
+
+fn complaints(report: Report) -> Vec<String> {
+    let reasons = report.generator.reasons;
+    if reasons.is_empty() { vec![report.verdict] } else { reasons }
+}
+
+/// Measures until a measurement is clean, `tries` times at most; then the least disturbed one counts.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_quietly(tries: u32, mut attempt: impl FnMut() -> Result<Run>) -> Result<Run> {
+    let mut best = attempt()?;
+    for repeated in 1..tries.max(1) {
+        if best.is_clean() {
+            break;
+        }
+        let again = attempt()?;
+        if again.is_clean() || again.disturbance() < best.disturbance() {
+            best = again;
+        }
+        best.repeated = repeated;
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(at: Instant, milliseconds: [u64; 5]) -> Reading {
+        let [server, generator, softirq, busy, stolen] = milliseconds.map(Duration::from_millis);
+        Reading { at, server, generator, softirq, machine: MachineTime { busy, stolen } }
+    }
+
+    fn report(valid: bool) -> Report {
+        let text = format!(
+            r#"{{"requests": {{"right":1,"wrong":0,"lost":0}}, "requests_per_second": 100000.0,
+            "latency_us": {{"p50":1,"p99":2,"p999":null}}, "generator": {{"valid":{valid}}}, "verdict": "invalid"}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn cpu_per_request_and_the_share_of_others_come_from_the_same_window() {
+        let start = Instant::now();
+        let first = reading(start, [100, 200, 0, 1000, 0]);
+        let last = reading(start + Duration::from_secs(2), [1300, 2000, 100, 4200, 20]);
+        let run = run(&first, &last, report(true));
+        assert!((run.cpu_us_per_request - 6.0).abs() < 1e-9, "{run:?}");
+        assert!((run.generator_cpus - 0.9).abs() < 1e-9, "{run:?}");
+        assert!((run.other_cpus - 0.05).abs() < 1e-9, "{run:?}");
+        assert!((run.stolen_cpus - 0.01).abs() < 1e-9, "{run:?}");
+        assert!(!run.is_clean());
+    }
+
+    fn disturbed_by(other_cpus: f64) -> Run {
+        let now = Instant::now();
+        let first = reading(now, [0; 5]);
+        let last = reading(now + Duration::from_secs(1), [0; 5]);
+        Run { other_cpus, ..run(&first, &last, report(true)) }
+    }
+
+    #[test]
+    fn disturbed_measurement_is_repeated_until_one_is_clean() {
+        let mut found = [0.5, 0.3, 0.01, 0.0].into_iter().map(disturbed_by);
+        let run = measure_quietly(4, || Ok(found.next().unwrap())).unwrap();
+        assert_eq!((run.other_cpus, run.repeated), (0.01, 2));
+    }
+
+    #[test]
+    fn least_disturbed_counts_when_none_is_clean() {
+        let mut found = [0.5, 0.3, 0.4].into_iter().map(disturbed_by);
+        let run = measure_quietly(3, || Ok(found.next().unwrap())).unwrap();
+        assert_eq!((run.other_cpus, run.repeated), (0.3, 2));
+    }
+
+    #[test]
+    fn generator_that_did_not_keep_up_is_no_clean_measurement() {
+        let now = Instant::now();
+        let (first, last) = (reading(now, [0; 5]), reading(now + Duration::from_secs(1), [0; 5]));
+        let run = run(&first, &last, report(false));
+        assert_eq!(run.generator_complaints, ["invalid"]);
+        assert!(!run.is_clean());
+    }
+}

@@ -1,0 +1,151 @@
+//! What the servers are flooded with.
+
+use std::time::Duration;
+
+/// How long the handler of the blocking workload blocks.
+pub const BLOCK: Duration = Duration::from_millis(5);
+
+/// Workers of the blocking workload.
+pub const BLOCKED_WORKERS: u32 = 32;
+
+/// When the load generator sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Each connection as soon as it has its replies.
+    Closed,
+    /// As [`Closed`](Self::Closed), with a new connection for each request.
+    Reconnect,
+    /// By the clock, half as many requests per second as the reference can take.
+    HalfLoad,
+}
+
+/// One kind of load.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// What it is called in tables and on the command line.
+    pub name: &'static str,
+    /// The sentence above its table.
+    pub about: &'static str,
+    /// Connections open at the same time.
+    pub connections: u32,
+    /// Requests on their way on each connection.
+    pub pipeline: u32,
+    /// When requests are sent.
+    pub pace: Pace,
+    /// How long the handler blocks for each request.
+    pub handler_delay: Duration,
+    /// Server and load generator share one CPU.
+    pub one_cpu: bool,
+    /// Servers that are measured unless others are asked for.
+    pub servers: &'static [&'static str],
+    /// Measured unless others are asked for.
+    pub usual: bool,
+}
+
+const ALL: &[&str] = &["tidemill", "tokio", "floor", "channel", "threads"];
+
+const PLAIN: Workload = Workload {
+    name: "",
+    about: "",
+    connections: 64,
+    pipeline: 1,
+    pace: Pace::Closed,
+    handler_delay: Duration::ZERO,
+    one_cpu: false,
+    servers: ALL,
+    usual: true,
+};
+
+/// All workloads, in the order of the tables.
+pub const WORKLOADS: &[Workload] = &[
+    Workload {
+        name: "1x1",
+        about: "one connection, one request at a time, server and client on one CPU",
+        connections: 1,
+        one_cpu: true,
+        ..PLAIN
+    },
+    Workload {
+        name: "64x1",
+        about: "64 connections, one request at a time",
+        servers: &["tidemill", "tokio", "floor", "channel", "threads", "tidemill-max4", "tidemill-max64"],
+        ..PLAIN
+    },
+    Workload { name: "1000x1", about: "1000 connections, one request at a time", connections: 1000, ..PLAIN },
+    Workload { name: "64x16", about: "64 connections, 16 requests pipelined", pipeline: 16, ..PLAIN },
+    Workload {
+        name: "1000x16",
+        about: "1000 connections, 16 requests pipelined",
+        connections: 1000,
+        pipeline: 16,
+        ..PLAIN
+    },
+    Workload {
+        name: "reconnect",
+        about: "64 clients, a new connection for each request",
+        pace: Pace::Reconnect,
+        ..PLAIN
+    },
+    Workload {
+        name: "half-load",
+        about: "64 connections, requests by the clock at half of the rate that the reference reached",
+        pace: Pace::HalfLoad,
+        ..PLAIN
+    },
+    Workload {
+        name: "blocking",
+        about: "64 connections, a handler that blocks 5 ms, 32 workers: 6400 requests a second are ideal",
+        handler_delay: BLOCK,
+        servers: &["tidemill", "tokio", "channel"],
+        ..PLAIN
+    },
+    Workload {
+        name: "10000x1",
+        about: "10 000 connections, one request at a time",
+        connections: 9_900,
+        usual: false,
+        ..PLAIN
+    },
+];
+
+impl Workload {
+    /// The workload called `name`.
+    pub fn find(name: &str) -> Option<&'static Workload> {
+        WORKLOADS.iter().find(|workload| workload.name == name)
+    }
+
+    /// What a server must be told for this workload, beyond its port.
+    pub fn server_options(&self) -> Vec<String> {
+        if self.handler_delay.is_zero() {
+            return Vec::new();
+        }
+        let delay = humantime::format_duration(self.handler_delay).to_string();
+        vec!["--handler-delay".to_owned(), delay]
+    }
+
+    /// Requests per second that no server can pass, where the handler sets that limit.
+    pub fn ideal_rate(&self) -> Option<f64> {
+        let delay = self.handler_delay.as_secs_f64();
+        (delay > 0.0).then(|| f64::from(BLOCKED_WORKERS.min(self.connections)) / delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for workload in WORKLOADS {
+            assert_eq!(Workload::find(workload.name).unwrap().about, workload.about);
+        }
+    }
+
+    #[test]
+    fn ideal_is_set_by_workers_and_delay() {
+        let blocking = Workload::find("blocking").unwrap();
+        assert_eq!(blocking.ideal_rate(), Some(6400.0));
+        assert_eq!(blocking.server_options(), ["--handler-delay", "5ms"]);
+        assert_eq!(Workload::find("64x1").unwrap().ideal_rate(), None);
+    }
+}
