@@ -2,14 +2,17 @@
 //!
 //! Peers: [`peer`] (arguments, listener), [`service`] (lines to replies), [`reactor`] (a mio loop).
 //! Measuring: [`server`] (what is started), [`workload`] and [`flood`] (what it is flooded with), [`machine`] (what the
-//! kernel counts), [`measure`] (one measurement), [`stats`] (medians).
+//! kernel counts), [`measure`] (one measurement), [`stats`] (medians), [`results`], [`target`] and [`page`] (what is shown).
 
 pub mod flood;
 pub mod machine;
 pub mod measure;
+pub mod page;
 pub mod peer;
 pub mod reactor;
+pub mod results;
 pub mod server;
 pub mod service;
 pub mod stats;
+pub mod target;
 pub mod workload;

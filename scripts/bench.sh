@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Compares tidemill with other servers on this machine: requests/s, CPU time and latency, paired with tokio's.
+#
+#   scripts/bench.sh                                 everything: 8 workloads, 7 rounds, about 15 minutes
+#   scripts/bench.sh --quick                         a look: 3 short rounds against tokio and the floor
+#   scripts/bench.sh --workloads 64x1,64x16          only these; --servers tidemill,tokio likewise; --rounds N
+#   scripts/bench.sh --server 'old=./old serve {port}' --reference old     one build against another
+#   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with pictures
+#   scripts/bench.sh --help                          all options
+#
+# It wants a quiet machine: what a neighbour disturbs is measured again. Exits with 1 when any reply was wrong or lost.
+set -euo pipefail
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bench=$repository/tests/bench
+cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
+cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml"
+exec "$bench/target/release/bench" --tidemill "$repository/target/release/tidemill" "$@"

@@ -1,0 +1,224 @@
+//! Runs servers in turn under the same loads and compares them; `scripts/bench.sh` builds what it needs.
+
+#![allow(clippy::print_stderr, reason = "a program that tells how far it is")]
+
+use std::fs;
+use std::io::{Error, ErrorKind, Result, Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::Parser;
+use tidemill_bench::flood::Flood;
+use tidemill_bench::machine::Machine;
+use tidemill_bench::measure::{Metric, Run, measure, measure_quietly};
+use tidemill_bench::page;
+use tidemill_bench::results::{Measured, Results, Row, Settings};
+use tidemill_bench::server::{OURS, ServerSpec};
+use tidemill_bench::stats::Estimate;
+use tidemill_bench::workload::{Pace, WORKLOADS, Workload};
+
+/// Times that the reference's capacity is measured before the load that is half of it.
+const CALIBRATIONS: usize = 3;
+
+/// Compares tidemill with other servers: requests per second, CPU time, latency
+#[derive(Debug, Parser)]
+#[command(name = "scripts/bench.sh", version)]
+struct Args {
+    /// Workloads to measure [default: all but 10000x1]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = workload)]
+    workloads: Vec<&'static Workload>,
+    /// Servers to measure [default: those that a workload is meant for]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    servers: Vec<String>,
+    /// Another server, as NAME=COMMAND with {port} in it; measured under every workload
+    #[arg(long = "server", value_name = "NAME=COMMAND", value_parser = ServerSpec::parse)]
+    more: Vec<ServerSpec>,
+    /// The server that the others are compared with
+    #[arg(long, value_name = "NAME", default_value = "tokio")]
+    reference: String,
+    /// Measurements of each server under each workload [default: 7]
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// The measured part of each [default: 2s]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// Flooded before the measured part
+    #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = humantime::parse_duration)]
+    warmup: Duration,
+    /// Most measurements for one that counts, where a neighbour disturbs them
+    #[arg(long, value_name = "N", default_value = "4")]
+    tries: u32,
+    /// For a look: three short rounds of tidemill, the reference and the floor, disturbed or not
+    #[arg(long)]
+    quick: bool,
+    /// Writes everything that was measured
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes a page with pictures
+    #[arg(long, value_name = "FILE.html")]
+    page: Option<PathBuf>,
+    /// The binary to measure, which also generates the load
+    #[arg(long, value_name = "PATH", default_value = "target/release/tidemill")]
+    tidemill: PathBuf,
+    /// Another binary to generate the load
+    #[arg(long, value_name = "PATH")]
+    generator: Option<PathBuf>,
+}
+
+fn workload(name: &str) -> std::result::Result<&'static Workload, String> {
+    Workload::find(name).ok_or_else(|| {
+        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        format!("there are {}", names.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    match Bench::new(Args::parse()).and_then(|mut bench| bench.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Bench {
+    args: Args,
+    flood: Flood,
+    servers: Vec<ServerSpec>,
+    settings: Settings,
+}
+
+impl Bench {
+    fn new(args: Args) -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let peers = own.parent().ok_or(ErrorKind::NotFound)?;
+        let mut servers = ServerSpec::known(&args.tidemill, peers);
+        servers.extend(args.more.iter().cloned());
+        if let Some(name) =
+            args.servers.iter().chain([&args.reference]).find(|name| spec(&servers, name).is_none())
+        {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no server {name}")));
+        }
+        let quick = |usual, quick| if args.quick { quick } else { usual };
+        let duration = args.duration.unwrap_or(quick(Duration::from_secs(2), Duration::from_millis(500)));
+        let settings = Settings {
+            rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 7 }).max(1),
+            warmup_seconds: args.warmup.as_secs_f64(),
+            seconds: duration.as_secs_f64(),
+            tries: if args.quick { 1 } else { args.tries },
+        };
+        let tidemill = args.generator.as_ref().unwrap_or(&args.tidemill).clone();
+        let flood = Flood { tidemill, warmup: args.warmup, duration };
+        Ok(Bench { args, flood, servers, settings })
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut results = Results {
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            command: command(),
+            machine: Machine::this(),
+            reference: self.args.reference.clone(),
+            settings: self.settings,
+            workloads: self.plan()?,
+        };
+        // Rounds outermost: what drifts over the minutes of a benchmark reaches all workloads alike.
+        for round in 0..self.settings.rounds {
+            for measured in &mut results.workloads {
+                self.round(round, measured)?;
+            }
+        }
+        write!(stdout(), "{results}")?;
+        if let Some(path) = &self.args.json {
+            fs::write(path, format!("{:#}\n", results.to_json()))?;
+        }
+        if let Some(path) = &self.args.page {
+            fs::write(path, page::render(&results))?;
+        }
+        Ok(())
+    }
+
+    /// Which servers are measured under which workloads; nothing measured yet but the half load's rate.
+    fn plan(&self) -> Result<Vec<Measured>> {
+        let usual = WORKLOADS.iter().filter(|workload| workload.usual);
+        let workloads: Vec<&'static Workload> =
+            if self.args.workloads.is_empty() { usual.collect() } else { self.args.workloads.clone() };
+        let plan = |workload: &'static Workload| {
+            let rate = if workload.pace == Pace::HalfLoad { Some(self.half_load(workload)?) } else { None };
+            let names = self.names(workload);
+            let servers = names.into_iter().map(|name| Row { name, runs: Vec::new() }).collect();
+            Ok(Measured { workload, rate, servers })
+        };
+        workloads.into_iter().map(plan).collect()
+    }
+
+    fn names(&self, workload: &Workload) -> Vec<String> {
+        if !self.args.servers.is_empty() {
+            return self.args.servers.clone();
+        }
+        let quick = |name: &str| [OURS, "floor", &self.args.reference].contains(&name);
+        let usual = workload.servers.iter().filter(|name| !self.args.quick || quick(name));
+        let mut names: Vec<String> = usual.map(|name| (*name).to_owned()).collect();
+        names.extend(self.args.more.iter().map(|spec| spec.name.clone()));
+        names
+    }
+
+    /// Half of what the reference can take from as many connections.
+    fn half_load(&self, workload: &Workload) -> Result<f64> {
+        let flat_out = Workload { pace: Pace::Closed, ..workload.clone() };
+        let rates: Result<Vec<f64>> = (0..CALIBRATIONS)
+            .map(|_| Ok(self.measure(&flat_out, &self.args.reference, None)?.requests_per_second))
+            .collect();
+        let rate = Estimate::of(&rates?).map_or(0.0, |rate| rate.median / 2.0);
+        Ok((rate / 100.0).round() * 100.0)
+    }
+
+    fn round(&self, round: usize, measured: &mut Measured) -> Result<()> {
+        let count = measured.servers.len();
+        for turn in 0..count {
+            let row = &mut measured.servers[(round + turn) % count];
+            let run = self.measure(measured.workload, &row.name, measured.rate)?;
+            let Settings { rounds, .. } = self.settings;
+            let [rate, cpu, p99] = [Metric::Rate, Metric::Cpu, Metric::P99].map(|metric| run.value(metric));
+            eprintln!(
+                "round {}/{rounds} {:10} {:15} {:7.0}/s, CPU {:5.2} µs, p99 {:6.0} µs{}",
+                round + 1,
+                measured.workload.name,
+                row.name,
+                rate.unwrap_or(f64::NAN),
+                cpu.unwrap_or(f64::NAN),
+                p99.unwrap_or(f64::NAN),
+                if run.is_clean() { "" } else { ", disturbed" },
+            );
+            row.runs.push(run);
+        }
+        Ok(())
+    }
+
+    fn measure(&self, workload: &Workload, name: &str, rate: Option<f64>) -> Result<Run> {
+        let spec = spec(&self.servers, name).ok_or(ErrorKind::NotFound)?;
+        let named = |error: Error| Error::new(error.kind(), format!("{} {name}: {error}", workload.name));
+        measure_quietly(self.settings.tries, || measure(spec, workload, &self.flood, rate)).map_err(named)
+    }
+}
+
+/// The last server of that name: one from the command line hides one that is known.
+fn spec<'a>(servers: &'a [ServerSpec], name: &str) -> Option<&'a ServerSpec> {
+    servers.iter().rev().find(|spec| spec.name == name)
+}
+
+/// How this program was called, as its script.
+fn command() -> String {
+    let own = ["--tidemill", "--generator"];
+    let mut words = vec!["scripts/bench.sh".to_owned()];
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if own.contains(&argument.as_str()) {
+            arguments.next();
+        } else {
+            words.push(argument);
+        }
+    }
+    words.join(" ")
+}
