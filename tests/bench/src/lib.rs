@@ -2,9 +2,11 @@
 //!
 //! Peers: [`peer`] (arguments, listener), [`service`] (lines to replies), [`reactor`] (a mio loop).
 //! Measuring: [`server`] (what is started), [`workload`] and [`flood`] (what it is flooded with), [`machine`] (what the
-//! kernel counts), [`measure`] (one measurement), [`stats`] (medians), [`results`], [`target`] and [`page`] (what is shown).
+//! kernel counts), [`measure`] (one measurement), [`stats`] (medians), [`results`], [`target`] and [`page`] (what is
+//! shown); [`syscalls`] and [`idle`] for the cost table.
 
 pub mod flood;
+pub mod idle;
 pub mod machine;
 pub mod measure;
 pub mod page;
@@ -14,5 +16,6 @@ pub mod results;
 pub mod server;
 pub mod service;
 pub mod stats;
+pub mod syscalls;
 pub mod target;
 pub mod workload;

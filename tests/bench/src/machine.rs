@@ -8,6 +8,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -115,6 +116,20 @@ impl Switches {
         }
         Ok(sum)
     }
+
+    /// Those that came after `earlier`; none where threads that ended took more along.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Switches {
+            voluntary: self.voluntary.saturating_sub(earlier.voluntary),
+            involuntary: self.involuntary.saturating_sub(earlier.involuntary),
+        }
+    }
+
+    /// Of both kinds.
+    pub fn total(self) -> u64 {
+        self.voluntary + self.involuntary
+    }
 }
 
 /// Resident memory of process `pid` that no file backs, in bytes: heap and stacks.
@@ -126,19 +141,20 @@ pub fn anonymous_bytes(pid: u32) -> Result<u64> {
     Ok(field(&fs::read_to_string(path)?, "Anonymous:")? * 1024)
 }
 
-/// Number of threads of process `pid`.
-///
-/// # Errors
-/// If the process has ended.
-pub fn threads(pid: u32) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count())
-}
-
 /// The first number behind `name` at the front of a line.
 fn field(text: &str, name: &str) -> Result<u64> {
     let value =
         text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
     value.ok_or_else(|| Error::new(ErrorKind::InvalidData, format!("no field {name}")))
+}
+
+/// Lets this process and those it starts open as many files as the system allows them.
+///
+/// # Errors
+/// If the system refuses; the limit is unchanged then.
+pub fn raise_file_limit() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// What the figures were measured on.
@@ -202,7 +218,6 @@ mod tests {
         std::thread::sleep(Duration::from_millis(1));
         assert!(Switches::of(pid).unwrap().voluntary > 0);
         assert!(anonymous_bytes(pid).unwrap() > 4096);
-        assert!(threads(pid).unwrap() > 1);
         assert!(first_cpu().is_ok());
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::flood::{Amount, Flood, Report};
-use crate::machine::{CpuClock, MachineTime, first_cpu, softirq_threads};
+use crate::machine::{CpuClock, MachineTime, softirq_threads};
 use crate::server::ServerSpec;
 use crate::workload::Workload;
 
@@ -145,7 +145,7 @@ impl Clocks {
 /// # Errors
 /// If server or generator cannot be run, or if a reply was wrong or lost.
 pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Option<f64>) -> Result<Run> {
-    let wrapper = if workload.one_cpu { pinned()? } else { Vec::new() };
+    let wrapper = workload.wrapper()?;
     let server = spec.start(&workload.server_options(), &wrapper)?;
     let began = Instant::now();
     let running = flood.start(server.address, workload, Amount::Time, rate, &wrapper)?;
@@ -162,11 +162,6 @@ pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Opti
     let report = running.report()?;
     server.stop()?;
     Ok(run(&first, &last, report))
-}
-
-/// What puts a program on one CPU, the same each time.
-fn pinned() -> Result<Vec<String>> {
-    Ok(vec!["taskset".to_owned(), "--cpu-list".to_owned(), first_cpu()?.to_string()])
 }
 
 fn run(first: &Reading, last: &Reading, report: Report) -> Run {

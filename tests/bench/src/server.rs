@@ -46,7 +46,12 @@ impl ServerSpec {
     }
 
     /// All servers that are known by name: `tidemill` from its binary, the peers from the folder of this program.
-    pub fn known(tidemill: &Path, peers: &Path) -> Vec<Self> {
+    ///
+    /// # Errors
+    /// If that folder cannot be told.
+    pub fn known(tidemill: &Path) -> Result<Vec<Self>> {
+        let own = std::env::current_exe()?;
+        let peers = own.parent().ok_or(ErrorKind::NotFound)?;
         let ours = |name: &str, options: &[&str]| {
             let program = tidemill.display().to_string();
             let words = ["serve", "{port}", "--log-level", "warn"].into_iter().chain(options.iter().copied());
@@ -57,7 +62,7 @@ impl ServerSpec {
             let program = peers.join(format!("peer-{name}")).display().to_string();
             ServerSpec { name: name.to_owned(), command: vec![program, "{port}".to_owned()] }
         };
-        vec![
+        Ok(vec![
             ours(OURS, &[]),
             peer("tokio"),
             peer("floor"),
@@ -65,7 +70,7 @@ impl ServerSpec {
             peer("threads"),
             ours("tidemill-max4", &["--max-threads", "4"]),
             ours("tidemill-max64", &["--max-threads", "64"]),
-        ]
+        ])
     }
 
     /// Starts the server and waits until it says that clients can connect.

@@ -1,6 +1,9 @@
 //! What the servers are flooded with.
 
+use std::io;
 use std::time::Duration;
+
+use crate::machine::first_cpu;
 
 /// How long the handler of the blocking workload blocks.
 pub const BLOCK: Duration = Duration::from_millis(5);
@@ -114,6 +117,17 @@ impl Workload {
         WORKLOADS.iter().find(|workload| workload.name == name)
     }
 
+    /// The workload called `name`, for arguments of a program.
+    ///
+    /// # Errors
+    /// The names that there are.
+    pub fn named(name: &str) -> Result<&'static Workload, String> {
+        Self::find(name).ok_or_else(|| {
+            let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+            format!("there are {}", names.join(", "))
+        })
+    }
+
     /// What a server must be told for this workload, beyond its port.
     pub fn server_options(&self) -> Vec<String> {
         if self.handler_delay.is_zero() {
@@ -121,6 +135,17 @@ impl Workload {
         }
         let delay = humantime::format_duration(self.handler_delay).to_string();
         vec!["--handler-delay".to_owned(), delay]
+    }
+
+    /// What goes before the commands of server and generator: it puts both on one CPU, where the workload wants that.
+    ///
+    /// # Errors
+    /// If it cannot be told which CPUs this process may use.
+    pub fn wrapper(&self) -> io::Result<Vec<String>> {
+        if !self.one_cpu {
+            return Ok(Vec::new());
+        }
+        Ok(vec!["taskset".to_owned(), "--cpu-list".to_owned(), first_cpu()?.to_string()])
     }
 
     /// Requests per second that no server can pass, where the handler sets that limit.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use tidemill_bench::flood::Flood;
-use tidemill_bench::machine::Machine;
+use tidemill_bench::machine::{Machine, raise_file_limit};
 use tidemill_bench::measure::{Metric, Run, measure, measure_quietly};
 use tidemill_bench::page;
 use tidemill_bench::results::{Measured, Results, Row, Settings};
@@ -26,7 +26,7 @@ const CALIBRATIONS: usize = 3;
 #[command(name = "scripts/bench.sh", version)]
 struct Args {
     /// Workloads to measure [default: all but 10000x1]
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = workload)]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = Workload::named)]
     workloads: Vec<&'static Workload>,
     /// Servers to measure [default: those that a workload is meant for]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
@@ -66,13 +66,6 @@ struct Args {
     generator: Option<PathBuf>,
 }
 
-fn workload(name: &str) -> std::result::Result<&'static Workload, String> {
-    Workload::find(name).ok_or_else(|| {
-        let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
-        format!("there are {}", names.join(", "))
-    })
-}
-
 fn main() -> ExitCode {
     match Bench::new(Args::parse()).and_then(|mut bench| bench.run()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,9 +85,8 @@ struct Bench {
 
 impl Bench {
     fn new(args: Args) -> Result<Self> {
-        let own = std::env::current_exe()?;
-        let peers = own.parent().ok_or(ErrorKind::NotFound)?;
-        let mut servers = ServerSpec::known(&args.tidemill, peers);
+        raise_file_limit()?;
+        let mut servers = ServerSpec::known(&args.tidemill)?;
         servers.extend(args.more.iter().cloned());
         if let Some(name) =
             args.servers.iter().chain([&args.reference]).find(|name| spec(&servers, name).is_none())
