@@ -19,6 +19,8 @@ const GRACE: Duration = Duration::from_secs(15);
 pub struct Flood {
     /// The program that has the command `load`.
     pub tidemill: PathBuf,
+    /// Threads that send.
+    pub threads: u32,
     /// Sent before the measured part begins.
     pub warmup: Duration,
     /// The measured part.
@@ -128,13 +130,14 @@ impl Flood {
         let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
         option("--connections", workload.connections.to_string());
         option("--pipeline", workload.pipeline.to_string());
+        option("--threads", self.threads.to_string());
         match amount {
             Amount::Time => {
-                option("--warmup", seconds(self.warmup));
+                option("--warm-up", seconds(self.warmup));
                 option("--duration", seconds(self.duration));
             }
             Amount::Requests(requests) => {
-                option("--warmup", "0ms".to_owned());
+                option("--warm-up", "0ms".to_owned());
                 option("--requests", requests.to_string());
             }
         }
@@ -225,6 +228,7 @@ mod tests {
     fn arguments_follow_the_workload() {
         let flood = Flood {
             tidemill: "tidemill".into(),
+            threads: 1,
             warmup: Duration::from_millis(300),
             duration: Duration::from_secs(2),
         };
@@ -234,7 +238,7 @@ mod tests {
         };
         let plain = words("64x16", Amount::Time, None);
         assert!(
-            plain.ends_with("--connections 64 --pipeline 16 --warmup 300ms --duration 2000ms"),
+            plain.ends_with("--connections 64 --pipeline 16 --threads 1 --warm-up 300ms --duration 2000ms"),
             "{plain}"
         );
         assert!(words("half-load", Amount::Time, Some(1234.5)).ends_with("--rate 1234"));

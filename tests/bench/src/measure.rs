@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::flood::{Amount, Flood, Report};
 use crate::machine::{CpuClock, MachineTime, softirq_threads};
 use crate::server::ServerSpec;
-use crate::workload::Workload;
+use crate::workload::{Pace, Workload};
 
 /// Share of the measured part that is left out at either end of the window in which CPU time is read.
 const MARGIN: f64 = 0.1;
@@ -105,9 +105,12 @@ impl Run {
         self.other_cpus + self.stolen_cpus
     }
 
-    /// Whether the figures are the server's: nobody took CPU time meanwhile, and the generator kept up.
-    pub fn is_clean(&self) -> bool {
-        self.disturbance() <= DISTURBED && self.generator_complaints.is_empty()
+    /// Whether nobody else took CPU time meanwhile, and a generator that goes by the clock kept up.
+    pub fn is_clean(&self, pace: Pace) -> bool {
+        // A closed loop on a machine that server and generator share keeps the generator waiting for a CPU: that is no
+        // fault of a neighbour's and would be the same the next time.
+        let kept_up = pace != Pace::HalfLoad || self.generator_complaints.is_empty();
+        self.disturbance() <= DISTURBED && kept_up
     }
 }
 
@@ -193,14 +196,14 @@ fn complaints(report: Report) -> Vec<String> {
 ///
 /// # Errors
 /// As [`measure`].
-pub fn measure_quietly(tries: u32, mut attempt: impl FnMut() -> Result<Run>) -> Result<Run> {
+pub fn measure_quietly(tries: u32, pace: Pace, mut attempt: impl FnMut() -> Result<Run>) -> Result<Run> {
     let mut best = attempt()?;
     for repeated in 1..tries.max(1) {
-        if best.is_clean() {
+        if best.is_clean(pace) {
             break;
         }
         let again = attempt()?;
-        if again.is_clean() || again.disturbance() < best.disturbance() {
+        if again.is_clean(pace) || again.disturbance() < best.disturbance() {
             best = again;
         }
         best.repeated = repeated;
@@ -235,7 +238,7 @@ mod tests {
         assert!((run.generator_cpus - 0.9).abs() < 1e-9, "{run:?}");
         assert!((run.other_cpus - 0.05).abs() < 1e-9, "{run:?}");
         assert!((run.stolen_cpus - 0.01).abs() < 1e-9, "{run:?}");
-        assert!(!run.is_clean());
+        assert!(!run.is_clean(Pace::Closed));
     }
 
     fn disturbed_by(other_cpus: f64) -> Run {
@@ -248,23 +251,24 @@ mod tests {
     #[test]
     fn disturbed_measurement_is_repeated_until_one_is_clean() {
         let mut found = [0.5, 0.3, 0.01, 0.0].into_iter().map(disturbed_by);
-        let run = measure_quietly(4, || Ok(found.next().unwrap())).unwrap();
+        let run = measure_quietly(4, Pace::Closed, || Ok(found.next().unwrap())).unwrap();
         assert_eq!((run.other_cpus, run.repeated), (0.01, 2));
     }
 
     #[test]
     fn least_disturbed_counts_when_none_is_clean() {
         let mut found = [0.5, 0.3, 0.4].into_iter().map(disturbed_by);
-        let run = measure_quietly(3, || Ok(found.next().unwrap())).unwrap();
+        let run = measure_quietly(3, Pace::Closed, || Ok(found.next().unwrap())).unwrap();
         assert_eq!((run.other_cpus, run.repeated), (0.3, 2));
     }
 
     #[test]
-    fn generator_that_did_not_keep_up_is_no_clean_measurement() {
+    fn generator_that_goes_by_the_clock_has_to_keep_up() {
         let now = Instant::now();
         let (first, last) = (reading(now, [0; 5]), reading(now + Duration::from_secs(1), [0; 5]));
         let run = run(&first, &last, report(false));
         assert_eq!(run.generator_complaints, ["invalid"]);
-        assert!(!run.is_clean());
+        assert!(!run.is_clean(Pace::HalfLoad));
+        assert!(run.is_clean(Pace::Closed));
     }
 }

@@ -135,6 +135,14 @@ impl Goal {
 }
 
 impl Target {
+    /// What is compared with what.
+    pub fn pair(&self) -> String {
+        match self.against {
+            Against::Server(other) => format!("{} / {other}", self.server),
+            Against::Ideal => format!("{} / ideal", self.server),
+        }
+    }
+
     /// What `results` say of it; none if it was not measured.
     pub fn judge(&self, results: &Results) -> Option<Judged> {
         let measured = results.measured(self.workload)?;
@@ -146,19 +154,19 @@ impl Target {
     }
 }
 
+impl fmt::Display for Goal {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::AtLeast(goal) => write!(out, "≥ {goal:.2}"),
+            Goal::AtMost(goal) => write!(out, "≤ {goal:.2}"),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Target { workload, metric, server, against, goal } = self;
-        let other = match against {
-            Against::Server(name) => name,
-            Against::Ideal => "ideal",
-        };
-        let (sign, goal) = match goal {
-            Goal::AtLeast(goal) => ('≥', goal),
-            Goal::AtMost(goal) => ('≤', goal),
-        };
-        let pair = format!("{server} / {other}");
-        write!(out, "{workload:10}{:12}{pair:32}{sign} {goal:.2}", metric.name())
+        let Target { workload, metric, goal, .. } = self;
+        write!(out, "{workload:10}{:12}{:32}{goal}", metric.name(), self.pair())
     }
 }
 

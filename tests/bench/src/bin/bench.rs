@@ -45,7 +45,7 @@ struct Args {
     duration: Option<Duration>,
     /// Flooded before the measured part
     #[arg(long, value_name = "DUR", default_value = "300ms", value_parser = humantime::parse_duration)]
-    warmup: Duration,
+    warm_up: Duration,
     /// Most measurements for one that counts, where a neighbour disturbs them
     #[arg(long, value_name = "N", default_value = "4")]
     tries: u32,
@@ -61,6 +61,9 @@ struct Args {
     /// The binary to measure, which also generates the load
     #[arg(long, value_name = "PATH", default_value = "target/release/tidemill")]
     tidemill: PathBuf,
+    /// Threads that generate the load
+    #[arg(long, value_name = "N", default_value = "1")]
+    generator_threads: u32,
     /// Another binary to generate the load
     #[arg(long, value_name = "PATH")]
     generator: Option<PathBuf>,
@@ -97,12 +100,14 @@ impl Bench {
         let duration = args.duration.unwrap_or(quick(Duration::from_secs(2), Duration::from_millis(500)));
         let settings = Settings {
             rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 7 }).max(1),
-            warmup_seconds: args.warmup.as_secs_f64(),
+            warmup_seconds: args.warm_up.as_secs_f64(),
             seconds: duration.as_secs_f64(),
+            generator_threads: args.generator_threads,
             tries: if args.quick { 1 } else { args.tries },
         };
         let tidemill = args.generator.as_ref().unwrap_or(&args.tidemill).clone();
-        let flood = Flood { tidemill, warmup: args.warmup, duration };
+        let threads = args.generator_threads;
+        let flood = Flood { tidemill, threads, warmup: args.warm_up, duration };
         Ok(Bench { args, flood, servers, settings })
     }
 
@@ -181,7 +186,7 @@ impl Bench {
                 rate.unwrap_or(f64::NAN),
                 cpu.unwrap_or(f64::NAN),
                 p99.unwrap_or(f64::NAN),
-                if run.is_clean() { "" } else { ", disturbed" },
+                if run.is_clean(measured.workload.pace) { "" } else { ", disturbed" },
             );
             row.runs.push(run);
         }
@@ -191,7 +196,8 @@ impl Bench {
     fn measure(&self, workload: &Workload, name: &str, rate: Option<f64>) -> Result<Run> {
         let spec = spec(&self.servers, name).ok_or(ErrorKind::NotFound)?;
         let named = |error: Error| Error::new(error.kind(), format!("{} {name}: {error}", workload.name));
-        measure_quietly(self.settings.tries, || measure(spec, workload, &self.flood, rate)).map_err(named)
+        measure_quietly(self.settings.tries, workload.pace, || measure(spec, workload, &self.flood, rate))
+            .map_err(named)
     }
 }
 

@@ -149,6 +149,7 @@ fn run(args: &Args) -> Result<()> {
         args,
         flood: Flood {
             tidemill: args.generator.as_ref().unwrap_or(&args.tidemill).clone(),
+            threads: 1,
             warmup: Duration::ZERO,
             duration: FLOOD_TIMEOUT,
         },
