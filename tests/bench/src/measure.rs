@@ -109,7 +109,7 @@ impl Run {
     pub fn is_clean(&self, pace: Pace) -> bool {
         // A closed loop on a machine that server and generator share keeps the generator waiting for a CPU: that is no
         // fault of a neighbour's and would be the same the next time.
-        let kept_up = pace != Pace::HalfLoad || self.generator_complaints.is_empty();
+        let kept_up = pace == Pace::Closed || self.generator_complaints.is_empty();
         self.disturbance() <= DISTURBED && kept_up
     }
 }

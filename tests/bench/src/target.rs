@@ -54,7 +54,7 @@ pub enum Verdict {
     WithinNoise,
     /// The interval lies wholly beyond the goal.
     Missed,
-    /// The median does not reach the goal, and there were too few rounds for an interval.
+    /// There were too few rounds for an interval, and so for a verdict.
     TooFewRounds,
 }
 
@@ -126,8 +126,8 @@ impl Goal {
 
     fn verdict(self, ratio: Estimate) -> Verdict {
         match ratio.interval {
-            _ if self.reached_by(ratio.median) => Verdict::Met,
             None => Verdict::TooFewRounds,
+            Some(_) if self.reached_by(ratio.median) => Verdict::Met,
             Some((low, high)) if self.reached_by(low) || self.reached_by(high) => Verdict::WithinNoise,
             Some(_) => Verdict::Missed,
         }
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(verdict(most, 1.05, Some((1.01, 1.2))), Verdict::Missed);
         assert_eq!(verdict(most, 1.05, None), Verdict::TooFewRounds);
         let least = Goal::AtLeast(1.0);
-        assert_eq!(verdict(least, 1.0, None), Verdict::Met);
+        assert_eq!(verdict(least, 1.0, Some((1.0, 1.1))), Verdict::Met);
         assert_eq!(verdict(least, 0.95, Some((0.9, 1.0))), Verdict::WithinNoise);
         assert_eq!(verdict(least, 0.95, Some((0.9, 0.99))), Verdict::Missed);
     }

@@ -16,7 +16,7 @@ use tidemill_bench::page;
 use tidemill_bench::results::{Measured, Results, Row, Settings};
 use tidemill_bench::server::{OURS, ServerSpec};
 use tidemill_bench::stats::Estimate;
-use tidemill_bench::workload::{Pace, WORKLOADS, Workload};
+use tidemill_bench::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
 
 /// Times that the reference's capacity is measured before the load that is half of it.
 const CALIBRATIONS: usize = 3;
@@ -142,7 +142,11 @@ impl Bench {
         let workloads: Vec<&'static Workload> =
             if self.args.workloads.is_empty() { usual.collect() } else { self.args.workloads.clone() };
         let plan = |workload: &'static Workload| {
-            let rate = if workload.pace == Pace::HalfLoad { Some(self.half_load(workload)?) } else { None };
+            let rate = match workload.pace {
+                Pace::Closed => None,
+                Pace::Reconnect => Some(RECONNECTS),
+                Pace::HalfLoad => Some(self.half_load(workload)?),
+            };
             let names = self.names(workload);
             let servers = names.into_iter().map(|name| Row { name, runs: Vec::new() }).collect();
             Ok(Measured { workload, rate, servers })
