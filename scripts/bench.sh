@@ -6,6 +6,7 @@
 #   scripts/bench.sh --workloads 64x1,64x16          only these; --servers tidemill,tokio likewise; --rounds N
 #   scripts/bench.sh --server 'old=./old serve {port}' --reference old     one build against another
 #   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with pictures
+#   scripts/bench.sh scale                           redis-server and memcached too, if installed, with their own lines
 #   scripts/bench.sh --help                          all options
 #
 # It wants a quiet machine: what a neighbour disturbs is measured again. Exits with 1 when any reply was wrong or lost.
@@ -14,4 +15,9 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bench=$repository/tests/bench
 cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
 cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml"
-exec "$bench/target/release/bench" --tidemill "$repository/target/release/tidemill" "$@"
+program=bench
+if [[ ${1-} == scale ]]; then
+  program=scale
+  shift
+fi
+exec "$bench/target/release/$program" --tidemill "$repository/target/release/tidemill" "$@"

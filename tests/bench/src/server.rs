@@ -1,7 +1,7 @@
 //! The servers that are compared: how each is started, and one that runs.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// How long a server that says nothing may take until it accepts.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a server may take from SIGTERM to its end; then it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +30,8 @@ pub struct ServerSpec {
     pub name: String,
     /// Program and arguments; `{port}` stands for the port.
     pub command: Vec<String>,
+    /// It prints `listening on ADDRESS` once clients can connect; any other is tried until it accepts.
+    pub announces: bool,
 }
 
 impl ServerSpec {
@@ -42,6 +47,7 @@ impl ServerSpec {
         Ok(ServerSpec {
             name: name.to_owned(),
             command: command.split_whitespace().map(str::to_owned).collect(),
+            announces: true,
         })
     }
 
@@ -56,11 +62,11 @@ impl ServerSpec {
             let program = tidemill.display().to_string();
             let words = ["serve", "{port}", "--log-level", "warn"].into_iter().chain(options.iter().copied());
             let command = std::iter::once(program).chain(words.map(str::to_owned)).collect();
-            ServerSpec { name: name.to_owned(), command }
+            ServerSpec { name: name.to_owned(), command, announces: true }
         };
         let peer = |name: &str| {
             let program = peers.join(format!("peer-{name}")).display().to_string();
-            ServerSpec { name: name.to_owned(), command: vec![program, "{port}".to_owned()] }
+            ServerSpec { name: name.to_owned(), command: vec![program, "{port}".to_owned()], announces: true }
         };
         Ok(vec![
             ours(OURS, &[]),
@@ -83,9 +89,13 @@ impl ServerSpec {
         let words: Vec<String> = wrapper.iter().cloned().chain(own).chain(options.iter().cloned()).collect();
         let (program, arguments) = words.split_first().ok_or(ErrorKind::InvalidInput)?;
         let said = |error: Error| Error::new(error.kind(), format!("{}: {program}: {error}", self.name));
-        let process =
-            Command::new(program).args(arguments).stdout(Stdio::piped()).stdin(Stdio::null()).spawn();
+        let stdout = if self.announces { Stdio::piped() } else { Stdio::null() };
+        let process = Command::new(program).args(arguments).stdout(stdout).stdin(Stdio::null()).spawn();
         let mut server = Server { process: process.map_err(said)?, address: ([127, 0, 0, 1], port).into() };
+        if !self.announces {
+            server.wait_until_it_accepts().map_err(said)?;
+            return Ok(server);
+        }
         let mut line = String::new();
         let stdout = server.process.stdout.take().expect("it is piped");
         BufReader::new(stdout).read_line(&mut line).map_err(said)?;
@@ -131,6 +141,17 @@ impl Server {
     /// If it had ended before, or had to be killed.
     pub fn stop(mut self) -> Result<ExitStatus> {
         self.stop_by(Signal::SIGTERM)
+    }
+
+    fn wait_until_it_accepts(&self) -> Result<()> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            match TcpStream::connect(self.address) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
 
     fn stop_by(&mut self, signal: Signal) -> Result<ExitStatus> {
