@@ -106,7 +106,8 @@ impl Measured {
             |other: &'a str| names().filter(move |name| *name != other).map(move |name| (name, other));
         let floor = names().find(|name| *name == "floor" && *name != reference);
         let to_floor = floor.into_iter().flat_map(against).filter(|(name, _)| name.starts_with("tidemill"));
-        against(reference).chain(to_floor).collect()
+        let measured = names().find(|name| *name == reference);
+        measured.into_iter().flat_map(against).chain(to_floor).collect()
     }
 }
 

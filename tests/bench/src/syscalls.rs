@@ -48,6 +48,9 @@ const NAMES: &[&str] = &[
 /// What counts all calls for perf.
 const ALL: &str = "raw_syscalls:sys_enter";
 
+/// Switches between threads, which perf counts too, and of threads that end meanwhile, which /proc forgets.
+const SWITCHES: &str = "context-switches";
+
 /// How long strace may take to attach, and to write its table.
 const STRACE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -89,7 +92,8 @@ impl Counter {
             // perf counts for as long as the program runs that it starts.
             Counter::Perf => {
                 let single = NAMES.iter().map(|name| format!("syscalls:sys_enter_{name}"));
-                let events: Vec<String> = std::iter::once(ALL.to_owned()).chain(single).collect();
+                let events: Vec<String> =
+                    [ALL, SWITCHES].map(str::to_owned).into_iter().chain(single).collect();
                 let (events, pid) = (events.join(","), pid.to_string());
                 let words = ["perf", "stat", "-x,", "-e", &events, "-p", &pid, "-o", &out, "--"];
                 Ok(Counting { wrapper: words.map(str::to_owned).to_vec(), strace: None, file })
@@ -124,6 +128,15 @@ fn is_traced(pid: u32) -> Result<bool> {
     Ok(true)
 }
 
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// System calls by name.
+    pub calls: BTreeMap<String, u64>,
+    /// Context switches, if the tool counts them.
+    pub switches: Option<u64>,
+}
+
 /// A process whose calls are counted.
 #[derive(Debug)]
 pub struct Counting {
@@ -142,7 +155,7 @@ impl Counting {
     ///
     /// # Errors
     /// If the tool says nothing that is understood.
-    pub fn finish(mut self) -> Result<BTreeMap<String, u64>> {
+    pub fn finish(mut self) -> Result<Counts> {
         let Some(mut strace) = self.strace.take() else {
             return parse_perf(&fs::read_to_string(&self.file)?);
         };
@@ -164,34 +177,42 @@ impl Drop for Counting {
 }
 
 /// Counts from `perf stat -x,`: `count,unit,event,…`.
-fn parse_perf(text: &str) -> Result<BTreeMap<String, u64>> {
-    let mut counts = BTreeMap::new();
+fn parse_perf(text: &str) -> Result<Counts> {
+    let (mut calls, mut all, mut switches) = (BTreeMap::new(), None, None);
     for line in text.lines() {
         let mut fields = line.split(',');
         let (Some(count), Some(event)) = (fields.next(), fields.nth(1)) else { continue };
         // Events that this kernel does not have are `<not supported>`, or missing.
-        let (Ok(count), Some((_, name))) = (count.parse::<u64>(), event.split_once("sys_enter")) else {
-            continue;
-        };
-        counts.insert(name.trim_start_matches('_').to_owned(), count);
+        let Ok(count) = count.parse::<u64>() else { continue };
+        // A modifier such as `:u` may follow.
+        if event.starts_with(ALL) {
+            all = Some(count);
+        } else if event.starts_with(SWITCHES) {
+            switches = Some(count);
+        } else if let Some((_, name)) = event.split_once("sys_enter_") {
+            calls.insert(name.to_owned(), count);
+        }
     }
-    let all = counts.remove("").ok_or_else(|| Error::other(format!("perf said {text:?}")))?;
-    counts.insert("others".to_owned(), all.saturating_sub(counts.values().sum()));
-    counts.retain(|_, count| *count > 0);
-    Ok(counts)
+    let all = all.ok_or_else(|| Error::other(format!("perf said {text:?}")))?;
+    calls.insert("others".to_owned(), all.saturating_sub(calls.values().sum()));
+    calls.retain(|_, count| *count > 0);
+    Ok(Counts { calls, switches })
 }
 
 /// Counts from the table of `strace -c`: share, seconds, microseconds a call, calls, errors if any, name.
-fn parse_strace(text: &str) -> Result<BTreeMap<String, u64>> {
+fn parse_strace(text: &str) -> Result<Counts> {
     let row = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let name = *fields.last()?;
         Some((name.to_owned(), fields.get(3)?.parse().ok()?))
     };
     let rows = text.lines().skip_while(|line| !line.starts_with("---")).skip(1);
-    let counts: BTreeMap<String, u64> =
+    let calls: BTreeMap<String, u64> =
         rows.take_while(|line| !line.starts_with("---")).filter_map(row).collect();
-    if counts.is_empty() { Err(Error::other(format!("strace said {text:?}"))) } else { Ok(counts) }
+    if calls.is_empty() {
+        return Err(Error::other(format!("strace said {text:?}")));
+    }
+    Ok(Counts { calls, switches: None })
 }
 
 #[cfg(test)]
@@ -200,10 +221,12 @@ mod tests {
 
     #[test]
     fn counts_of_perf_are_read_and_what_is_not_named_is_others() {
-        let text = "# started on Sun\n\n100,,raw_syscalls:sys_enter,1,100.00,,\n60,,syscalls:sys_enter_sendto,1,100.00,,\n\
+        let text = "# started on Sun\n\n100,,raw_syscalls:sys_enter,1,100.00,,\n\
+                    7,,context-switches,1,100.00,,\n60,,syscalls:sys_enter_sendto,1,100.00,,\n\
                     0,,syscalls:sys_enter_read,1,100.00,,\n<not supported>,,syscalls:sys_enter_poll,0,100.00,,\n";
         let counts = parse_perf(text).unwrap();
-        assert_eq!(counts, BTreeMap::from([("sendto".to_owned(), 60), ("others".to_owned(), 40)]));
+        assert_eq!(counts.calls, BTreeMap::from([("sendto".to_owned(), 60), ("others".to_owned(), 40)]));
+        assert_eq!(counts.switches, Some(7));
         assert!(parse_perf("# nothing").is_err());
     }
 
@@ -216,6 +239,6 @@ mod tests {
                     ------ ----------- ----------- --------- --------- ----------------\n\
                     100.00    0.001000           1       588        12 total\n";
         let counts = parse_strace(text).unwrap();
-        assert_eq!(counts, BTreeMap::from([("recvfrom".to_owned(), 300), ("sendto".to_owned(), 288)]));
+        assert_eq!(counts.calls, BTreeMap::from([("recvfrom".to_owned(), 300), ("sendto".to_owned(), 288)]));
     }
 }

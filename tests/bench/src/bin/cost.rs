@@ -18,7 +18,7 @@ use tidemill_bench::flood::{Amount, Flood};
 use tidemill_bench::idle::{Idle, observe};
 use tidemill_bench::machine::{Machine, Switches, raise_file_limit};
 use tidemill_bench::server::ServerSpec;
-use tidemill_bench::syscalls::{Counter, Counting};
+use tidemill_bench::syscalls::{Counter, Counting, Counts};
 use tidemill_bench::workload::Workload;
 
 /// Requests of two runs whose difference is what the requests between them take: starting, connecting and stopping are
@@ -109,10 +109,8 @@ fn main() -> ExitCode {
 struct PerRequest {
     /// System calls by name.
     calls: BTreeMap<String, f64>,
-    /// The server's threads went to sleep.
-    voluntary_switches: Option<f64>,
-    /// They had to give way.
-    involuntary_switches: Option<f64>,
+    /// The server's threads went to sleep, or had to give way.
+    context_switches: Option<f64>,
     /// User instructions, under valgrind.
     instructions: Option<f64>,
 }
@@ -202,27 +200,27 @@ impl Cost<'_> {
         let server = spec.start(&workload.server_options(), &wrapper)?;
         let scale = u64::from(workload.pipeline);
         let runs = Runs { few: scale * COUNTED.few, many: scale * COUNTED.many };
-        let count = |requests| -> Result<(BTreeMap<String, u64>, Switches)> {
+        let count = |requests| -> Result<Counts> {
             let counting =
                 self.counter.map(|counter| counter.attach(server.pid(), &self.scratch)).transpose()?;
-            let before = Switches::of(server.pid())?;
             let mut words = counting.as_ref().map(|counting| counting.wrapper().to_vec()).unwrap_or_default();
             words.extend(wrapper.iter().cloned());
+            let before = Switches::of(server.pid())?;
             let amount = Amount::Requests(requests);
             self.flood.start(server.address, workload, amount, None, &words)?.report()?;
-            let after = Switches::of(server.pid())?;
-            let calls = counting.map(Counting::finish).transpose()?.unwrap_or_default();
-            Ok((calls, after.since(before)))
+            let switches = Switches::of(server.pid())?.since(before).total();
+            let counts = counting.map(Counting::finish).transpose()?.unwrap_or_default();
+            Ok(Counts { switches: counts.switches.or(Some(switches)), ..counts })
         };
-        let ((few_calls, few), (many_calls, many)) = (count(runs.few)?, count(runs.many)?);
+        let (few, many) = (count(runs.few)?, count(runs.many)?);
         server.stop()?;
         let each = |(name, many): (String, u64)| {
-            let few = few_calls.get(&name).copied().unwrap_or_default();
+            let few = few.calls.get(&name).copied().unwrap_or_default();
             (name, runs.per_request(few, many))
         };
-        found.calls = many_calls.into_iter().map(each).filter(|(_, count)| *count >= NEGLIGIBLE).collect();
-        found.voluntary_switches = Some(runs.per_request(few.voluntary, many.voluntary));
-        found.involuntary_switches = Some(runs.per_request(few.involuntary, many.involuntary));
+        found.calls = many.calls.into_iter().map(each).filter(|(_, count)| *count >= NEGLIGIBLE).collect();
+        found.context_switches =
+            few.switches.zip(many.switches).map(|(few, many)| runs.per_request(few, many));
         Ok(())
     }
 
@@ -327,10 +325,7 @@ impl Table<'_> {
             costs.per_request.get(workload.name).and_then(figure)
         };
         self.row(out, "user instructions", 0, |costs| of(costs, |found| found.instructions))?;
-        self.row(out, "context switches, voluntary", 4, |costs| of(costs, |found| found.voluntary_switches))?;
-        self.row(out, "context switches, involuntary", 4, |costs| {
-            of(costs, |found| found.involuntary_switches)
-        })?;
+        self.row(out, "context switches", 4, |costs| of(costs, |found| found.context_switches))?;
         let sum = |found: &PerRequest| (!found.calls.is_empty()).then(|| found.calls.values().sum());
         self.row(out, "system calls", 4, |costs| of(costs, sum))?;
         let found = || self.costs.iter().filter_map(|costs| costs.per_request.get(workload.name));
