@@ -17,7 +17,7 @@ const USAGE: u8 = 2;
 
 /// A server for line protocols over TCP: one event loop, and a pool of worker threads that sizes itself.
 #[derive(Debug, Parser)]
-#[command(name = "tidemill", version, max_term_width = 100)]
+#[command(name = "tidemill", version, max_term_width = 100, arg_required_else_help = false)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
