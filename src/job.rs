@@ -6,7 +6,8 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+
+use crate::clock::Nanos;
 
 /// Most lines in a job. More would make one connection's burst a long wait for another's single line.
 pub(crate) const MAX_JOB_LINES: usize = 256;
@@ -56,8 +57,8 @@ pub(crate) struct Job {
     pub(crate) connection: ConnId,
     pub(crate) local: Arc<Endpoint>,
     pub(crate) peer: SocketAddr,
-    /// When the reactor took these lines in. Waiting is counted from here.
-    pub(crate) accepted_at: Instant,
+    /// When the reactor took these lines in, by the pool's clock. Waiting is counted from here.
+    pub(crate) accepted_at: Nanos,
     /// The lines, each ended by `\n`.
     lines: Vec<u8>,
     /// Bytes of `lines` that have been handled.
@@ -71,7 +72,7 @@ pub(crate) struct Job {
     /// Lines handled in this slice, whether they had a reply or not.
     pub(crate) handled: usize,
     /// Wall time of this slice.
-    pub(crate) took: Duration,
+    pub(crate) took: Nanos,
     pub(crate) end: JobEnd,
 }
 
@@ -98,7 +99,7 @@ impl Job {
         self.replies.clear();
         self.reply_ends.clear();
         self.handled = 0;
-        self.took = Duration::ZERO;
+        self.took = 0;
         self.end = JobEnd::Done;
     }
 
@@ -127,7 +128,7 @@ impl FreeJobs {
         connection: ConnId,
         local: &Arc<Endpoint>,
         peer: SocketAddr,
-        now: Instant,
+        now: Nanos,
     ) -> Box<Job> {
         let Some(mut job) = self.free.pop() else {
             return Box::new(Job {
@@ -141,7 +142,7 @@ impl FreeJobs {
                 replies: Vec::new(),
                 reply_ends: Vec::new(),
                 handled: 0,
-                took: Duration::ZERO,
+                took: 0,
                 end: JobEnd::Done,
             });
         };
@@ -170,7 +171,7 @@ mod tests {
 
     fn take(free: &mut FreeJobs) -> Box<Job> {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address, Instant::now())
+        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address, 0)
     }
 
     #[test]

@@ -41,6 +41,7 @@
 pub mod architecture {}
 
 pub mod client;
+mod clock;
 mod config;
 mod connection;
 pub mod controller;

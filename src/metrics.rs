@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::clock::Nanos;
 use crate::connection::CloseReason;
 use crate::sync::lock_std;
 
@@ -42,6 +43,20 @@ pub(crate) struct Counters {
     pub(crate) stale_replies: u64,
 }
 
+/// Requests that take less than this on average may be timed together, in nanoseconds.
+pub(crate) const SHORT_REQUEST: Nanos = 1_000;
+
+/// Requests of one job, timed together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lap {
+    /// From their arrival to the call of the handler for the first of them.
+    pub(crate) wait: Nanos,
+    /// Time that the handler took for all of them.
+    pub(crate) took: Nanos,
+    /// How many, at least one.
+    pub(crate) requests: usize,
+}
+
 /// Distribution of the waiting and the service times, one value a request.
 #[derive(Debug)]
 pub(crate) struct Timings {
@@ -68,9 +83,9 @@ impl Times {
         Times { histogram, sum_nanos: 0 }
     }
 
-    fn record(&mut self, nanos: u64) {
-        self.histogram.saturating_record(nanos);
-        self.sum_nanos += u128::from(nanos);
+    fn record(&mut self, nanos: Nanos, count: usize) {
+        self.histogram.saturating_record_n(nanos, count as u64);
+        self.sum_nanos += u128::from(nanos) * count as u128;
     }
 
     fn add(&mut self, other: &Times) {
@@ -100,13 +115,16 @@ impl Timings {
         Timings { shards: (0..shards).map(|_| shard()).collect() }
     }
 
-    /// Records requests of worker `worker`: how long each waited and took, in nanoseconds.
-    pub(crate) fn record(&self, worker: u64, laps: impl Iterator<Item = (u64, u64)>) {
+    /// Records requests of worker `worker`.
+    pub(crate) fn record(&self, worker: u64, laps: impl Iterator<Item = Lap>) {
         let shard = usize::try_from(worker % self.shards.len() as u64).unwrap_or(0);
         let mut shard = lock_std(&self.shards[shard]);
-        for (wait, service) in laps {
-            shard.wait.record(wait);
-            shard.service.record(service);
+        for Lap { wait, took, requests } in laps {
+            shard.wait.record(wait, requests);
+            // Timed together, they are short. Where they were not, one of them is the likely cause.
+            let short = (took / requests as u64).min(SHORT_REQUEST);
+            shard.service.record(short, requests - 1);
+            shard.service.record(took - short * (requests as u64 - 1), 1);
         }
     }
 
@@ -166,7 +184,8 @@ pub struct Stats {
     pub requests_dropped_total: u64,
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
-    /// Time that the handler took for a request, in seconds.
+    /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
+    /// up to eight together: the count and the sum are exact, and a slow one among them counts as one.
     pub service_seconds: Distribution,
     /// Workers that run or are being started.
     pub pool_threads: u64,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
 use crate::config::{Config, PoolLimits, StopFrom};
 use crate::error::Error;
 use crate::handler::Handler;
@@ -195,8 +196,8 @@ impl Builder {
             .collect::<Result<Vec<_>, _>>()?;
         let (sockets, waker) = Sockets::new(sockets)?;
 
-        let epoch = Instant::now();
-        let pool = ReactorPool::new(Arc::clone(&self.handler), waker, epoch);
+        let clock = Clock::start();
+        let pool = ReactorPool::new(Arc::clone(&self.handler), waker, clock);
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
@@ -227,7 +228,7 @@ impl Builder {
         }
         spawn("tidemill-tuner", {
             let (tuner, pool) = (Arc::clone(&tuner), Arc::clone(&pool));
-            move || tuner.run(&pool, epoch)
+            move || tuner.run(&pool, clock.epoch())
         })?;
         spawn("tidemill-loop", {
             let inner = Arc::clone(&inner);
@@ -359,7 +360,7 @@ impl ServerHandle {
             shrunk,
             refused,
         };
-        Stats::new(pool.uptime(), &counters, &gauges, &pool.timings)
+        Stats::new(pool.clock.epoch().elapsed(), &counters, &gauges, &pool.timings)
     }
 
     /// The last changes of the pool's size with their reasons, the oldest first; at most

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_deque::{Injector, Stealer};
 
+use crate::clock::{Clock, Nanos, nanos};
 use crate::handler::Handler;
 use crate::job::Job;
 use crate::metrics::Timings;
@@ -50,7 +51,7 @@ pub(crate) struct Pool<W> {
     started: AtomicU64,
     /// Moving average of the wall time of a job in nanoseconds, by the reactor only. Relaxed.
     mean_nanos: AtomicU64,
-    epoch: Instant,
+    pub(crate) clock: Clock,
     handler: Arc<dyn Handler>,
     pub(crate) replies: Replies<Box<Job>, W>,
     pub(crate) timings: Timings,
@@ -73,7 +74,7 @@ struct Crew {
 struct WorkerState {
     /// The system's number of the thread.
     tid: AtomicU32,
-    /// Nanoseconds since `epoch` at which it took its last job, times two, plus one while it runs it. Written by the
+    /// When it took its last job, by the pool's clock, times two, plus one while it runs it. Written by the
     /// worker only. Relaxed: a statistic.
     last: AtomicU64,
 }
@@ -83,7 +84,7 @@ struct WorkerState {
 pub(crate) struct Census {
     pub(crate) live: usize,
     pub(crate) busy: usize,
-    /// When a worker last took a job, since the pool's epoch.
+    /// When a worker last took a job.
     pub(crate) last_taken: Duration,
     /// Mean time since the busy workers took their jobs.
     pub(crate) mean_age: Duration,
@@ -92,8 +93,8 @@ pub(crate) struct Census {
 }
 
 impl<W: Wake> Pool<W> {
-    /// A pool without workers; the clock of its figures starts at `epoch`.
-    pub(crate) fn new(handler: Arc<dyn Handler>, waker: W, epoch: Instant) -> Arc<Self> {
+    /// A pool without workers, whose figures are in the time of `clock`.
+    pub(crate) fn new(handler: Arc<dyn Handler>, waker: W, clock: Clock) -> Arc<Self> {
         Arc::new(Pool {
             injector: Injector::new(),
             stealers: RwLock::new(Vec::new()),
@@ -105,7 +106,7 @@ impl<W: Wake> Pool<W> {
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             mean_nanos: AtomicU64::new(nanos(UNKNOWN_TIME_PER_JOB)),
-            epoch,
+            clock,
             handler,
             replies: Replies::new(waker),
             timings: Timings::new(),
@@ -150,8 +151,7 @@ impl<W: Wake> Pool<W> {
     }
 
     /// Takes a finished slice's wall time into the mean. For the reactor.
-    pub(crate) fn learn_time_per_job(&self, took: Duration, first: bool) {
-        let took = nanos(took);
+    pub(crate) fn learn_time_per_job(&self, took: Nanos, first: bool) {
         let old = self.mean_nanos.load(Relaxed);
         let mean = if first { took } else { old - (old >> MEAN_SHIFT) + (took >> MEAN_SHIFT) };
         self.mean_nanos.store(mean, Relaxed);
@@ -224,12 +224,7 @@ impl<W: Wake> Pool<W> {
         lock_std(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
     }
 
-    /// Time since the pool's epoch.
-    pub(crate) fn uptime(&self) -> Duration {
-        self.epoch.elapsed()
-    }
-
-    /// Looks at every worker. `now` is since the pool's epoch.
+    /// Looks at every worker. `now` is in the time of its clock.
     pub(crate) fn census(&self, now: Duration) -> Census {
         let crew = lock_std(&self.crew);
         let mut census = Census { live: crew.live, ..Census::default() };
@@ -306,8 +301,4 @@ impl<W> std::fmt::Debug for Pool<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("sleep", &self.sleep).field("crew", &self.crew).finish_non_exhaustive()
     }
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

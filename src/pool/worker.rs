@@ -2,35 +2,40 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
-use std::time::{Duration, Instant};
 
 use crossbeam_deque::{Steal, Worker as Deque};
 
 use super::sleep::{Bed, Unparked};
-use super::{Pool, WorkerState, nanos};
+use super::{Pool, WorkerState};
+use crate::clock::Nanos;
 use crate::handler::{self, Handled, Request};
 use crate::job::{Job, JobEnd};
+use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
 use crate::sync::lock_std;
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
-const MAX_SLICE: Duration = Duration::from_millis(1);
+const MAX_SLICE: Nanos = 1_000_000;
 /// Reply bytes after which it does, so that what the reactor has to write stays small.
 const MAX_SLICE_BYTES: usize = 64 << 10;
 /// Most jobs taken at once. They are taken together only while all of them are done within [`MAX_BATCH_TIME`]: a worker
 /// that hoards jobs and then blocks costs them the time until another steals them.
 const MAX_BATCH: u64 = 16;
-const MAX_BATCH_TIME: Duration = Duration::from_micros(20);
+const MAX_BATCH_TIME: Nanos = 20_000;
 /// Finished jobs after which the reactor is woken even if the worker has more to do.
 const MAX_OWED: usize = 64;
 /// A job that took longer than this is worth a wake-up of its own.
-const LONG_JOB: Duration = Duration::from_micros(20);
+const LONG_JOB: Nanos = 20_000;
+
+/// Most requests of a job that are timed together, which they are while they take less than [`SHORT_REQUEST`] each:
+/// reading the clock costs about as much as the shortest of them.
+const MAX_LAP: usize = 8;
 
 /// Runs a worker until it is surplus. It counts as live and searching already.
 pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
     let state = Arc::new(WorkerState {
         tid: AtomicU32::new(thread_id()),
-        last: AtomicU64::new(nanos(pool.epoch.elapsed()) * 2),
+        last: AtomicU64::new(pool.clock.now() * 2),
     });
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();
@@ -53,8 +58,8 @@ struct Worker<'a, W: Wake> {
     bed: crate::sync::Arc<Bed>,
     /// Finished jobs handed over since the reactor was last woken for them.
     owed: usize,
-    /// Waiting and service time of each line of the present slice, in nanoseconds. Kept for its capacity.
-    laps: Vec<(u64, u64)>,
+    /// Times of the present slice. Kept for its capacity.
+    laps: Vec<Lap>,
 }
 
 impl<W: Wake> Worker<'_, W> {
@@ -102,7 +107,7 @@ impl<W: Wake> Worker<'_, W> {
 
     fn take_injected(&self) -> Option<Box<Job>> {
         let mean = self.pool.mean_nanos.load(Relaxed).max(1);
-        let limit = usize::try_from((nanos(MAX_BATCH_TIME) / mean).clamp(1, MAX_BATCH)).unwrap_or(1);
+        let limit = usize::try_from((MAX_BATCH_TIME / mean).clamp(1, MAX_BATCH)).unwrap_or(1);
         first(|| match limit {
             1 => self.pool.injector.steal(),
             limit => self.pool.injector.steal_batch_with_limit_and_pop(&self.deque, limit),
@@ -122,15 +127,14 @@ impl<W: Wake> Worker<'_, W> {
         let pool = self.pool;
         pool.started.fetch_add(1, Relaxed);
         job.begin_slice();
-        let begun = Instant::now();
-        self.state.last.store(nanos(begun - pool.epoch) * 2 + 1, Relaxed);
+        let begun = pool.clock.now();
+        self.state.last.store(begun * 2 + 1, Relaxed);
 
         let (accepted_at, peer) = (job.accepted_at, job.peer);
-        let mut now = begun;
+        let (mut now, mut lap, mut most) = (begun, 0, 1);
         while let Some((line, local, replies)) = job.next_line() {
             let handled = handler::call(&*pool.handler, &Request::new(line, local, peer), replies);
-            let before = std::mem::replace(&mut now, Instant::now());
-            self.laps.push((nanos(before.saturating_duration_since(accepted_at)), nanos(now - before)));
+            lap += 1;
             let replied = job.replies.len();
             match handled {
                 Handled::Replied => job.reply_ends.push(replied),
@@ -140,22 +144,27 @@ impl<W: Wake> Worker<'_, W> {
                         job.reply_ends.push(replied);
                     }
                     job.end = JobEnd::Close;
-                    break;
                 }
-                Handled::Panicked => {
-                    job.end = JobEnd::Panicked;
-                    break;
-                }
+                Handled::Panicked => job.end = JobEnd::Panicked,
             }
-            if job.lines_left > 0 && (now - begun >= MAX_SLICE || replied >= MAX_SLICE_BYTES) {
-                job.end = JobEnd::Unfinished;
-                break;
+            let full = replied >= MAX_SLICE_BYTES;
+            if lap == most || full || job.lines_left == 0 || job.end != JobEnd::Done {
+                let took = pool.clock.now() - now;
+                self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
+                most = if took < SHORT_REQUEST * lap as u64 { (most * 2).min(MAX_LAP) } else { 1 };
+                (now, lap) = (now + took, 0);
+                if job.lines_left > 0 && job.end == JobEnd::Done && (full || now - begun >= MAX_SLICE) {
+                    job.end = JobEnd::Unfinished;
+                }
+                if job.end != JobEnd::Done {
+                    break;
+                }
             }
         }
         job.took = now - begun;
         let long = job.took > LONG_JOB;
         pool.timings.record(self.id, self.laps.drain(..));
-        self.state.last.store(nanos(begun - pool.epoch) * 2, Relaxed);
+        self.state.last.store(begun * 2, Relaxed);
         pool.replies.push(job);
         self.owed += 1;
         if long || self.owed >= MAX_OWED {

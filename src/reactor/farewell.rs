@@ -32,7 +32,7 @@ impl Reactor {
                 && !connection.has_ended()
                 && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
             {
-                self.take_in(id, 0, 0, now);
+                self.take_in(id, 0, 0);
             }
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             if connection.phase == Phase::Open {

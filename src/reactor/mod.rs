@@ -25,6 +25,7 @@ use mio::event::Event;
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{Phase, Turn};
 use crate::error::Error;
@@ -135,6 +136,8 @@ pub(crate) struct Reactor {
     /// watermark of its connection instead, so that a few slow readers cannot stop the service for all.
     lines_out: usize,
     buffer: Box<[u8]>,
+    /// When this turn began, by the pool's clock.
+    turn_at: Nanos,
     /// Set when a graceful stop has begun: when it ends at the latest.
     drain_until: Option<Instant>,
     /// A peer that may do so asked for a stop.
@@ -171,6 +174,7 @@ impl Reactor {
             jobs_out: 0,
             lines_out: 0,
             buffer: vec![0; READ_BUDGET].into_boxed_slice(),
+            turn_at: 0,
             drain_until: None,
             stop_requested: false,
             started_before: 0,
@@ -196,6 +200,7 @@ impl Reactor {
                 }
             }
             let now = Instant::now();
+            self.turn_at = self.shared.pool.clock.now();
             self.turn(&events, &mut finished, now);
             if self.stop_requested {
                 self.shared.stop.drain();

@@ -29,9 +29,9 @@ impl Reactor {
             return;
         }
         let room = self.room(resumed);
-        self.hand_out(id, room, now);
+        self.hand_out(id, room);
         let room = self.room(resumed);
-        if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, room, now) {
+        if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, room) {
             return;
         }
         self.end_if_over(id, now);
@@ -45,7 +45,7 @@ impl Reactor {
     }
 
     /// Gives the pool the next job of a connection, if it has one and none is out.
-    fn hand_out(&mut self, id: ConnId, room: usize, now: Instant) {
+    fn hand_out(&mut self, id: ConnId, room: usize) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if !connection.may_hand_out() {
             return;
@@ -56,7 +56,7 @@ impl Reactor {
             if room == 0 {
                 return self.stall(id);
             }
-            let mut job = self.free.take(id, &connection.local, connection.peer(), now);
+            let mut job = self.free.take(id, &connection.local, connection.peer(), self.turn_at);
             let accepted = connection.fill(&mut job, room);
             self.send_out(job, accepted);
         }
@@ -96,7 +96,7 @@ impl Reactor {
     }
 
     /// Reads a connection within its budget. `false`: it is gone.
-    fn read(&mut self, id: ConnId, room: usize, now: Instant) -> bool {
+    fn read(&mut self, id: ConnId, room: usize) -> bool {
         if room == 0 {
             self.stall(id);
             return true;
@@ -127,7 +127,7 @@ impl Reactor {
                 connection.set_read_short();
             }
             self.counters.read_bytes += read as u64;
-            self.take_in(id, read, room, now);
+            self.take_in(id, read, room);
             if filled {
                 return true;
             }
@@ -136,11 +136,11 @@ impl Reactor {
     }
 
     /// Frames `read` bytes of the buffer; 0 is the end of the stream.
-    pub(super) fn take_in(&mut self, id: ConnId, read: usize, room: usize, now: Instant) {
+    pub(super) fn take_in(&mut self, id: ConnId, read: usize, room: usize) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         let free = !connection.job_out && !connection.has_ready() && connection.may_hand_out();
         let peer = connection.peer();
-        let mut job = free.then(|| self.free.take(id, &connection.local, peer, now));
+        let mut job = free.then(|| self.free.take(id, &connection.local, peer, self.turn_at));
         let intake = Intake {
             max_line_bytes: self.settings.max_line_bytes,
             job: job.as_deref_mut(),
