@@ -1,6 +1,8 @@
 //! The `tidemill` program: arguments, signals and logs around the library.
 
 mod cli;
+mod load;
+mod report;
 
 use std::process::ExitCode;
 

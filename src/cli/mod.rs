@@ -4,6 +4,7 @@
 
 mod client;
 mod files;
+mod load;
 mod serve;
 
 use std::ffi::OsString;
@@ -27,6 +28,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Client(client::ClientArgs),
+    Load(load::LoadArgs),
 }
 
 /// Parses the program's arguments and runs the subcommand.
@@ -42,6 +44,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Client(args) => client::run(&args),
+        Command::Load(args) => load::run(&args),
     }
 }
 

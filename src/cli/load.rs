@@ -1,0 +1,224 @@
+//! `tidemill load`: arguments, the run, and what is shown and written of it.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::load::asserts::Asserts;
+use crate::load::progress::Bar;
+use crate::load::schedule::{Curve, Shape, Subject};
+use crate::load::{self, Plan, summarize};
+use crate::report::load::{LoadReport, Verdict};
+
+use super::{USAGE, fail};
+
+const FAILED: u8 = 1;
+/// Without -n, -d or --shape a run takes this long.
+const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+
+/// Floods a HELO server and judges every reply.
+///
+/// Every request carries a text of its own, and every reply is compared byte for byte with what it must be. Without --rate the
+/// loop is closed: a reply makes room for the next request. With it the loop is open: requests are due at fixed moments, and
+/// latency counts from there, however late they could be sent.
+///
+/// Exit status: 0 when every reply was right and every assert holds, 1 when not, or when the run was not possible, 2 for wrong usage.
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// The server, as HOST:PORT
+    #[arg(value_name = "HOST:PORT")]
+    target: String,
+
+    /// Connections to keep open
+    #[arg(short, long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+
+    /// Requests to send in all, warm-up not counted [default: no limit]
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    requests: Option<u64>,
+
+    /// How long to send, warm-up not counted [default: 10s, or one pass of the shape, unless -n is given]
+    #[arg(short, long, value_name = "DUR", value_parser = positive)]
+    duration: Option<Duration>,
+
+    /// Requests outstanding on each connection at most
+    #[arg(short = 'P', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pipeline: u32,
+
+    /// Open loop: requests that become due each second, over all connections [default: closed loop]
+    #[arg(short, long, value_name = "PER_SECOND", value_parser = rate)]
+    rate: Option<f64>,
+
+    /// Open loop: requests come at random (a Poisson process), not evenly spaced
+    #[arg(long)]
+    poisson: bool,
+
+    /// Rate or connections over time: `rate=` or `connections=`, then stages KIND:FROM..TO@DUR separated by commas
+    ///
+    /// The kinds: `hold:50@5s`; `ramp:0..1000@10s`; `step:100..400x4@8s` (4 levels); `sawtooth:0..500x3@9s` (3 teeth);
+    /// `onoff:0..2000x5@10s` (5 times TO, then FROM). With -d longer than all stages together they start again.
+    #[arg(long, value_name = "SHAPE")]
+    shape: Option<Shape>,
+
+    /// Open a new connection for every request; latency counts from the start of connecting
+    #[arg(long)]
+    reconnect: bool,
+
+    /// Send for this long first, without counting it in rate and latency (wrong replies count at any time)
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
+    warm_up: Duration,
+
+    /// Threads that send
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
+
+    /// A connection that owes a reply and is silent for this long is given up, and its requests are lost
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = positive)]
+    timeout: Duration,
+
+    /// The server is going to stop gracefully: what it never read is no loss if its replies are a clean prefix
+    #[arg(long)]
+    expect_stop: bool,
+
+    /// The IP address in the replies [default: the server's]
+    #[arg(long, value_name = "IP")]
+    advertise_ip: Option<IpAddr>,
+
+    /// The student id in the replies
+    #[arg(long, value_name = "TEXT", default_value = "16336617", env = "STUDENT_ID")]
+    student_id: String,
+
+    /// Seed of everything random: the run's tag in the requests, and --poisson [default: another each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// What the run must fulfil, such as 'p99<20ms,lost=0'; may be given more than once
+    ///
+    /// Times: p50, p99, p99.9 and so on, mean, max, generator_cpu (for each reply). Numbers: rate (replies a second), sent, right, wrong,
+    /// reordered, duplicated, lost, unread, unasked, opened, refused, reset, closed_early, errors (all of these).
+    /// Relations: < <= = >= >
+    #[arg(long, value_name = "ASSERTS")]
+    assert: Vec<Asserts>,
+
+    /// Write one JSON document with everything to standard output, instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=1e8).contains(rate));
+    rate.ok_or_else(|| "it must be a number from 0.001 to 100000000".to_owned())
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &LoadArgs) -> ExitCode {
+    let plan = match plan(args) {
+        Ok(plan) => plan,
+        Err((status, message)) => return fail(status, &message),
+    };
+    match flood(args, &plan) {
+        Ok(report) => finish(args, &report),
+        Err(message) => fail(FAILED, &message),
+    }
+}
+
+fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
+    let target = resolve(&args.target)?;
+    let usage = |message: &str| Err((USAGE, message.to_owned()));
+    let shape_of = |subject| args.shape.as_ref().filter(|shape| shape.subject == subject);
+    if args.rate.is_some() && shape_of(Subject::Rate).is_some() {
+        return usage("--rate cannot be used with a --shape of the rate");
+    }
+    let rate = shape_of(Subject::Rate).map(|shape| shape.curve.clone()).or(args.rate.map(Curve::constant));
+    if args.poisson && rate.is_none() {
+        return usage("--poisson needs --rate or a --shape of the rate");
+    }
+    if args.reconnect && args.pipeline > 1 {
+        return usage("--reconnect cannot be used with --pipeline");
+    }
+    let connection_curve = shape_of(Subject::Connections).map(|shape| shape.curve.clone());
+    let connections = connection_curve
+        .as_ref()
+        .map_or(u64::from(args.connections), |curve| crate::load::whole(curve.highest().ceil()));
+    let connections = usize::try_from(connections).ok().filter(|&connections| connections <= 1_000_000);
+    let Some(connections) = connections else { return usage("--shape takes up to 1000000 connections") };
+    let ip = args.advertise_ip.unwrap_or_else(|| target.ip());
+    let shape_length = args.shape.as_ref().map(|shape| Duration::from_secs_f64(shape.curve.seconds()));
+    let default_duration = shape_length.or_else(|| args.requests.is_none().then_some(DEFAULT_DURATION));
+    Ok(Plan {
+        target,
+        tail: format!("\nIP:{ip}\nPort:{}\nStudentID:{}\n", target.port(), args.student_id),
+        connections,
+        pipeline: args.pipeline as usize,
+        requests: args.requests,
+        duration: args.duration.or(default_duration),
+        warm_up: args.warm_up,
+        rate,
+        poisson: args.poisson,
+        connection_curve,
+        reconnect: args.reconnect,
+        threads: args.threads,
+        timeout: args.timeout,
+        expect_stop: args.expect_stop,
+        seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
+    })
+}
+
+fn resolve(target: &str) -> Result<SocketAddr, (u8, String)> {
+    if !target.contains(':') {
+        return Err((USAGE, format!("`{target}` is not HOST:PORT")));
+    }
+    let addresses = target.to_socket_addrs().map_err(|error| {
+        let status = if error.kind() == io::ErrorKind::InvalidInput { USAGE } else { FAILED };
+        (status, format!("{target}: {error}"))
+    })?;
+    // `localhost` means the IPv4 address where there is one: that is where a server listens by default.
+    let mut addresses: Vec<SocketAddr> = addresses.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| (FAILED, format!("{target}: no address")))
+}
+
+fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // The first ends the run and shows what there is; the second ends the program.
+        let twice =
+            signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), interrupted.clone());
+        let once = signal_hook::flag::register(signal, interrupted.clone());
+        twice.and(once).map_err(|error| format!("cannot handle signals: {error}"))?;
+    }
+    let bar = Bar::new();
+    let outcome = load::run(plan, &interrupted, &mut |progress| bar.show(progress));
+    bar.clear();
+    let outcome = outcome.map_err(|fatal| format!("{}: {fatal}", args.target))?;
+    let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
+    Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, &asserts))
+}
+
+fn finish(args: &LoadArgs, report: &LoadReport) -> ExitCode {
+    let text = if args.json {
+        match serde_json::to_string(report) {
+            Ok(json) => json + "\n",
+            Err(error) => return fail(FAILED, &format!("cannot write JSON: {error}")),
+        }
+    } else {
+        report.text()
+    };
+    if let Err(error) = io::stdout().lock().write_all(text.as_bytes()) {
+        return fail(FAILED, &format!("cannot write: {error}"));
+    }
+    match report.verdict {
+        Verdict::Ok | Verdict::Invalid => ExitCode::SUCCESS,
+        Verdict::Failed => ExitCode::from(FAILED),
+    }
+}

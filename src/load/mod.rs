@@ -1,0 +1,279 @@
+//! The load generator: what `tidemill load` does once its arguments are read.
+//!
+//! `schedule` says when requests are due; `connections` is the event loop that sends and reads, one a thread; `ledger` and
+//! `tally` judge every reply; `histogram` holds the latencies; `honesty` judges the generator itself; `asserts` reads what
+//! a run must fulfil. [`run`] starts the threads and puts together what they say. Nothing here prints.
+
+pub(crate) mod asserts;
+mod connections;
+mod histogram;
+mod honesty;
+mod ledger;
+pub(crate) mod progress;
+mod result;
+pub(crate) mod schedule;
+mod series;
+mod tally;
+mod timer;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use histogram::Latencies;
+pub(crate) use result::summarize;
+
+use connections::{Done, Row, Share, Worker};
+use honesty::{Generator, Usage};
+use ledger::Template;
+use progress::Progress;
+use schedule::Curve;
+use series::Series;
+use tally::{Connections, Counts, First, Kind};
+
+/// Descriptors that a run needs beside one for each connection: standard streams, polls, timers, files.
+const SPARE_DESCRIPTORS: u64 = 32;
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) target: SocketAddr,
+    /// What follows the text in every reply.
+    pub(crate) tail: String,
+    pub(crate) connections: usize,
+    pub(crate) pipeline: usize,
+    /// Measured requests; without it the duration ends the run.
+    pub(crate) requests: Option<u64>,
+    pub(crate) duration: Option<Duration>,
+    pub(crate) warm_up: Duration,
+    /// Requests a second over time: with it the loop is open.
+    pub(crate) rate: Option<Curve>,
+    pub(crate) poisson: bool,
+    /// Connections over time, at most `connections`.
+    pub(crate) connection_curve: Option<Curve>,
+    pub(crate) reconnect: bool,
+    pub(crate) threads: u32,
+    pub(crate) timeout: Duration,
+    /// The server is going to stop, and that is no error.
+    pub(crate) expect_stop: bool,
+    pub(crate) seed: u64,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) started: std::time::SystemTime,
+    measured: Counts,
+    total: Counts,
+    connections: Connections,
+    unsent: u64,
+    examples: Vec<(Kind, First)>,
+    latencies: Latencies,
+    generator: Generator,
+    /// Of the generator, in the measured part.
+    cpu_seconds: f64,
+    series: Series,
+    ended_early: Option<String>,
+}
+
+/// Why there is no outcome.
+#[derive(Debug)]
+pub(crate) enum Fatal {
+    /// The system has no more local ports for this target.
+    OutOfPorts,
+    /// This process, or the system, has no more descriptors.
+    OutOfDescriptors,
+    /// So many descriptors are needed, and so many may be had.
+    TooFewDescriptors {
+        needed: u64,
+        limit: u64,
+    },
+    Poll(io::Error),
+    Thread(io::Error),
+}
+
+impl Fatal {
+    /// The errors of a connect that say nothing about the server.
+    fn of_connect(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::ADDRNOTAVAIL => Some(Self::OutOfPorts),
+            Errno::MFILE | Errno::NFILE => Some(Self::OutOfDescriptors),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfPorts => f.write_str(
+                "out of local ports for this target: use fewer connections, or widen net.ipv4.ip_local_port_range",
+            ),
+            Self::OutOfDescriptors => f.write_str("out of file descriptors: use fewer connections, or raise `ulimit -n`"),
+            Self::TooFewDescriptors { needed, limit } => {
+                write!(f, "{needed} file descriptors are needed, and the limit is {limit}: raise `ulimit -n`")
+            }
+            Self::Poll(error) => write!(f, "cannot poll: {error}"),
+            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
+        }
+    }
+}
+
+/// Floods the target as planned, and tells `watch` how it goes about ten times a second.
+pub(crate) fn run(
+    plan: &Plan,
+    interrupted: &AtomicBool,
+    watch: &mut dyn FnMut(&Progress),
+) -> Result<Outcome, Fatal> {
+    raise_descriptor_limit(plan.connections)?;
+    let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
+    let template = Template::new(tag(plan.seed), &plan.tail);
+    let (started, start) = (std::time::SystemTime::now(), Instant::now());
+    let mut series = Series::new();
+    let mut progress = Progress::new(plan);
+    let mut collect = |row: Row| {
+        progress.add(&row, start.elapsed());
+        series.add(row);
+        watch(&progress);
+    };
+    let share = |thread| share(plan, thread, threads, &template);
+    if threads == 1 {
+        // No second thread: a process of one saves every system call the counting of who uses its descriptors.
+        let done = Worker::new(plan, share(0), start, interrupted, &mut collect)?.run()?;
+        return Ok(put_together(plan, started, vec![done], series, Usage::default()));
+    }
+    let before = Usage::of_thread();
+    let done = thread::scope(|scope| {
+        let (rows, received) = mpsc::channel();
+        let mut handles = Vec::new();
+        for thread in 0..threads {
+            let (share, rows) = (share(thread), rows.clone());
+            let flood = move || {
+                // Nobody listens when another thread has failed: this one is told by its own error soon.
+                let mut send = |row| drop(rows.send(row));
+                Worker::new(plan, share, start, interrupted, &mut send)?.run()
+            };
+            let spawned = thread::Builder::new().name(format!("load-{thread}")).spawn_scoped(scope, flood);
+            handles.push(spawned.map_err(Fatal::Thread)?);
+        }
+        drop(rows);
+        received.into_iter().for_each(&mut collect);
+        let mut done: Vec<Done> = Vec::new();
+        for handle in handles {
+            match handle.join() {
+                Ok(outcome) => done.push(outcome?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(done)
+    })?;
+    Ok(put_together(plan, started, done, series, Usage::of_thread().since(before)))
+}
+
+fn put_together(
+    plan: &Plan,
+    started: std::time::SystemTime,
+    done: Vec<Done>,
+    series: Series,
+    own: Usage,
+) -> Outcome {
+    let (mut measured, mut total) = (Counts::default(), Counts::default());
+    let mut connections = Connections::default();
+    let mut examples: Vec<(Kind, First)> = Vec::new();
+    let mut lateness = Latencies::new();
+    let (mut unsent, mut ended, mut ended_early, mut threads) = (0, 0, None, Vec::new());
+    for one in done {
+        measured.add(&one.tally.measured());
+        total.add(&one.tally.total());
+        connections.add(&one.tally.connections);
+        lateness.add(&one.lateness.sparse());
+        unsent += one.unsent;
+        ended = ended.max(one.ended);
+        ended_early = ended_early.or(one.ended_early);
+        threads.push(one.usage);
+        examples.extend(one.tally.examples);
+    }
+    // The first of each kind over all threads.
+    examples.sort_by_key(|(kind, first)| (*kind, first.at));
+    examples.dedup_by_key(|(kind, _)| *kind);
+    let mut latencies = Latencies::new();
+    latencies.add(&series.histogram());
+    let seconds = Duration::from_nanos(ended).saturating_sub(plan.warm_up).as_secs_f64();
+    let cpu_seconds = own.cpu_seconds + threads.iter().map(|usage| usage.cpu_seconds).sum::<f64>();
+    let generator = Generator {
+        threads,
+        seconds,
+        lateness,
+        open_loop: plan.rate.is_some(),
+        p99: latencies.percentile(99.0),
+    };
+    Outcome {
+        started,
+        measured,
+        total,
+        connections,
+        unsent,
+        examples,
+        latencies,
+        generator,
+        cpu_seconds,
+        series,
+        ended_early,
+    }
+}
+
+fn share(plan: &Plan, thread: u32, threads: u32, template: &Template) -> Share {
+    let part =
+        |whole: u64| whole / u64::from(threads) + u64::from(u64::from(thread) < whole % u64::from(threads));
+    let connections = usize::try_from(part(plan.connections as u64)).unwrap_or(usize::MAX);
+    Share {
+        thread,
+        threads,
+        connections,
+        requests: plan.requests.map_or(u64::MAX, part),
+        rate: plan.rate.as_ref().map(|curve| curve.scaled(1.0 / f64::from(threads))),
+        connection_curve: plan
+            .connection_curve
+            .as_ref()
+            .map(|curve| curve.scaled(connections as f64 / plan.connections as f64)),
+        template: template.clone(),
+    }
+}
+
+/// Four characters that tell this run's requests from another's.
+fn tag(seed: u64) -> [u8; 4] {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::array::from_fn(|_| *random.choice(b"abcdefghijklmnopqrstuvwxyz0123456789").unwrap_or(&b'x'))
+}
+
+fn raise_descriptor_limit(connections: usize) -> Result<(), Fatal> {
+    let needed = connections as u64 + SPARE_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    let (current, maximum) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
+    if current >= needed {
+        return Ok(());
+    }
+    let too_few = Fatal::TooFewDescriptors { needed, limit: maximum };
+    if maximum < needed {
+        return Err(too_few);
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).map_err(|_| too_few)
+}
+
+/// A value that is not negative, without its fraction.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "`as` saturates, and that is what is wanted"
+)]
+pub(crate) fn whole(value: f64) -> u64 {
+    value as u64
+}

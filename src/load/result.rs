@@ -1,0 +1,242 @@
+//! From what happened to what is reported: percentiles, asserts and the verdict.
+
+use std::time::UNIX_EPOCH;
+
+use super::asserts::{Assert, Count, Subject};
+use super::histogram::Latencies;
+use super::tally::Counts;
+use super::{Outcome, Plan};
+use crate::report::load::{
+    self, Connections, Example, Generator, Latency, Lateness, LoadReport, Options, Point, Requests, Verdict,
+};
+
+fn microseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e3
+}
+
+fn requests(counts: &Counts, unsent: u64) -> Requests {
+    Requests {
+        sent: counts.sent,
+        right: counts.right,
+        wrong: counts.wrong,
+        reordered: counts.reordered,
+        duplicated: counts.duplicated,
+        lost: counts.lost,
+        unread: counts.unread,
+        unasked: counts.unasked,
+        unsent,
+    }
+}
+
+/// The latencies as they are reported.
+pub(crate) fn latency(latencies: &Latencies) -> Latency {
+    let at = |percentile| latencies.percentile(percentile).map(microseconds);
+    Latency {
+        count: latencies.len(),
+        mean: latencies.mean() / 1e3,
+        p50: at(50.0),
+        p90: at(90.0),
+        p99: at(99.0),
+        p999: at(99.9),
+        max: microseconds(latencies.max()),
+    }
+}
+
+/// The report of a run: `shape` is what was written for `--shape`.
+pub(crate) fn summarize(
+    plan: &Plan,
+    shape: Option<String>,
+    outcome: &Outcome,
+    asserts: &[Assert],
+) -> LoadReport {
+    let seconds = outcome.generator.seconds;
+    let reasons = outcome.generator.reasons();
+    let right = outcome.measured.right;
+    let busiest =
+        outcome.generator.threads.iter().max_by(|one, other| one.cpu_seconds.total_cmp(&other.cpu_seconds));
+    let share = |part: Option<f64>| part.filter(|_| seconds > 0.0).map_or(0.0, |part| part / seconds);
+    let lateness = &outcome.generator.lateness;
+    let mut report = LoadReport {
+        tidemill: env!("CARGO_PKG_VERSION").to_owned(),
+        target: plan.target.to_string(),
+        started_unix_seconds: outcome
+            .started
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64()),
+        warm_up_seconds: plan.warm_up.as_secs_f64(),
+        seconds,
+        options: Options {
+            connections: plan.connections as u64,
+            pipeline: plan.pipeline as u64,
+            threads: outcome.generator.threads.len() as u64,
+            loop_kind: match (&plan.rate, plan.poisson) {
+                (None, _) => "closed",
+                (Some(_), false) => "constant",
+                (Some(_), true) => "poisson",
+            }
+            .to_owned(),
+            rate: plan.rate.as_ref().map(|curve| curve.highest()),
+            shape,
+            reconnect: plan.reconnect,
+            expect_stop: plan.expect_stop,
+            timeout_seconds: plan.timeout.as_secs_f64(),
+        },
+        requests: requests(&outcome.measured, outcome.unsent),
+        total: requests(&outcome.total, outcome.unsent),
+        connections: Connections {
+            opened: outcome.connections.opened,
+            refused: outcome.connections.refused,
+            reset: outcome.connections.reset,
+            closed_early: outcome.connections.closed_early,
+            stopped: outcome.connections.stopped,
+        },
+        requests_per_second: if seconds > 0.0 { right as f64 / seconds } else { 0.0 },
+        latency_us: latency(&outcome.latencies),
+        generator: Generator {
+            cpu_seconds: outcome.cpu_seconds,
+            cpu_us_per_request: (right > 0).then(|| outcome.cpu_seconds * 1e6 / right as f64),
+            busiest_running: share(busiest.map(|usage| usage.cpu_seconds)),
+            busiest_waiting: share(busiest.map(|usage| usage.waited_seconds)),
+            lateness_us: Lateness {
+                p50: lateness.percentile(50.0).map(microseconds),
+                p99: lateness.percentile(99.0).map(microseconds),
+                max: microseconds(lateness.max()),
+            },
+            valid: reasons.is_empty(),
+            reasons,
+        },
+        asserts: Vec::new(),
+        verdict: Verdict::Ok,
+        problems: Vec::new(),
+        ended_early: outcome.ended_early.clone(),
+        examples: examples(plan, outcome),
+        series_step_seconds: outcome.series.step(),
+        series: series(plan, outcome),
+        histogram_ns: outcome.latencies.sparse(),
+    };
+    judge(&mut report, outcome, asserts);
+    report
+}
+
+fn examples(plan: &Plan, outcome: &Outcome) -> Vec<Example> {
+    let all = outcome.examples.iter().map(|(kind, first)| Example {
+        kind: kind.name().to_owned(),
+        t: first.at as f64 / 1e9 - plan.warm_up.as_secs_f64(),
+        connection: first.example.connection,
+        request: first.example.request.clone(),
+        expected: first.example.expected.clone(),
+        got: first.example.got.clone(),
+    });
+    all.collect()
+}
+
+fn series(plan: &Plan, outcome: &Outcome) -> Vec<Point> {
+    let step = outcome.series.step();
+    let open = plan.rate.is_some();
+    let row = |(at, point): (usize, &super::series::Point)| {
+        let mut latencies = Latencies::new();
+        latencies.add(&point.latencies);
+        Point {
+            t: at as f64 * step,
+            sent: point.sent,
+            right: point.right,
+            errors: point.errors,
+            offered: open.then_some(point.offered),
+            p50_us: latencies.percentile(50.0).map(microseconds),
+            p99_us: latencies.percentile(99.0).map(microseconds),
+            max_us: (latencies.len() > 0).then(|| microseconds(latencies.max())),
+            connections: outcome.series.connections(point),
+        }
+    };
+    outcome.series.points().iter().enumerate().map(row).collect()
+}
+
+fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {
+    let valid = report.generator.valid;
+    for assert in asserts {
+        let value = value_of(assert.subject, report, outcome);
+        // What the generator spoilt cannot be vouched for.
+        let known = valid || !assert.subject.is_measured();
+        let mut shown = assert.show(value);
+        if !known {
+            shown.push_str(", but the run is invalid");
+        }
+        report.asserts.push(load::Assert {
+            text: assert.text.clone(),
+            holds: known && assert.holds(value),
+            value: shown,
+        });
+    }
+    // The whole run counts, also the warm-up: a wrong reply is wrong at any time.
+    let (total, connections) = (&report.total, &report.connections);
+    let mut problems = Vec::new();
+    let mut problem = |count: u64, what: &str| {
+        if count > 0 {
+            problems.push(format!("{count} {what}"));
+        }
+    };
+    let expect_stop = report.options.expect_stop;
+    problem(total.wrong, "replies wrong");
+    problem(total.reordered, "replies reordered");
+    problem(total.duplicated, "replies duplicated");
+    problem(total.lost, "replies lost");
+    problem(total.unasked, "pieces that nobody asked for");
+    problem(connections.reset, "connections reset");
+    problem(connections.closed_early, "connections closed early");
+    if !expect_stop {
+        problem(total.unsent, "requests due, but never sent");
+        problem(connections.refused, "connections refused");
+    } else if connections.stopped == 0 {
+        problems.push("the server did not stop".to_owned());
+    }
+    if let Some(why) = report.ended_early.as_ref().filter(|_| !expect_stop) {
+        problems.push(format!("ended early: {why}"));
+    }
+    if total.right == 0 && problems.is_empty() {
+        problems.push("no request was answered".to_owned());
+    }
+    let failed = report.asserts.iter().filter(|assert| !assert.holds).count();
+    if failed > 0 {
+        problems.push(format!("{failed} of {} asserts do not hold", report.asserts.len()));
+    }
+    report.verdict = match (problems.is_empty(), valid) {
+        (false, _) => Verdict::Failed,
+        (true, false) => Verdict::Invalid,
+        (true, true) => Verdict::Ok,
+    };
+    problems.extend(report.generator.reasons.iter().cloned());
+    report.problems = problems;
+}
+
+fn value_of(subject: Subject, report: &LoadReport, outcome: &Outcome) -> Option<f64> {
+    let latency = &report.latency_us;
+    let some = latency.count > 0;
+    match subject {
+        Subject::Percentile(hundredths) => {
+            outcome.latencies.percentile(f64::from(hundredths) / 100.0).map(microseconds)
+        }
+        Subject::Mean => some.then_some(latency.mean),
+        Subject::Max => some.then_some(latency.max),
+        Subject::Rate => Some(report.requests_per_second),
+        Subject::GeneratorCpu => report.generator.cpu_us_per_request,
+        Subject::Count(count) => {
+            let (requests, connections) = (&report.total, &report.connections);
+            let value = match count {
+                Count::Sent => requests.sent,
+                Count::Right => requests.right,
+                Count::Wrong => requests.wrong,
+                Count::Reordered => requests.reordered,
+                Count::Duplicated => requests.duplicated,
+                Count::Lost => requests.lost,
+                Count::Unread => requests.unread,
+                Count::Unasked => requests.unasked,
+                Count::Opened => connections.opened,
+                Count::Refused => connections.refused,
+                Count::Reset => connections.reset,
+                Count::ClosedEarly => connections.closed_early,
+                Count::Errors => outcome.total.errors() + outcome.connections.errors(),
+            };
+            Some(value as f64)
+        }
+    }
+}

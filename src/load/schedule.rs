@@ -1,0 +1,293 @@
+//! When requests are due and how many connections there should be, as a function of time. No clock here.
+//!
+//! A [`Curve`] is a value over time in straight pieces. Arrivals come from its integral: the n-th request is due when the
+//! area under the rate reaches n (constant), or the sum of n exponential steps (Poisson), which stays exact while the
+//! rate ramps or is zero.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// One straight piece of a curve.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Stage {
+    from: f64,
+    to: f64,
+    seconds: f64,
+}
+
+/// A value over time, in stages; it starts again when the last one is over.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Curve {
+    stages: Vec<Stage>,
+}
+
+impl Curve {
+    /// The same value for ever.
+    pub(crate) fn constant(value: f64) -> Self {
+        Self { stages: vec![Stage { from: value, to: value, seconds: 1.0 }] }
+    }
+
+    /// How long one pass takes.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+
+    pub(crate) fn highest(&self) -> f64 {
+        self.stages.iter().fold(0.0, |highest, stage| highest.max(stage.from).max(stage.to))
+    }
+
+    /// The value at `seconds` after the start.
+    pub(crate) fn at(&self, seconds: f64) -> f64 {
+        let mut left = seconds % self.seconds();
+        for stage in &self.stages {
+            if left < stage.seconds {
+                return stage.from + (stage.to - stage.from) * left / stage.seconds;
+            }
+            left -= stage.seconds;
+        }
+        self.stages.last().map_or(0.0, |stage| stage.to)
+    }
+
+    /// A share of this curve, for one of several threads.
+    pub(crate) fn scaled(&self, factor: f64) -> Self {
+        let scale = |stage: &Stage| Stage { from: stage.from * factor, to: stage.to * factor, ..*stage };
+        Self { stages: self.stages.iter().map(scale).collect() }
+    }
+}
+
+/// What a shape changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Subject {
+    /// The number of connections.
+    Connections,
+    /// Requests a second.
+    Rate,
+}
+
+/// A curve of connections or of rate, written as in `rate=ramp:100..5000@10s,hold:5000@5s`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Shape {
+    pub(crate) subject: Subject,
+    pub(crate) curve: Curve,
+    text: String,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (subject, stages) =
+            text.split_once('=').ok_or("a shape starts with `rate=` or `connections=`".to_owned())?;
+        let subject = match subject.trim() {
+            "rate" => Subject::Rate,
+            "connections" => Subject::Connections,
+            other => return Err(format!("a shape is of `rate` or `connections`, not of `{other}`")),
+        };
+        let mut curve = Curve { stages: Vec::new() };
+        for stage in stages.split(',') {
+            add_stage(stage.trim(), &mut curve.stages)?;
+        }
+        if curve.highest() == 0.0 {
+            return Err("this shape is zero all the time".to_owned());
+        }
+        Ok(Self { subject, curve, text: text.to_owned() })
+    }
+}
+
+/// `KIND:FROM[..TO][xTIMES]@DURATION`
+fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
+    let bad = |what: &str| format!("in `{text}`: {what}");
+    let (kind, rest) = text.split_once(':').ok_or_else(|| bad("a stage is KIND:VALUES@DURATION"))?;
+    let (values, length) = rest.split_once('@').ok_or_else(|| bad("`@DURATION` is missing"))?;
+    let length =
+        humantime::parse_duration(length).map_err(|_| bad("the duration is not like `500ms` or `10s`"))?;
+    if length < Duration::from_millis(1) {
+        return Err(bad("a stage takes at least 1ms"));
+    }
+    let (range, times) = match values.split_once('x') {
+        Some((range, times)) => {
+            let times = times.parse::<u32>().ok().filter(|times| (1..=1000).contains(times));
+            (range, Some(times.ok_or_else(|| bad("what follows `x` is a count from 1 to 1000"))?))
+        }
+        None => (values, None),
+    };
+    let number = |text: &str| {
+        let value = text.parse::<f64>().ok().filter(|value| (0.0..=1e9).contains(value));
+        value.ok_or_else(|| bad("a value is a number from 0 to 1000000000"))
+    };
+    let (from, to) = match range.split_once("..") {
+        Some((from, to)) => (number(from)?, number(to)?),
+        None => (number(range)?, number(range)?),
+    };
+    let (count, total) = (times.unwrap_or(1), length.as_secs_f64());
+    let each = total / f64::from(count);
+    let mut push = |from, to, seconds| stages.push(Stage { from, to, seconds });
+    match kind {
+        "hold" if from == to && times.is_none() => push(from, to, total),
+        "hold" => return Err(bad("hold takes one value")),
+        "ramp" if times.is_none() => push(from, to, total),
+        "ramp" => return Err(bad("ramp takes no count; sawtooth does")),
+        "step" => {
+            // xN: N levels, the first at FROM, the last at TO; by default two.
+            let levels = times.unwrap_or(2).max(2);
+            for level in 0..levels {
+                let value = from + (to - from) * f64::from(level) / f64::from(levels - 1);
+                push(value, value, total / f64::from(levels));
+            }
+        }
+        "sawtooth" => (0..count).for_each(|_| push(from, to, each)),
+        "onoff" => {
+            for _ in 0..count {
+                push(to, to, each / 2.0);
+                push(from, from, each / 2.0);
+            }
+        }
+        _ => return Err(bad("the kinds are hold, ramp, step, sawtooth and onoff")),
+    }
+    Ok(())
+}
+
+/// The moments at which requests are due.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    curve: Curve,
+    random: Option<fastrand::Rng>,
+    /// The stage that the next request falls in, when it began, and the area under the curve up to there.
+    stage: usize,
+    stage_start: f64,
+    area_before: f64,
+    /// The area at which the next request is due.
+    next_area: f64,
+    next: f64,
+}
+
+impl Arrivals {
+    /// With a source of chance the arrivals are a Poisson process, else evenly spaced.
+    pub(crate) fn new(curve: Curve, random: Option<fastrand::Rng>) -> Self {
+        let mut arrivals =
+            Self { curve, random, stage: 0, stage_start: 0.0, area_before: 0.0, next_area: 0.0, next: 0.0 };
+        arrivals.advance();
+        arrivals
+    }
+
+    /// Seconds after the start at which the next request is due.
+    pub(crate) fn peek(&self) -> f64 {
+        self.next
+    }
+
+    /// Goes on to the request after that.
+    pub(crate) fn advance(&mut self) {
+        self.next_area += match &mut self.random {
+            Some(random) => -(1.0 - random.f64()).ln(),
+            None => 1.0,
+        };
+        loop {
+            let stage = self.curve.stages[self.stage];
+            let area = (stage.from + stage.to) / 2.0 * stage.seconds;
+            let wanted = self.next_area - self.area_before;
+            if wanted < area {
+                self.next = self.stage_start + time_to_area(stage, wanted);
+                return;
+            }
+            self.area_before += area;
+            self.stage_start += stage.seconds;
+            self.stage = (self.stage + 1) % self.curve.stages.len();
+        }
+    }
+}
+
+/// How long into the stage the area under it reaches `area`.
+fn time_to_area(stage: Stage, area: f64) -> f64 {
+    // from·t + slope/2·t² = area, in the form that also holds while the slope is zero or tiny.
+    let slope = (stage.to - stage.from) / stage.seconds;
+    let root = (stage.from * stage.from + 2.0 * slope * area).max(0.0).sqrt();
+    if stage.from + root > 0.0 { 2.0 * area / (stage.from + root) } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(text: &str) -> Shape {
+        text.parse().unwrap()
+    }
+
+    fn due(arrivals: &mut Arrivals, until: f64) -> Vec<f64> {
+        let mut all = Vec::new();
+        while arrivals.peek() < until {
+            all.push(arrivals.peek());
+            arrivals.advance();
+        }
+        all
+    }
+
+    #[test]
+    fn constant_rate_is_evenly_spaced() {
+        let all = due(&mut Arrivals::new(Curve::constant(1000.0), None), 10.0005);
+        assert_eq!(all.len(), 10_000);
+        assert!(all.windows(2).all(|pair| (pair[1] - pair[0] - 0.001).abs() < 1e-9));
+    }
+
+    #[test]
+    fn ramp_offers_the_area_under_it() {
+        let mut arrivals = Arrivals::new(shape("rate=ramp:0..1000@10s").curve, None);
+        let all = due(&mut arrivals, 10.0);
+        assert!((4998..=5000).contains(&all.len()), "{}", all.len());
+        let first_half = all.iter().filter(|&&at| at < 5.0).count();
+        assert!((1249..=1251).contains(&first_half), "a quarter comes in the first half: {first_half}");
+    }
+
+    #[test]
+    fn nothing_is_due_while_the_rate_is_zero() {
+        let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x2@4s").curve, None);
+        let all = due(&mut arrivals, 3.999);
+        assert!(all.iter().all(|at| at % 2.0 <= 1.0 + 1e-9), "{all:?}");
+        assert!((198..=200).contains(&all.len()), "{}", all.len());
+    }
+
+    #[test]
+    fn poisson_gaps_have_the_mean_and_spread_of_an_exponential() {
+        let mut arrivals = Arrivals::new(Curve::constant(1000.0), Some(fastrand::Rng::with_seed(1)));
+        let all = due(&mut arrivals, 100.0);
+        let gaps: Vec<f64> = all.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+        let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / gaps.len() as f64;
+        assert!((mean * 1000.0 - 1.0).abs() < 0.02, "mean {mean}");
+        assert!((variance.sqrt() / mean - 1.0).abs() < 0.02, "spread {}", variance.sqrt());
+    }
+
+    #[test]
+    fn shapes_are_played_in_stages_and_again() {
+        let curve = shape("connections=step:10..40x4@4s, ramp:40..0@2s,hold:5@1s").curve;
+        assert_eq!(curve.seconds(), 7.0);
+        assert_eq!([0.5, 1.5, 2.5, 3.5].map(|at| curve.at(at)), [10.0, 20.0, 30.0, 40.0]);
+        assert_eq!([5.0, 6.5, 7.5].map(|at| curve.at(at)), [20.0, 5.0, 10.0]);
+        let saw = shape("rate=sawtooth:0..100x2@2s").curve;
+        assert_eq!([0.5, 1.5].map(|at| saw.at(at)), [50.0, 50.0]);
+    }
+
+    #[test]
+    fn bad_shapes_are_refused_by_name() {
+        for (text, part) in [
+            ("hold:5@1s", "rate="),
+            ("speed=hold:5@1s", "`speed`"),
+            ("rate=hold:5", "@DURATION"),
+            ("rate=hold:1..5@1s", "one value"),
+            ("rate=wave:1..5@1s", "kinds"),
+            ("rate=ramp:1..5@soon", "duration"),
+            ("rate=ramp:-1..5@1s", "number"),
+            ("rate=sawtooth:1..5x0@1s", "count"),
+            ("rate=hold:0@1s", "zero"),
+            ("rate=hold:1@0s", "at least"),
+        ] {
+            let error = text.parse::<Shape>().unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

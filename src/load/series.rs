@@ -1,0 +1,113 @@
+//! What happened over time, in rows of equal length. When there are too many they are joined two by two, so that a run of
+//! any length is drawn with the same effort.
+
+use super::connections::{ROW, Row};
+use super::histogram::{Latencies, Sparse, merge};
+
+/// More rows than a chart has use for.
+const MOST_ROWS: usize = 600;
+
+/// One row, of all threads together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Point {
+    pub(crate) sent: u64,
+    pub(crate) right: u64,
+    pub(crate) errors: u64,
+    pub(crate) offered: u64,
+    pub(crate) connections: u64,
+    pub(crate) latencies: Sparse,
+}
+
+/// The rows, and how many of the generator's make one of them.
+#[derive(Debug)]
+pub(crate) struct Series {
+    points: Vec<Point>,
+    joined: u64,
+}
+
+impl Series {
+    pub(crate) fn new() -> Self {
+        Self { points: Vec::new(), joined: 1 }
+    }
+
+    pub(crate) fn add(&mut self, row: Row) {
+        loop {
+            let at = usize::try_from(row.index / self.joined).unwrap_or(usize::MAX);
+            if at < MOST_ROWS {
+                if self.points.len() <= at {
+                    self.points.resize(at + 1, Point::default());
+                }
+                let point = &mut self.points[at];
+                point.sent += row.sent;
+                point.right += row.right;
+                point.errors += row.errors;
+                point.offered += row.offered;
+                // Each thread adds its own; of joined rows the mean is taken when they are read.
+                point.connections += row.connections;
+                point.latencies = merge(&point.latencies, &row.latencies);
+                return;
+            }
+            self.join();
+        }
+    }
+
+    fn join(&mut self) {
+        self.joined *= 2;
+        self.points = self
+            .points
+            .chunks(2)
+            .map(|pair| {
+                pair.iter().skip(1).fold(pair[0].clone(), |one, other| Point {
+                    sent: one.sent + other.sent,
+                    right: one.right + other.right,
+                    errors: one.errors + other.errors,
+                    offered: one.offered + other.offered,
+                    connections: one.connections + other.connections,
+                    latencies: merge(&one.latencies, &other.latencies),
+                })
+            })
+            .collect();
+    }
+
+    /// Seconds that one row covers.
+    pub(crate) fn step(&self) -> f64 {
+        self.joined as f64 * ROW as f64 / 1e9
+    }
+
+    pub(crate) fn points(&self) -> &[Point] {
+        &self.points
+    }
+
+    /// Connections in a row, of all threads.
+    pub(crate) fn connections(&self, point: &Point) -> u64 {
+        point.connections / self.joined
+    }
+
+    /// Every latency of the run.
+    pub(crate) fn histogram(&self) -> Sparse {
+        let mut all = Latencies::new();
+        for point in &self.points {
+            all.add(&point.latencies);
+        }
+        all.sparse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_runs_keep_their_sums() {
+        let mut series = Series::new();
+        for index in 0..5000 {
+            let latencies = vec![(1000, 2)];
+            series.add(Row { index, sent: 3, right: 2, errors: 1, offered: 4, connections: 7, latencies });
+        }
+        assert!(series.points().len() <= MOST_ROWS);
+        assert_eq!(series.points().iter().map(|point| point.sent).sum::<u64>(), 15_000);
+        assert_eq!(series.histogram().iter().map(|&(_, count)| count).sum::<u64>(), 10_000);
+        assert!((series.step() - 1.6).abs() < 1e-9);
+        assert_eq!(series.connections(&series.points()[3]), 7);
+    }
+}

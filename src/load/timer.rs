@@ -1,0 +1,69 @@
+//! Wakes the event loop at a moment finer than the milliseconds that its own timeout counts in.
+//!
+//! Linux has `timerfd` for it. Elsewhere the loop's timeout has to do, and the lateness that comes of it is measured and
+//! reported as any other.
+
+#[cfg(target_os = "linux")]
+mod imp {
+    use std::io;
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::Duration;
+
+    use mio::unix::SourceFd;
+    use mio::{Interest, Registry, Token};
+    use rustix::time::{
+        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+        timerfd_settime,
+    };
+
+    /// A timer that the event loop sees as readable.
+    #[derive(Debug)]
+    pub(crate) struct Timer {
+        fd: OwnedFd,
+    }
+
+    impl Timer {
+        pub(crate) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+            let fd =
+                timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+            registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
+            Ok(Self { fd })
+        }
+
+        /// The next poll returns after `delay` at the latest; what the poll's own timeout must be for it.
+        pub(crate) fn wake_in(&self, delay: Duration) -> io::Result<Option<Duration>> {
+            let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let tv_sec = i64::try_from(delay.as_secs()).unwrap_or(i64::MAX);
+            let it_value = Timespec { tv_sec, tv_nsec: i64::from(delay.subsec_nanos()).max(1) };
+            let spec = Itimerspec { it_interval: never, it_value };
+            // Setting it anew also takes back an expiry that nobody has read.
+            timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &spec)?;
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use std::io;
+    use std::time::Duration;
+
+    use mio::{Registry, Token};
+
+    /// The poll's own timeout.
+    #[derive(Debug)]
+    pub(crate) struct Timer;
+
+    impl Timer {
+        pub(crate) fn new(_: &Registry, _: Token) -> io::Result<Self> {
+            Ok(Self)
+        }
+
+        /// What the poll's own timeout must be so that it returns after `delay`.
+        pub(crate) fn wake_in(&self, delay: Duration) -> io::Result<Option<Duration>> {
+            Ok(Some(delay))
+        }
+    }
+}
+
+pub(crate) use imp::Timer;

@@ -1,0 +1,293 @@
+//! The document of a load run, and the text that a terminal shows of it.
+//!
+//! Other tools read the fields: they keep their names and meanings. Latencies are in microseconds, `null` where there were
+//! too few samples to tell.
+
+use serde::{Deserialize, Serialize};
+
+use super::{microseconds, number, table};
+
+/// Everything that is known of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct LoadReport {
+    pub(crate) tidemill: String,
+    pub(crate) target: String,
+    /// When the run started, warm-up included.
+    pub(crate) started_unix_seconds: f64,
+    pub(crate) warm_up_seconds: f64,
+    /// Of the measured part.
+    pub(crate) seconds: f64,
+    pub(crate) options: Options,
+    /// Of the measured part.
+    pub(crate) requests: Requests,
+    /// Of the whole run, with the warm-up.
+    pub(crate) total: Requests,
+    pub(crate) connections: Connections,
+    pub(crate) requests_per_second: f64,
+    pub(crate) latency_us: Latency,
+    pub(crate) generator: Generator,
+    pub(crate) asserts: Vec<Assert>,
+    pub(crate) verdict: Verdict,
+    /// Why the verdict is what it is.
+    pub(crate) problems: Vec<String>,
+    pub(crate) ended_early: Option<String>,
+    pub(crate) examples: Vec<Example>,
+    pub(crate) series_step_seconds: f64,
+    pub(crate) series: Vec<Point>,
+    /// Latencies in nanoseconds and how often each was seen: histograms of several runs can be added.
+    pub(crate) histogram_ns: Vec<(u64, u64)>,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Options {
+    pub(crate) connections: u64,
+    pub(crate) pipeline: u64,
+    pub(crate) threads: u64,
+    /// `closed`, `constant` or `poisson`.
+    pub(crate) loop_kind: String,
+    pub(crate) rate: Option<f64>,
+    pub(crate) shape: Option<String>,
+    pub(crate) reconnect: bool,
+    pub(crate) expect_stop: bool,
+    pub(crate) timeout_seconds: f64,
+}
+
+/// What became of the requests: `sent = right + wrong + reordered + lost + unread`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Requests {
+    pub(crate) sent: u64,
+    pub(crate) right: u64,
+    pub(crate) wrong: u64,
+    pub(crate) reordered: u64,
+    pub(crate) duplicated: u64,
+    pub(crate) lost: u64,
+    /// Never read by a server that was expected to stop.
+    #[serde(default)]
+    pub(crate) unread: u64,
+    /// Pieces of the stream that answer no request.
+    #[serde(default)]
+    pub(crate) unasked: u64,
+    /// Due, but never sent, because no connection had room before the run ended.
+    #[serde(default)]
+    pub(crate) unsent: u64,
+}
+
+/// What became of the connections.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Connections {
+    pub(crate) opened: u64,
+    pub(crate) refused: u64,
+    pub(crate) reset: u64,
+    pub(crate) closed_early: u64,
+    /// Ended by a server that was expected to stop.
+    #[serde(default)]
+    pub(crate) stopped: u64,
+}
+
+/// Latencies in microseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub(crate) count: u64,
+    pub(crate) mean: f64,
+    pub(crate) p50: Option<f64>,
+    pub(crate) p90: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) p999: Option<f64>,
+    pub(crate) max: f64,
+}
+
+/// What the generator says about itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Generator {
+    pub(crate) cpu_seconds: f64,
+    /// CPU for each request answered, in microseconds.
+    pub(crate) cpu_us_per_request: Option<f64>,
+    /// Share of the measured part that the busiest thread was running, and ready but waiting for a core.
+    pub(crate) busiest_running: f64,
+    pub(crate) busiest_waiting: f64,
+    pub(crate) lateness_us: Lateness,
+    pub(crate) valid: bool,
+    pub(crate) reasons: Vec<String>,
+}
+
+/// How late the generator was, in microseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Lateness {
+    pub(crate) p50: Option<f64>,
+    pub(crate) p99: Option<f64>,
+    pub(crate) max: f64,
+}
+
+/// One thing that the run had to fulfil.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Assert {
+    pub(crate) text: String,
+    pub(crate) holds: bool,
+    pub(crate) value: String,
+}
+
+/// How the run is to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Verdict {
+    /// Every reply was right, and every assert holds.
+    Ok,
+    /// Something was wrong, or an assert does not hold.
+    Failed,
+    /// Nothing was wrong, but the generator was the bottleneck: latency and rate are its own.
+    Invalid,
+}
+
+/// The first error of its kind.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Example {
+    pub(crate) kind: String,
+    /// Since the measured part began; negative in the warm-up.
+    pub(crate) t: f64,
+    pub(crate) connection: u32,
+    pub(crate) request: String,
+    pub(crate) expected: String,
+    pub(crate) got: String,
+}
+
+/// One row of the series.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Point {
+    /// Start of the row, in seconds since the measured part began.
+    pub(crate) t: f64,
+    pub(crate) sent: u64,
+    pub(crate) right: u64,
+    pub(crate) errors: u64,
+    /// Requests that became due (open loop).
+    #[serde(default)]
+    pub(crate) offered: Option<u64>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
+    /// The slowest reply.
+    #[serde(default)]
+    pub(crate) max_us: Option<f64>,
+    pub(crate) connections: u64,
+}
+
+fn maybe(value: Option<f64>) -> String {
+    value.map_or_else(|| "too few samples".to_owned(), microseconds)
+}
+
+fn count(value: u64) -> String {
+    number(value as f64)
+}
+
+impl LoadReport {
+    /// What was run, in one line.
+    pub(crate) fn subtitle(&self) -> String {
+        let options = &self.options;
+        let mut parts = vec![format!("{} connections", count(options.connections))];
+        if options.connections == 1 {
+            parts = vec!["1 connection".to_owned()];
+        }
+        if options.pipeline > 1 {
+            parts.push(format!("{} requests pipelined", options.pipeline));
+        }
+        match (&options.shape, options.rate) {
+            (Some(shape), _) => parts.push(shape.clone()),
+            (None, Some(rate)) => parts.push(format!("{} requests/s", number(rate))),
+            (None, None) => {}
+        }
+        parts.push(match options.loop_kind.as_str() {
+            "closed" => "closed loop".to_owned(),
+            kind => format!("open loop, {kind}"),
+        });
+        if options.reconnect {
+            parts.push("a connection for each request".to_owned());
+        }
+        parts.push(format!("{:.1} s", self.seconds));
+        parts.join(" · ")
+    }
+
+    /// Rows of name and value: the ledger.
+    pub(crate) fn ledger_rows(&self) -> Vec<Vec<String>> {
+        let (requests, connections) = (&self.requests, &self.connections);
+        let mut rows = vec![
+            vec!["sent".to_owned(), count(requests.sent)],
+            vec!["right".to_owned(), count(requests.right)],
+            vec!["wrong".to_owned(), count(requests.wrong)],
+            vec!["reordered".to_owned(), count(requests.reordered)],
+            vec!["duplicated".to_owned(), count(requests.duplicated)],
+            vec!["lost".to_owned(), count(requests.lost)],
+        ];
+        let mut seldom = |name: &str, value: u64| {
+            if value > 0 {
+                rows.push(vec![name.to_owned(), count(value)]);
+            }
+        };
+        seldom("unasked", requests.unasked);
+        seldom("never sent", requests.unsent);
+        seldom("never read by the server", requests.unread);
+        seldom("connections refused", connections.refused);
+        seldom("connections reset", connections.reset);
+        seldom("connections closed early", connections.closed_early);
+        seldom("connections stopped by the server", connections.stopped);
+        rows
+    }
+
+    /// What a terminal shows at the end.
+    pub(crate) fn text(&self) -> String {
+        let mut out = format!("{} — {}\n\n", self.target, self.subtitle());
+        let latency = &self.latency_us;
+        out.push_str(&table::text(&[
+            ["requests/s", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec(),
+            vec![
+                number(self.requests_per_second.round()),
+                maybe(latency.p50),
+                maybe(latency.p90),
+                maybe(latency.p99),
+                maybe(latency.p999),
+                if latency.count > 0 { microseconds(latency.max) } else { "–".to_owned() },
+            ],
+        ]));
+        out.push('\n');
+        let ledger = self.ledger_rows();
+        let (names, values) = ledger.iter().map(|row| (row[0].clone(), row[1].clone())).unzip();
+        out.push_str(&table::text(&[names, values]));
+        let generator = &self.generator;
+        out.push_str(&format!(
+            "\n  generator: {} CPU per request, {:.0} % of a core, own lateness p99 {}\n",
+            generator.cpu_us_per_request.map_or("–".to_owned(), microseconds),
+            generator.busiest_running * 100.0,
+            maybe(generator.lateness_us.p99),
+        ));
+        for example in &self.examples {
+            out.push_str(&format!(
+                "\n  first {}, at {:.3} s, connection {}\n",
+                example.kind, example.t, example.connection
+            ));
+            for (name, text) in
+                [("asked", &example.request), ("must be", &example.expected), ("was", &example.got)]
+            {
+                if !text.is_empty() {
+                    out.push_str(&format!("    {name:<8}{text}\n"));
+                }
+            }
+        }
+        if !self.asserts.is_empty() {
+            out.push('\n');
+        }
+        for assert in &self.asserts {
+            let mark = if assert.holds { "holds" } else { "FAILS" };
+            out.push_str(&format!("  {mark}  {}  ({})\n", assert.text, assert.value));
+        }
+        out.push('\n');
+        out.push_str(match self.verdict {
+            Verdict::Ok => "OK: every reply was right\n",
+            Verdict::Failed => "FAILED\n",
+            Verdict::Invalid => {
+                "INVALID: every reply was right, but rate and latency are the generator's own\n"
+            }
+        });
+        for problem in &self.problems {
+            out.push_str(&format!("  {problem}\n"));
+        }
+        out
+    }
+}
