@@ -1,7 +1,9 @@
 //! `tidemill load`: arguments, the run, and what is shown and written of it.
 
+use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,15 +13,21 @@ use clap::Args;
 
 use crate::load::asserts::Asserts;
 use crate::load::progress::Bar;
+use crate::load::result::summarize;
 use crate::load::schedule::{Curve, Shape, Subject};
-use crate::load::{self, Plan, summarize};
+use crate::load::{self, Plan};
 use crate::report::load::{LoadReport, Verdict};
+use crate::report::load_page;
+use crate::report::server_stats::ServerStats;
 
 use super::{USAGE, fail};
 
 const FAILED: u8 = 1;
 /// Without -n, -d or --shape a run takes this long.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+
+/// Descriptors that a run needs beside one for each connection: standard streams, polls, timers, files.
+const SPARE_DESCRIPTORS: usize = 32;
 
 /// Floods a HELO server and judges every reply.
 ///
@@ -31,7 +39,12 @@ const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// The server, as HOST:PORT
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(
+        value_name = "HOST:PORT",
+        required_unless_present = "merge",
+        default_value = "",
+        hide_default_value = true
+    )]
     target: String,
 
     /// Connections to keep open
@@ -108,6 +121,22 @@ pub(crate) struct LoadArgs {
     /// Write one JSON document with everything to standard output, instead of the table
     #[arg(long)]
     json: bool,
+
+    /// Write a page with charts to this file; it is complete in itself and works without network
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+
+    /// Draw the server's own statistics into the report: what `tidemill serve --stats-every` printed meanwhile
+    #[arg(long, value_name = "FILE", requires = "report")]
+    stats: Option<PathBuf>,
+
+    /// Draw another run under this one in the report: a document that --json wrote
+    #[arg(long, value_name = "OTHER.json", requires = "report")]
+    compare: Option<PathBuf>,
+
+    /// Instead of sending, add up the documents that --json wrote of runs at the same time; give it once for each
+    #[arg(long, value_name = "RUN.json", conflicts_with = "target")]
+    merge: Vec<PathBuf>,
 }
 
 fn positive(text: &str) -> Result<Duration, String> {
@@ -122,14 +151,39 @@ fn rate(text: &str) -> Result<f64, String> {
 
 /// Runs the subcommand.
 pub(crate) fn run(args: &LoadArgs) -> ExitCode {
-    let plan = match plan(args) {
-        Ok(plan) => plan,
-        Err((status, message)) => return fail(status, &message),
+    // A file that cannot be read is better known before the run than after it.
+    let other = match args.compare.as_deref().map(document).transpose() {
+        Ok(other) => other,
+        Err(message) => return fail(FAILED, &message),
     };
-    match flood(args, &plan) {
-        Ok(report) => finish(args, &report),
+    let report = if args.merge.is_empty() {
+        match plan(args) {
+            Ok(plan) => flood(args, &plan),
+            Err((status, message)) => return fail(status, &message),
+        }
+    } else {
+        merged(&args.merge)
+    };
+    match report.and_then(|report| finish(args, &report, other.as_ref())) {
+        Ok(status) => status,
         Err(message) => fail(FAILED, &message),
     }
+}
+
+/// Reads what `--json` wrote.
+fn document(path: &Path) -> Result<LoadReport, String> {
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    serde_json::from_str(&text)
+        .map_err(|error| format!("{}: not what --json writes: {error}", path.display()))
+}
+
+fn merged(paths: &[PathBuf]) -> Result<LoadReport, String> {
+    let mut reports = paths.iter().map(|path| document(path));
+    let mut sum = reports.next().ok_or("nothing to merge")??;
+    for report in reports {
+        sum.merge(&report?);
+    }
+    Ok(sum)
 }
 
 fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
@@ -197,6 +251,13 @@ fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
         let once = signal_hook::flag::register(signal, interrupted.clone());
         twice.and(once).map_err(|error| format!("cannot handle signals: {error}"))?;
     }
+    let needed = plan.connections + SPARE_DESCRIPTORS;
+    let limit = super::files::raise_limit(needed);
+    if limit < needed {
+        return Err(format!(
+            "{needed} file descriptors are needed, and the limit is {limit}: raise `ulimit -n`"
+        ));
+    }
     let bar = Bar::new();
     let outcome = load::run(plan, &interrupted, &mut |progress| bar.show(progress));
     bar.clear();
@@ -205,20 +266,32 @@ fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
     Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, &asserts))
 }
 
-fn finish(args: &LoadArgs, report: &LoadReport) -> ExitCode {
+fn finish(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<ExitCode, String> {
+    if let Some(path) = &args.report {
+        let html = page(args, report, other)?;
+        fs::write(path, html).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
     let text = if args.json {
-        match serde_json::to_string(report) {
-            Ok(json) => json + "\n",
-            Err(error) => return fail(FAILED, &format!("cannot write JSON: {error}")),
-        }
+        serde_json::to_string(report).map_err(|error| format!("cannot write JSON: {error}"))? + "\n"
     } else {
         report.text()
     };
-    if let Err(error) = io::stdout().lock().write_all(text.as_bytes()) {
-        return fail(FAILED, &format!("cannot write: {error}"));
-    }
-    match report.verdict {
+    io::stdout().lock().write_all(text.as_bytes()).map_err(|error| format!("cannot write: {error}"))?;
+    Ok(match report.verdict {
         Verdict::Ok | Verdict::Invalid => ExitCode::SUCCESS,
         Verdict::Failed => ExitCode::from(FAILED),
-    }
+    })
+}
+
+fn page(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<String, String> {
+    let measured_from = report.started_unix_seconds + report.warm_up_seconds;
+    let server = match &args.stats {
+        None => None,
+        Some(path) => {
+            let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Some(ServerStats::read(&text, measured_from).within(0.0, report.seconds))
+        }
+    };
+    let page = load_page::page(report, other, server.as_ref());
+    page.html().map_err(|error| format!("cannot write the report: {error}"))
 }

@@ -175,7 +175,9 @@ impl<'a> Worker<'a> {
             plan.duration.map_or(u64::MAX, |length| measure_from.saturating_add(nanoseconds(length)));
         let random =
             plan.poisson.then(|| fastrand::Rng::with_seed(plan.seed ^ u64::from(share.thread) << 32));
-        let arrivals = share.rate.clone().map(|curve| Arrivals::new(curve, random));
+        // The warm-up plays the beginning of the shape; the shape itself starts with the measured part.
+        let arrivals =
+            share.rate.clone().map(|curve| Arrivals::new(curve, plan.warm_up.as_secs_f64(), random));
         let pipeline = plan.pipeline;
         let empty = |_| Slot {
             phase: Phase::Waiting,
@@ -290,7 +292,7 @@ impl<'a> Worker<'a> {
     /// How long the poll may sleep; a finer timer is set where that counts in milliseconds.
     fn sleep(&mut self) -> Result<Option<Duration>, Fatal> {
         if let (true, Some(arrivals)) = (self.sending, &self.arrivals) {
-            let due = self.due_at(arrivals.peek());
+            let due = due_at(arrivals);
             let now = self.now();
             if due <= now.saturating_add(SPIN) {
                 return Ok(Some(Duration::ZERO));
@@ -302,12 +304,6 @@ impl<'a> Worker<'a> {
             }
         }
         Ok(Some(HOUSEKEEPING))
-    }
-
-    /// Nanoseconds since the start of the run, of a moment in the schedule. The schedule starts with the warm-up.
-    fn due_at(&self, seconds: f64) -> u64 {
-        // Never negative, and far below the 585 years that fit.
-        Duration::try_from_secs_f64(seconds).map_or(u64::MAX, nanoseconds)
     }
 
     // Connections -----------------------------------------------------------------------------------------------------
@@ -656,7 +652,7 @@ impl<'a> Worker<'a> {
     fn collect_due(&mut self, now: u64) {
         let Some(arrivals) = &mut self.arrivals else { return };
         while self.sending {
-            let due = Duration::try_from_secs_f64(arrivals.peek()).map_or(u64::MAX, nanoseconds);
+            let due = due_at(arrivals);
             if due > now || due >= self.deadline {
                 break;
             }
@@ -829,6 +825,11 @@ impl<'a> Worker<'a> {
         recent.latencies.reset();
         self.offered = 0;
     }
+}
+
+/// When the next request is due, in nanoseconds since the start of the run.
+fn due_at(arrivals: &Arrivals) -> u64 {
+    Duration::try_from_secs_f64(arrivals.peek()).map_or(u64::MAX, nanoseconds)
 }
 
 /// A duration as nanoseconds; 585 years fit.

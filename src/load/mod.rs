@@ -6,11 +6,11 @@
 
 pub(crate) mod asserts;
 mod connections;
-mod histogram;
+pub(crate) mod histogram;
 mod honesty;
 mod ledger;
 pub(crate) mod progress;
-mod result;
+pub(crate) mod result;
 pub(crate) mod schedule;
 mod series;
 mod tally;
@@ -25,10 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use histogram::Latencies;
-pub(crate) use result::summarize;
 
 use connections::{Done, Row, Share, Worker};
 use honesty::{Generator, Usage};
@@ -37,9 +35,6 @@ use progress::Progress;
 use schedule::Curve;
 use series::Series;
 use tally::{Connections, Counts, First, Kind};
-
-/// Descriptors that a run needs beside one for each connection: standard streams, polls, timers, files.
-const SPARE_DESCRIPTORS: u64 = 32;
 
 /// What to do.
 #[derive(Debug)]
@@ -90,11 +85,6 @@ pub(crate) enum Fatal {
     OutOfPorts,
     /// This process, or the system, has no more descriptors.
     OutOfDescriptors,
-    /// So many descriptors are needed, and so many may be had.
-    TooFewDescriptors {
-        needed: u64,
-        limit: u64,
-    },
     Poll(io::Error),
     Thread(io::Error),
 }
@@ -117,9 +107,6 @@ impl fmt::Display for Fatal {
                 "out of local ports for this target: use fewer connections, or widen net.ipv4.ip_local_port_range",
             ),
             Self::OutOfDescriptors => f.write_str("out of file descriptors: use fewer connections, or raise `ulimit -n`"),
-            Self::TooFewDescriptors { needed, limit } => {
-                write!(f, "{needed} file descriptors are needed, and the limit is {limit}: raise `ulimit -n`")
-            }
             Self::Poll(error) => write!(f, "cannot poll: {error}"),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
         }
@@ -132,7 +119,6 @@ pub(crate) fn run(
     interrupted: &AtomicBool,
     watch: &mut dyn FnMut(&Progress),
 ) -> Result<Outcome, Fatal> {
-    raise_descriptor_limit(plan.connections)?;
     let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
     let template = Template::new(tag(plan.seed), &plan.tail);
     let (started, start) = (std::time::SystemTime::now(), Instant::now());
@@ -251,21 +237,6 @@ fn share(plan: &Plan, thread: u32, threads: u32, template: &Template) -> Share {
 fn tag(seed: u64) -> [u8; 4] {
     let mut random = fastrand::Rng::with_seed(seed);
     std::array::from_fn(|_| *random.choice(b"abcdefghijklmnopqrstuvwxyz0123456789").unwrap_or(&b'x'))
-}
-
-fn raise_descriptor_limit(connections: usize) -> Result<(), Fatal> {
-    let needed = connections as u64 + SPARE_DESCRIPTORS;
-    let limit = getrlimit(Resource::Nofile);
-    let (current, maximum) = (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX));
-    if current >= needed {
-        return Ok(());
-    }
-    let too_few = Fatal::TooFewDescriptors { needed, limit: maximum };
-    if maximum < needed {
-        return Err(too_few);
-    }
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    setrlimit(Resource::Nofile, raised).map_err(|_| too_few)
 }
 
 /// A value that is not negative, without its fraction.

@@ -157,6 +157,8 @@ fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
 #[derive(Debug)]
 pub(crate) struct Arrivals {
     curve: Curve,
+    /// What is played once before the curve.
+    prelude: Option<Stage>,
     random: Option<fastrand::Rng>,
     /// The stage that the next request falls in, when it began, and the area under the curve up to there.
     stage: usize,
@@ -168,10 +170,21 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
-    /// With a source of chance the arrivals are a Poisson process, else evenly spaced.
-    pub(crate) fn new(curve: Curve, random: Option<fastrand::Rng>) -> Self {
-        let mut arrivals =
-            Self { curve, random, stage: 0, stage_start: 0.0, area_before: 0.0, next_area: 0.0, next: 0.0 };
+    /// With a source of chance the arrivals are a Poisson process, else evenly spaced. For the first `warm_up` seconds the
+    /// rate is the one that the curve begins with, or its highest where it begins with zero; then the curve starts.
+    pub(crate) fn new(curve: Curve, warm_up: f64, random: Option<fastrand::Rng>) -> Self {
+        let first = curve.stages.first().map_or(0.0, |stage| stage.from);
+        let rate = if first > 0.0 { first } else { curve.highest() };
+        let mut arrivals = Self {
+            curve,
+            prelude: (warm_up > 0.0).then_some(Stage { from: rate, to: rate, seconds: warm_up }),
+            random,
+            stage: 0,
+            stage_start: 0.0,
+            area_before: 0.0,
+            next_area: 0.0,
+            next: 0.0,
+        };
         arrivals.advance();
         arrivals
     }
@@ -188,7 +201,7 @@ impl Arrivals {
             None => 1.0,
         };
         loop {
-            let stage = self.curve.stages[self.stage];
+            let stage = self.prelude.unwrap_or(self.curve.stages[self.stage]);
             let area = (stage.from + stage.to) / 2.0 * stage.seconds;
             let wanted = self.next_area - self.area_before;
             if wanted < area {
@@ -197,7 +210,9 @@ impl Arrivals {
             }
             self.area_before += area;
             self.stage_start += stage.seconds;
-            self.stage = (self.stage + 1) % self.curve.stages.len();
+            if self.prelude.take().is_none() {
+                self.stage = (self.stage + 1) % self.curve.stages.len();
+            }
         }
     }
 }
@@ -229,14 +244,14 @@ mod tests {
 
     #[test]
     fn constant_rate_is_evenly_spaced() {
-        let all = due(&mut Arrivals::new(Curve::constant(1000.0), None), 10.0005);
+        let all = due(&mut Arrivals::new(Curve::constant(1000.0), 0.0, None), 10.0005);
         assert_eq!(all.len(), 10_000);
         assert!(all.windows(2).all(|pair| (pair[1] - pair[0] - 0.001).abs() < 1e-9));
     }
 
     #[test]
     fn ramp_offers_the_area_under_it() {
-        let mut arrivals = Arrivals::new(shape("rate=ramp:0..1000@10s").curve, None);
+        let mut arrivals = Arrivals::new(shape("rate=ramp:0..1000@10s").curve, 0.0, None);
         let all = due(&mut arrivals, 10.0);
         assert!((4998..=5000).contains(&all.len()), "{}", all.len());
         let first_half = all.iter().filter(|&&at| at < 5.0).count();
@@ -244,8 +259,15 @@ mod tests {
     }
 
     #[test]
+    fn shape_starts_when_the_warm_up_is_over() {
+        let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x1@2s").curve, 0.5, None);
+        let all = due(&mut arrivals, 2.499);
+        assert!((148..=150).contains(&all.len()) && all.iter().all(|&at| at <= 1.5 + 1e-9), "{all:?}");
+    }
+
+    #[test]
     fn nothing_is_due_while_the_rate_is_zero() {
-        let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x2@4s").curve, None);
+        let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x2@4s").curve, 0.0, None);
         let all = due(&mut arrivals, 3.999);
         assert!(all.iter().all(|at| at % 2.0 <= 1.0 + 1e-9), "{all:?}");
         assert!((198..=200).contains(&all.len()), "{}", all.len());
@@ -253,7 +275,7 @@ mod tests {
 
     #[test]
     fn poisson_gaps_have_the_mean_and_spread_of_an_exponential() {
-        let mut arrivals = Arrivals::new(Curve::constant(1000.0), Some(fastrand::Rng::with_seed(1)));
+        let mut arrivals = Arrivals::new(Curve::constant(1000.0), 0.0, Some(fastrand::Rng::with_seed(1)));
         let all = due(&mut arrivals, 100.0);
         let gaps: Vec<f64> = all.windows(2).map(|pair| pair[1] - pair[0]).collect();
         let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
