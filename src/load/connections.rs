@@ -106,6 +106,8 @@ struct Slot {
     assigned: Option<u64>,
     /// Since when it could have taken a request (open loop).
     free_since: u64,
+    /// A write was told of a reset. The system tells it only once: the next read sees an ordinary end.
+    reset: bool,
 }
 
 /// How a connection came to its end.
@@ -189,6 +191,7 @@ impl<'a> Worker<'a> {
             queued: false,
             assigned: None,
             free_since: 0,
+            reset: false,
         };
         Ok(Self {
             slots: (0..share.connections).map(empty).collect(),
@@ -350,6 +353,7 @@ impl<'a> Worker<'a> {
                 place.heard = now;
                 place.held.clear();
                 place.unsent.clear();
+                place.reset = false;
                 place.ledger = Ledger::new(self.next_connection);
                 self.next_connection = self.next_connection.wrapping_add(self.share.threads);
                 self.connecting += 1;
@@ -385,11 +389,15 @@ impl<'a> Worker<'a> {
         if !self.plan.expect_stop {
             self.to_retry.push_back((now + RETRY, slot));
         }
-        let never = self.tally.connections.opened == 0;
-        let heard = self.tally.last_reply;
-        if self.failures >= self.slots.len().min(self.wanted.max(1))
-            && (never || now > heard.saturating_add(self.timeout))
-        {
+        let all = self.slots.len().min(self.wanted.max(1));
+        let gone = if self.tally.connections.opened == 0 {
+            // Nobody ever got in: everybody has tried.
+            self.failures >= all
+        } else {
+            // Everybody has tried again, and no reply came for as long as one may take.
+            self.failures >= 2 * all && now > self.tally.last_reply.saturating_add(self.timeout)
+        };
+        if gone {
             self.give_up("the server does not answer any more".to_owned());
         }
     }
@@ -561,8 +569,11 @@ impl<'a> Worker<'a> {
                 Ok(sent) => break sent,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break 0,
-                // The read side tells why: it still has what came before.
-                Err(_) => break self.scratch.len(),
+                // The read side still has what came before.
+                Err(error) => {
+                    place.reset = error.kind() == ErrorKind::ConnectionReset;
+                    break self.scratch.len();
+                }
             }
         };
         place.unsent.extend_from_slice(&self.scratch[sent..]);
@@ -577,7 +588,10 @@ impl<'a> Worker<'a> {
         match stream.write(&place.unsent) {
             Ok(sent) => drop(place.unsent.drain(..sent)),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => place.unsent.clear(),
+            Err(error) => {
+                place.reset = error.kind() == ErrorKind::ConnectionReset;
+                place.unsent.clear();
+            }
         }
         if place.unsent.is_empty() {
             let now = self.now();
@@ -602,6 +616,10 @@ impl<'a> Worker<'a> {
         let said = self.tally.last_said.take();
         let place = &mut self.slots[slot];
         let connection = place.ledger.connection();
+        let ending = match ending {
+            Ending::Eof if place.reset => Ending::Failed(ErrorKind::ConnectionReset.into()),
+            ending => ending,
+        };
         let stopped = self.plan.expect_stop && matches!(ending, Ending::Eof) && said.is_none();
         let how = if stopped { End::Stopped } else { End::Broken };
         let before = self.tally.recent.errors;

@@ -1,0 +1,367 @@
+//! `tidemill load` against servers that are wrong in one way each, and what it says of itself.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::wrong_server::{Fault, WrongServer};
+
+/// Long enough for a reply on a machine that does other work as well; nothing waits for it.
+const PATIENT: &str = "20s";
+/// Waited for where a reply never comes.
+const IMPATIENT: &str = "700ms";
+
+fn tool(target: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidemill"));
+    command.arg("load").arg(target).args(arguments).stdin(Stdio::null());
+    command.env_remove("STUDENT_ID").output().unwrap()
+}
+
+/// What a run said, and its exit status.
+struct Run {
+    json: Value,
+    status: i32,
+}
+
+impl Run {
+    fn new(target: &str, arguments: &[&str]) -> Self {
+        let output = tool(target, &[arguments, &["--json"]].concat());
+        let json = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        Self { json, status: output.status.code().unwrap() }
+    }
+
+    fn count(&self, group: &str, name: &str) -> u64 {
+        self.json[group][name].as_u64().unwrap_or_else(|| panic!("{group}.{name} in {}", self.json))
+    }
+
+    /// Everything of the ledger that is not zero, sorted by name, and that the sums are right.
+    fn errors(&self) -> Vec<(String, u64)> {
+        let count = |name| self.count("requests", name);
+        let settled = count("right") + count("wrong") + count("reordered") + count("lost") + count("unread");
+        assert_eq!(count("sent"), settled, "{}", self.json);
+        let mut errors = Vec::new();
+        for (group, names) in [
+            ("requests", &["wrong", "reordered", "duplicated", "lost", "unread", "unasked", "unsent"][..]),
+            ("connections", &["refused", "reset", "closed_early"][..]),
+        ] {
+            let some = names.iter().map(|&name| (name.to_owned(), self.count(group, name)));
+            errors.extend(some.filter(|&(_, count)| count > 0));
+        }
+        errors
+    }
+
+    fn example(&self, kind: &str) -> String {
+        let examples = self.json["examples"].as_array().unwrap();
+        examples.iter().find(|example| example["kind"] == kind).map_or_else(String::new, Value::to_string)
+    }
+
+    fn microseconds(&self, percentile: &str) -> f64 {
+        self.json["latency_us"][percentile]
+            .as_f64()
+            .unwrap_or_else(|| panic!("{percentile} in {}", self.json))
+    }
+}
+
+/// The closed loop and the open loop, each with several requests outstanding on one connection.
+fn both_loops(fault: Fault, timeout: &str, check: impl Fn(&Run, &str)) {
+    let closed = ["-c", "1", "-P", "4", "-n", "40", "--timeout", timeout];
+    let open = [&closed[..], &["-r", "4000"]].concat();
+    for (arguments, name) in [(&closed[..], "closed"), (&open[..], "open")] {
+        let server = WrongServer::start(fault);
+        check(&Run::new(&server.address(), arguments), name);
+    }
+}
+
+/// Expects exactly these errors, an example of the first, and exit status 1.
+fn expect(fault: Fault, timeout: &str, errors: &[(&str, u64)]) {
+    both_loops(fault, timeout, |run, name| {
+        let expected: Vec<_> = errors.iter().map(|&(kind, count)| (kind.to_owned(), count)).collect();
+        assert_eq!(run.errors(), expected, "{name} loop: {}", run.json);
+        assert!(run.example(errors[0].0).contains("HELO"), "{name} loop: {}", run.json["examples"]);
+        assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")), "{name} loop");
+        assert_eq!(run.count("requests", "sent"), 40, "{name} loop");
+    });
+}
+
+#[test]
+fn right_server_is_right() {
+    both_loops(Fault::None, PATIENT, |run, name| {
+        assert_eq!(run.errors(), [], "{name} loop");
+        assert_eq!((run.count("requests", "sent"), run.count("requests", "right"), run.status), (40, 40, 0));
+        assert_ne!(run.json["verdict"], "failed", "{name} loop");
+        assert_eq!(run.count("connections", "opened"), 1);
+    });
+}
+
+#[test]
+fn wrong_text_is_wrong() {
+    expect(Fault::Text, PATIENT, &[("wrong", 1)]);
+}
+
+#[test]
+fn wrong_tail_is_wrong() {
+    expect(Fault::Tail, PATIENT, &[("wrong", 1)]);
+}
+
+#[test]
+fn truncated_reply_is_wrong() {
+    expect(Fault::Truncate, PATIENT, &[("wrong", 1)]);
+}
+
+#[test]
+fn dropped_reply_is_lost() {
+    expect(Fault::Drop, IMPATIENT, &[("lost", 1)]);
+}
+
+#[test]
+fn second_reply_is_duplicated() {
+    expect(Fault::Duplicate, PATIENT, &[("duplicated", 1)]);
+}
+
+#[test]
+fn swapped_replies_are_reordered() {
+    expect(Fault::Swap, PATIENT, &[("reordered", 1)]);
+}
+
+#[test]
+fn early_close_loses_what_was_outstanding() {
+    both_loops(Fault::Close, PATIENT, |run, name| {
+        assert_eq!(run.count("connections", "closed_early"), 1, "{name} loop: {}", run.json);
+        assert!((1..=4).contains(&run.count("requests", "lost")), "{name} loop: {}", run.json);
+        assert_eq!(run.errors().len(), 2, "{name} loop: {}", run.json);
+        assert!(run.example("closed_early").contains("end of stream"), "{}", run.json["examples"]);
+        assert_eq!(run.count("connections", "opened"), 2, "another one takes its place");
+        assert_eq!((run.count("requests", "sent"), run.status), (40, 1));
+    });
+}
+
+#[test]
+fn reset_loses_what_was_outstanding() {
+    both_loops(Fault::Reset, PATIENT, |run, name| {
+        assert_eq!(run.count("connections", "reset"), 1, "{name} loop: {}", run.json);
+        // A reset also takes replies that had come and were not read.
+        assert!((1..=7).contains(&run.count("requests", "lost")), "{name} loop: {}", run.json);
+        assert_eq!((run.errors().len(), run.status), (2, 1), "{name} loop: {}", run.json);
+    });
+}
+
+#[test]
+fn silence_is_lost_after_the_timeout() {
+    both_loops(Fault::Silence, IMPATIENT, |run, name| {
+        let lost = run.count("requests", "lost");
+        assert!((1..=4).contains(&lost), "{name} loop: {}", run.json);
+        assert_eq!(run.errors(), [("lost".to_owned(), lost)], "{name} loop");
+        assert_eq!((run.count("connections", "opened"), run.status), (2, 1), "another one takes its place");
+    });
+}
+
+#[test]
+fn server_that_never_answers_ends_the_run() {
+    both_loops(Fault::AlwaysSilent, IMPATIENT, |run, name| {
+        assert_eq!((run.count("requests", "right"), run.status), (0, 1), "{name} loop");
+        assert!(run.count("requests", "lost") >= 4, "{name} loop: {}", run.json);
+        assert!(run.json["ended_early"].as_str().unwrap().contains("does not answer"), "{}", run.json);
+    });
+}
+
+#[test]
+fn rubbish_is_wrong_and_ends_the_run() {
+    both_loops(Fault::Rubbish, IMPATIENT, |run, name| {
+        assert_eq!((run.count("requests", "right"), run.status), (0, 1), "{name} loop");
+        assert!(run.count("requests", "wrong") >= 1, "{name} loop: {}", run.json);
+        assert!(run.example("wrong").contains("what?"), "{}", run.json["examples"]);
+    });
+}
+
+#[test]
+fn server_that_dies_ends_the_run() {
+    both_loops(Fault::Die, IMPATIENT, |run, name| {
+        assert!(run.count("connections", "refused") >= 1, "{name} loop: {}", run.json);
+        assert!(run.count("requests", "sent") < 40 && run.status == 1, "{name} loop: {}", run.json);
+        assert!(run.example("refused").contains("refused"), "{}", run.json["examples"]);
+    });
+}
+
+#[test]
+fn refusal_is_counted_and_ends_the_run_at_once() {
+    // Bound but not listening: nobody else gets this port meanwhile.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    let target = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+    for arguments in [&["-c", "3", "-d", "1h"][..], &["-c", "3", "-d", "1h", "-r", "10"]] {
+        let run = Run::new(&target, arguments);
+        assert!(run.count("connections", "refused") >= 3 && run.status == 1, "{}", run.json);
+        assert_eq!(run.count("connections", "opened"), 0);
+    }
+}
+
+#[test]
+fn words_of_a_full_server_are_shown() {
+    both_loops(Fault::Full, IMPATIENT, |run, name| {
+        assert!(
+            run.count("connections", "closed_early") >= 1 && run.status == 1,
+            "{name} loop: {}",
+            run.json
+        );
+        assert!(run.example("closed_early").contains("server full"), "{}", run.json["examples"]);
+        assert_eq!(run.count("requests", "wrong"), 0, "{name} loop");
+    });
+}
+
+#[test]
+fn stall_shows_in_the_latency_of_all_that_was_due_meanwhile() {
+    let server = WrongServer::start(Fault::Sleep(Duration::from_millis(400)));
+    let target = server.address();
+    // 1000 a second: about 400 requests are due while the server sleeps, 200 of them for more than 200 ms.
+    let run = Run::new(&target, &["-c", "1", "-n", "1000", "-r", "1000", "--timeout", PATIENT]);
+    assert_eq!((run.errors(), run.status), (vec![], 0));
+    assert!(run.microseconds("p90") > 150_000.0, "coordinated omission: {}", run.json["latency_us"]);
+    assert!(run.microseconds("max") >= 390_000.0, "{}", run.json["latency_us"]);
+}
+
+#[test]
+fn expected_stop_after_a_clean_prefix_is_right() {
+    let server = WrongServer::start(Fault::StopAfter(10));
+    let arguments = ["-c", "3", "-P", "4", "-d", "1h", "--expect-stop", "--timeout", PATIENT];
+    let run = Run::new(&server.address(), &arguments);
+    assert_eq!(run.status, 0, "{}", run.json);
+    assert_eq!((run.count("requests", "right"), run.count("connections", "stopped")), (30, 3));
+    assert!((3..=12).contains(&run.count("requests", "unread")), "{}", run.json);
+}
+
+#[test]
+fn expected_stop_inside_a_reply_is_wrong() {
+    let server = WrongServer::start(Fault::StopInside);
+    let run = Run::new(&server.address(), &["-c", "1", "-P", "4", "-d", "1h", "--expect-stop"]);
+    assert_eq!((run.status, run.count("requests", "wrong")), (1, 1), "{}", run.json);
+    assert_eq!(run.count("connections", "closed_early"), 1);
+}
+
+#[test]
+fn expected_stop_that_does_not_come_fails() {
+    let server = WrongServer::start(Fault::None);
+    let run = Run::new(&server.address(), &["-c", "1", "-n", "20", "--expect-stop"]);
+    assert_eq!((run.status, run.count("requests", "right")), (1, 20));
+    assert!(run.json["problems"].to_string().contains("did not stop"), "{}", run.json["problems"]);
+}
+
+#[test]
+fn every_way_of_sending_sends_what_was_asked_for() {
+    for arguments in [
+        &["-c", "5", "--reconnect"][..],
+        &["-c", "5", "--reconnect", "-r", "5000"],
+        &["-c", "5", "--threads", "3", "-P", "3"],
+        &["-c", "5", "--threads", "2", "-r", "5000", "--poisson"],
+        &["-c", "5", "--warm-up", "50ms"],
+        &["-d", "1h", "--shape", "connections=ramp:1..5@100ms"],
+        &["-d", "1h", "--shape", "rate=onoff:0..5000x2@200ms", "-c", "5"],
+    ] {
+        let server = WrongServer::start(Fault::None);
+        let run = Run::new(&server.address(), &[arguments, &["-n", "203", "--timeout", PATIENT]].concat());
+        assert_eq!((run.errors(), run.status), (vec![], 0), "{arguments:?}: {}", run.json);
+        assert_eq!(run.count("requests", "right"), 203, "{arguments:?}");
+        if arguments.contains(&"--reconnect") {
+            assert_eq!(run.count("connections", "opened"), 203, "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn duration_ends_a_run_without_losing_anything() {
+    let server = WrongServer::start(Fault::None);
+    for rate in [&[][..], &["-r", "500"]] {
+        let run = Run::new(&server.address(), &[&["-c", "3", "-P", "2", "-d", "300ms"], rate].concat());
+        assert_eq!((run.errors(), run.status), (vec![], 0), "{}", run.json);
+        assert!(run.count("requests", "right") > 0 && run.json["seconds"].as_f64().unwrap() >= 0.29);
+        assert!(run.json["series"].as_array().is_some_and(|rows| rows.len() >= 2), "{}", run.json["series"]);
+    }
+}
+
+#[test]
+fn asserts_decide_the_exit_status() {
+    let server = WrongServer::start(Fault::None);
+    for (asserts, holds, status) in [
+        ("lost=0,right=40", [true, true], 0),
+        ("lost=0,right=41", [true, false], 1),
+        // Forty samples are too few for this percentile.
+        ("sent>=40,p99<1h", [true, false], 1),
+    ] {
+        let run = Run::new(&server.address(), &["-c", "1", "-n", "40", "--assert", asserts]);
+        let held: Vec<_> = (0..2).map(|at| run.json["asserts"][at]["holds"].as_bool().unwrap()).collect();
+        assert_eq!((&held[..], run.status), (&holds[..], status), "{asserts}: {}", run.json["asserts"]);
+    }
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_status_2() {
+    for arguments in [
+        &["--assert", "p99<fast"][..],
+        &["--shape", "rate=wave:1@1s"],
+        &["--poisson"],
+        &["--rate", "0"],
+        &["--rate", "5", "--shape", "rate=hold:1@1s"],
+        &["--reconnect", "-P", "2"],
+        &["--duration", "soon"],
+        &["--stats", "file"],
+        &["-c", "0"],
+    ] {
+        let output = tool("127.0.0.1:1", arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{arguments:?}: {error}");
+    }
+    assert_eq!(tool("nowhere", &[]).status.code(), Some(2));
+}
+
+#[test]
+fn nothing_is_drawn_where_there_is_no_terminal() {
+    let server = WrongServer::start(Fault::None);
+    let output = tool(&server.address(), &["-c", "1", "-n", "300"]);
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("requests/s") && text.contains("300") && !text.contains('\x1b'), "{text}");
+}
+
+/// A file that is gone with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("tidemill-load-{}-{name}", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+#[test]
+fn runs_are_written_compared_and_merged() {
+    let server = WrongServer::start(Fault::None);
+    let (run, page) = (Scratch::new("run.json"), Scratch::new("page.html"));
+    let output = tool(&server.address(), &["-c", "2", "-n", "150", "--json"]);
+    std::fs::write(run.path(), &output.stdout).unwrap();
+
+    let compare = ["-c", "2", "-n", "150", "--report", page.path(), "--compare", run.path()];
+    assert_eq!(tool(&server.address(), &compare).status.code(), Some(0));
+    let html = std::fs::read_to_string(page.path()).unwrap();
+    assert!(html.starts_with("<!doctype html>") && html.contains("latency · other run"));
+
+    let merge = ["load", "--json", "--merge", run.path(), "--merge", run.path()];
+    let output = Command::new(env!("CARGO_BIN_EXE_tidemill")).args(merge).output().unwrap();
+    let sum: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&sum["requests"]["right"], &sum["latency_us"]["count"]),
+        (&Value::from(300), &Value::from(300))
+    );
+    assert_eq!(output.status.code(), Some(0));
+}
