@@ -338,7 +338,9 @@ impl<'a> Worker<'a> {
     }
 
     fn may_open(&self, slot: usize) -> bool {
-        self.sending && slot < self.wanted && (self.arrivals.is_some() || self.left > 0)
+        // With a connection for each request, those being opened have one each.
+        let taken = if self.plan.reconnect { self.connecting as u64 } else { 0 };
+        self.sending && slot < self.wanted && (self.arrivals.is_some() || self.left > taken)
     }
 
     fn connect(&mut self, slot: usize) -> Result<(), Fatal> {
