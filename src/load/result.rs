@@ -130,25 +130,39 @@ fn examples(plan: &Plan, outcome: &Outcome) -> Vec<Example> {
     all.collect()
 }
 
+/// Where a row has too few samples for a percentile, up to so many rows together, itself the last, are asked.
+const WINDOW_ROWS: usize = 10;
+
 fn series(plan: &Plan, outcome: &Outcome) -> Vec<Point> {
     let step = outcome.series.step();
     let open = plan.rate.is_some();
+    let points = outcome.series.points();
     let row = |(at, point): (usize, &super::series::Point)| {
         let mut latencies = Latencies::new();
         latencies.add(&point.latencies);
+        let (own, max) = (latencies.len(), latencies.max());
+        let percentile = |percentile| {
+            let mut first = at;
+            let mut window = latencies.clone();
+            while window.percentile(percentile).is_none() && first > 0 && at - first < WINDOW_ROWS - 1 {
+                first -= 1;
+                window.add(&points[first].latencies);
+            }
+            window.percentile(percentile).filter(|_| own > 0).map(microseconds)
+        };
         Point {
             t: at as f64 * step,
             sent: point.sent,
             right: point.right,
             errors: point.errors,
             offered: open.then_some(point.offered),
-            p50_us: latencies.percentile(50.0).map(microseconds),
-            p99_us: latencies.percentile(99.0).map(microseconds),
-            max_us: (latencies.len() > 0).then(|| microseconds(latencies.max())),
+            p50_us: percentile(50.0),
+            p99_us: percentile(99.0),
+            max_us: (own > 0).then(|| microseconds(max)),
             connections: outcome.series.connections(point),
         }
     };
-    outcome.series.points().iter().enumerate().map(row).collect()
+    points.iter().enumerate().map(row).collect()
 }
 
 fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {

@@ -188,6 +188,7 @@ pub(crate) struct Point {
     /// Requests that became due (open loop).
     #[serde(default)]
     pub(crate) offered: Option<u64>,
+    /// Of this row or, where it has too few samples, of up to ten rows that end with it.
     pub(crate) p50_us: Option<f64>,
     pub(crate) p99_us: Option<f64>,
     /// The slowest reply.

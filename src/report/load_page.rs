@@ -106,7 +106,10 @@ fn over_time(run: &LoadReport, other: Option<&LoadReport>) -> Chart {
     let from = if run.options.loop_kind == "closed" { "were sent" } else { "were due" };
     Chart {
         title: "Latency over time".to_owned(),
-        help: format!("Of the replies that came at that time, counted from when their requests {from}."),
+        help: format!(
+            "Of the replies that came at that time, counted from when their requests {from}. Percentiles take in up to \
+             ten rows where one has too few samples."
+        ),
         axis: Axis::Time,
         unit: Unit::Microseconds,
         logarithmic: true,
@@ -116,22 +119,24 @@ fn over_time(run: &LoadReport, other: Option<&LoadReport>) -> Chart {
 }
 
 fn requests(run: &LoadReport, other: Option<&LoadReport>) -> Chart {
-    fn rate(run: &LoadReport, count: u64) -> Option<f64> {
-        Some(count as f64 / run.series_step_seconds)
+    // The last row may be cut short by the end: what is left of it makes its rate, if it is enough to tell.
+    fn rate(run: &LoadReport, point: &Point, count: u64) -> Option<f64> {
+        let length = run.series_step_seconds.min(run.seconds - point.t);
+        (length > run.series_step_seconds / 4.0).then(|| count as f64 / length)
     }
     let offered = both(run, other, |run| {
-        series(run, "offered", Color::Grey, |point| point.offered.and_then(|count| rate(run, count)))
+        series(run, "offered", Color::Grey, |point| point.offered.and_then(|count| rate(run, point, count)))
     });
     let sent = both(run, other, |run| {
         let closed = run.options.loop_kind == "closed";
-        series(run, "sent", Color::Grey, |point| rate(run, point.sent).filter(|_| closed))
+        series(run, "sent", Color::Grey, |point| rate(run, point, point.sent).filter(|_| closed))
     });
     let right = both(run, other, |run| {
-        series(run, "answered", Color::Blue, |point| rate(run, point.right)).map(Line::filled)
+        series(run, "answered", Color::Blue, |point| rate(run, point, point.right)).map(Line::filled)
     });
     let errors = both(run, other, |run| {
         let any = run.series.iter().any(|point| point.errors > 0);
-        series(run, "errors", Color::Red, |point| rate(run, point.errors).filter(|_| any))
+        series(run, "errors", Color::Red, |point| rate(run, point, point.errors).filter(|_| any))
     });
     Chart {
         title: "Requests".to_owned(),

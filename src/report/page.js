@@ -142,7 +142,7 @@
       scales: {
         x: isTime ? { time: false, range: (plot, min, max) => min == null ? wholeTime : [min, max] } : { time: false, distr: 3, log: 10, range: (plot, min, max) => [Math.max(1, min ?? 1), Math.max(max ?? 10, 1.01)] },
         y: chart.logarithmic && isFinite(least)
-          ? { distr: 3, log: 10, range: (plot, min, max) => min == null ? [1, 10] : uPlot.rangeLog(Math.max(min, least), max, 10, false) }
+          ? { distr: 3, log: 10, range: (plot, min, max) => min == null ? [1, 10] : [Math.max(min, least) * .8, max * 1.25] }
           : { range: (plot, min, max) => [0, max > 0 ? max * 1.08 : 1] },
       },
       axes: [
