@@ -22,6 +22,7 @@ const SPARE_DESCRIPTORS: usize = 64;
 
 /// Serve clients until told to stop.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct ServeArgs {
     /// TCP port to listen on; 0 picks a free one
     #[arg(value_name = "PORT", default_value_t = 8000)]
