@@ -122,7 +122,8 @@ echo "a server that answers at once"
 start plain
 load flood -c 64 -d $flood --warm-up 300ms "$@"
 load pipelined -c 64 -P 16 -d $pipelined --warm-up 300ms "$@"
-load reconnect -c 16 -d $reconnect --reconnect
+# Not as fast as it can: the system soon spends its time looking for a port that is free again.
+load reconnect -c 64 -d $reconnect --reconnect -r 4000
 stop stop -c 200 -P 16
 
 echo "a server whose handler blocks for 5 ms: its pool has to rise and fall"

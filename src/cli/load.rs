@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::load::asserts::Asserts;
+use crate::load::merge::merge_runs;
 use crate::load::progress::Bar;
 use crate::load::result::summarize;
 use crate::load::schedule::{Curve, Shape, Subject};
@@ -181,7 +182,7 @@ fn merged(paths: &[PathBuf]) -> Result<LoadReport, String> {
     let mut reports = paths.iter().map(|path| document(path));
     let mut sum = reports.next().ok_or("nothing to merge")??;
     for report in reports {
-        sum.merge(&report?);
+        merge_runs(&mut sum, &report?);
     }
     Ok(sum)
 }

@@ -230,7 +230,7 @@ impl<'a> Worker<'a> {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(self.start.elapsed())
     }
 
     /// Runs until everything is sent and answered, or given up.
@@ -854,5 +854,6 @@ fn due_at(arrivals: &Arrivals) -> u64 {
 
 /// A duration as nanoseconds; 585 years fit.
 fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+    // Not by way of the 128 bits of `as_nanos`: this is done for every reply.
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }

@@ -6,9 +6,10 @@
 
 pub(crate) mod asserts;
 mod connections;
-pub(crate) mod histogram;
+mod histogram;
 mod honesty;
 mod ledger;
+pub(crate) mod merge;
 pub(crate) mod progress;
 pub(crate) mod result;
 pub(crate) mod schedule;

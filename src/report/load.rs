@@ -6,8 +6,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::{microseconds, number, table};
-use crate::load::histogram::{Latencies, merge};
-use crate::load::result::latency;
 
 /// Everything that is known of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -156,7 +154,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    fn worse(self, other: Self) -> Self {
+    pub(crate) fn worse(self, other: Self) -> Self {
         match (self, other) {
             (Self::Failed, _) | (_, Self::Failed) => Self::Failed,
             (Self::Invalid, _) | (_, Self::Invalid) => Self::Invalid,
@@ -206,64 +204,6 @@ fn count(value: u64) -> String {
 }
 
 impl LoadReport {
-    /// Adds a run that went on at the same time, such as one of another machine. Percentiles come from the sum of the
-    /// histograms; those of single rows cannot be added and are left out.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        self.seconds = self.seconds.max(other.seconds);
-        self.started_unix_seconds = self.started_unix_seconds.min(other.started_unix_seconds);
-        self.options.connections += other.options.connections;
-        self.options.threads += other.options.threads;
-        self.options.rate = self.options.rate.zip(other.options.rate).map(|(one, two)| one + two);
-        self.requests.add(&other.requests);
-        self.total.add(&other.total);
-        self.connections.opened += other.connections.opened;
-        self.connections.refused += other.connections.refused;
-        self.connections.reset += other.connections.reset;
-        self.connections.closed_early += other.connections.closed_early;
-        self.connections.stopped += other.connections.stopped;
-        self.requests_per_second = self.requests.right as f64 / self.seconds.max(1e-9);
-        self.histogram_ns = merge(&self.histogram_ns, &other.histogram_ns);
-        let mut latencies = Latencies::new();
-        latencies.add(&self.histogram_ns);
-        self.latency_us = latency(&latencies);
-        let (generator, theirs) = (&mut self.generator, &other.generator);
-        generator.cpu_seconds += theirs.cpu_seconds;
-        generator.cpu_us_per_request =
-            (self.requests.right > 0).then(|| generator.cpu_seconds * 1e6 / self.requests.right as f64);
-        generator.busiest_running = generator.busiest_running.max(theirs.busiest_running);
-        generator.busiest_waiting = generator.busiest_waiting.max(theirs.busiest_waiting);
-        // Of two generators the later one counts.
-        let later = |one: Option<f64>, two: Option<f64>| one.zip(two).map(|(one, two)| one.max(two));
-        generator.lateness_us.p50 = later(generator.lateness_us.p50, theirs.lateness_us.p50);
-        generator.lateness_us.p99 = later(generator.lateness_us.p99, theirs.lateness_us.p99);
-        generator.lateness_us.max = generator.lateness_us.max.max(theirs.lateness_us.max);
-        generator.valid &= theirs.valid;
-        generator.reasons.extend(theirs.reasons.iter().cloned());
-        self.asserts.extend(other.asserts.iter().cloned());
-        self.problems.extend(other.problems.iter().cloned());
-        self.ended_early = self.ended_early.take().or_else(|| other.ended_early.clone());
-        self.examples.extend(other.examples.iter().cloned());
-        self.verdict = self.verdict.worse(other.verdict);
-        self.merge_series(other);
-    }
-
-    fn merge_series(&mut self, other: &Self) {
-        if (self.series_step_seconds - other.series_step_seconds).abs() > 1e-9 {
-            // Rows of unequal length cannot be added.
-            self.series.clear();
-        }
-        for (row, theirs) in self.series.iter_mut().zip(&other.series) {
-            row.sent += theirs.sent;
-            row.right += theirs.right;
-            row.errors += theirs.errors;
-            row.offered = row.offered.zip(theirs.offered).map(|(one, two)| one + two);
-            row.connections += theirs.connections;
-            row.max_us = row.max_us.zip(theirs.max_us).map(|(one, two)| one.max(two));
-            (row.p50_us, row.p99_us) = (None, None);
-        }
-        self.series.truncate(other.series.len());
-    }
-
     /// What was run, in one line.
     pub(crate) fn subtitle(&self) -> String {
         let options = &self.options;

@@ -23,7 +23,13 @@
   const tick = {
     microseconds: value => value < 1e3 ? short(digits(value)) + " µs" : value < 1e6 ? short(digits(value / 1e3)) + " ms" : short(digits(value / 1e6)) + " s",
     persecond: value => value >= 1e6 ? short(digits(value / 1e6)) + "M" : value >= 1e4 ? short(digits(value / 1e3)) + "k" : grouped(value),
-    count: value => value >= 1e6 ? short(digits(value / 1e6)) + "M" : grouped(value),
+    count: value => value >= 1e6 ? short(digits(value / 1e6)) + "M" : value % 1 ? "" : grouped(value),
+  };
+  // The next 1, 2 or 5 with zeros: uPlot counts the lines of a logarithmic grid from the end of its axis.
+  const round = (value, toward) => {
+    const power = 10 ** Math.floor(Math.log10(value)), lead = value / power;
+    const leads = toward === Math.ceil ? [1, 2, 5, 10].find(step => step >= lead) : [5, 2, 1].find(step => step <= lead);
+    return leads * power;
   };
   const percentile = x => {
     const nines = Math.max(0, Math.ceil(Math.log10(x) - 1e-9));
@@ -122,7 +128,6 @@
       fill: line.filled ? `color-mix(in srgb, ${color(line.color)} 12%, transparent)` : undefined,
       paths: line.stepped ? uPlot.paths.stepped({ align: 1 }) : uPlot.paths.linear(),
       points: { show: line.x.length < 2 },
-      spanGaps: true,
       value: (_, value) => value == null ? "–" : show[chart.unit](value),
     }));
     const least = Math.min(...chart.lines.flatMap(line => line.y).filter(value => value > 0));
@@ -142,7 +147,7 @@
       scales: {
         x: isTime ? { time: false, range: (plot, min, max) => min == null ? wholeTime : [min, max] } : { time: false, distr: 3, log: 10, range: (plot, min, max) => [Math.max(1, min ?? 1), Math.max(max ?? 10, 1.01)] },
         y: chart.logarithmic && isFinite(least)
-          ? { distr: 3, log: 10, range: (plot, min, max) => min == null ? [1, 10] : [Math.max(min, least) * .8, max * 1.25] }
+          ? { distr: 3, log: 10, range: (plot, min, max) => min == null ? [1, 10] : [round(Math.max(min, least) * .98, Math.floor), round(max * 1.02, Math.ceil)] }
           : { range: (plot, min, max) => [0, max > 0 ? max * 1.08 : 1] },
       },
       axes: [

@@ -1,0 +1,63 @@
+//! Several runs at the same time, such as of several machines, as one.
+
+use super::histogram::{Latencies, merge};
+use super::result::latency;
+use crate::report::load::LoadReport;
+
+/// Adds a run that went on at the same time, such as one of another machine. Percentiles come from the sum of the
+/// histograms; those of single rows cannot be added and are left out.
+pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
+    sum.seconds = sum.seconds.max(other.seconds);
+    sum.started_unix_seconds = sum.started_unix_seconds.min(other.started_unix_seconds);
+    sum.options.connections += other.options.connections;
+    sum.options.threads += other.options.threads;
+    sum.options.rate = sum.options.rate.zip(other.options.rate).map(|(one, two)| one + two);
+    sum.requests.add(&other.requests);
+    sum.total.add(&other.total);
+    sum.connections.opened += other.connections.opened;
+    sum.connections.refused += other.connections.refused;
+    sum.connections.reset += other.connections.reset;
+    sum.connections.closed_early += other.connections.closed_early;
+    sum.connections.stopped += other.connections.stopped;
+    sum.requests_per_second = sum.requests.right as f64 / sum.seconds.max(1e-9);
+    sum.histogram_ns = merge(&sum.histogram_ns, &other.histogram_ns);
+    let mut latencies = Latencies::new();
+    latencies.add(&sum.histogram_ns);
+    sum.latency_us = latency(&latencies);
+    let (generator, theirs) = (&mut sum.generator, &other.generator);
+    generator.cpu_seconds += theirs.cpu_seconds;
+    generator.cpu_us_per_request =
+        (sum.requests.right > 0).then(|| generator.cpu_seconds * 1e6 / sum.requests.right as f64);
+    generator.busiest_running = generator.busiest_running.max(theirs.busiest_running);
+    generator.busiest_waiting = generator.busiest_waiting.max(theirs.busiest_waiting);
+    // Of two generators the later one counts.
+    let later = |one: Option<f64>, two: Option<f64>| one.zip(two).map(|(one, two)| one.max(two));
+    generator.lateness_us.p50 = later(generator.lateness_us.p50, theirs.lateness_us.p50);
+    generator.lateness_us.p99 = later(generator.lateness_us.p99, theirs.lateness_us.p99);
+    generator.lateness_us.max = generator.lateness_us.max.max(theirs.lateness_us.max);
+    generator.valid &= theirs.valid;
+    generator.reasons.extend(theirs.reasons.iter().cloned());
+    sum.asserts.extend(other.asserts.iter().cloned());
+    sum.problems.extend(other.problems.iter().cloned());
+    sum.ended_early = sum.ended_early.take().or_else(|| other.ended_early.clone());
+    sum.examples.extend(other.examples.iter().cloned());
+    sum.verdict = sum.verdict.worse(other.verdict);
+    merge_series(sum, other);
+}
+
+fn merge_series(sum: &mut LoadReport, other: &LoadReport) {
+    if (sum.series_step_seconds - other.series_step_seconds).abs() > 1e-9 {
+        // Rows of unequal length cannot be added.
+        sum.series.clear();
+    }
+    for (row, theirs) in sum.series.iter_mut().zip(&other.series) {
+        row.sent += theirs.sent;
+        row.right += theirs.right;
+        row.errors += theirs.errors;
+        row.offered = row.offered.zip(theirs.offered).map(|(one, two)| one + two);
+        row.connections += theirs.connections;
+        row.max_us = row.max_us.zip(theirs.max_us).map(|(one, two)| one.max(two));
+        (row.p50_us, row.p99_us) = (None, None);
+    }
+    sum.series.truncate(other.series.len());
+}
