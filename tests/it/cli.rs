@@ -121,7 +121,7 @@ fn compile_sh_says_what_to_install_when_cargo_is_missing() {
     std::fs::create_dir_all(&tools).unwrap();
     for tool in ["sh", "dirname"] {
         let found = String::from_utf8(run("sh", &["-c", &format!("command -v {tool}")]).stdout).unwrap();
-        let _ = std::os::unix::fs::symlink(found.trim(), tools.join(tool));
+        std::os::unix::fs::symlink(found.trim(), tools.join(tool)).unwrap();
     }
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/compile.sh"));
     let output = command.env("PATH", &tools).output().unwrap();

@@ -1,6 +1,6 @@
 //! The real binary as a child process, and the waiting that tests do: for a condition, with a deadline.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -135,8 +135,8 @@ impl ServerProcess {
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         // Both fail only if it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 }
 
@@ -182,22 +182,34 @@ pub(crate) fn until(mut condition: impl FnMut() -> bool) {
 
 /// The lines of a pipe, read by a thread of their own so that the writer is never held up.
 struct Lines {
-    shared: Arc<(Mutex<(Vec<String>, bool)>, Condvar)>,
+    shared: Arc<Shared>,
     reader: Option<JoinHandle<()>>,
 }
 
+#[derive(Default)]
+struct Shared {
+    read: Mutex<Read>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Read {
+    lines: Vec<String>,
+    ended: bool,
+}
+
 impl Lines {
-    fn read(pipe: impl Read + Send + 'static) -> Lines {
-        let shared = Arc::new((Mutex::new((Vec::new(), false)), Condvar::new()));
+    fn read(pipe: impl io::Read + Send + 'static) -> Lines {
+        let shared = Arc::new(Shared::default());
         let reader = thread::spawn({
             let shared = Arc::clone(&shared);
             move || {
                 for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                    shared.0.lock().unwrap().0.push(line);
-                    shared.1.notify_all();
+                    shared.read.lock().unwrap().lines.push(line);
+                    shared.news.notify_all();
                 }
-                shared.0.lock().unwrap().1 = true;
-                shared.1.notify_all();
+                shared.read.lock().unwrap().ended = true;
+                shared.news.notify_all();
             }
         });
         Lines { shared, reader: Some(reader) }
@@ -205,23 +217,23 @@ impl Lines {
 
     fn wait_for(&self, mut matches: impl FnMut(&str) -> bool) -> String {
         let deadline = Instant::now() + DEADLINE;
-        let mut lines = self.shared.0.lock().unwrap();
+        let mut read = self.shared.read.lock().unwrap();
         let mut looked_at = 0;
         loop {
-            for line in &lines.0[looked_at..] {
+            for line in &read.lines[looked_at..] {
                 if matches(line) {
                     return line.clone();
                 }
             }
-            looked_at = lines.0.len();
+            looked_at = read.lines.len();
             let rest = deadline.saturating_duration_since(Instant::now());
-            assert!(!rest.is_zero() && !lines.1, "the line did not come; there were {:#?}", lines.0);
-            lines = self.shared.1.wait_timeout(lines, rest).unwrap().0;
+            assert!(!rest.is_zero() && !read.ended, "the line did not come; there were {:#?}", read.lines);
+            read = self.shared.news.wait_timeout(read, rest).unwrap().0;
         }
     }
 
     fn all(&self) -> Vec<String> {
-        self.shared.0.lock().unwrap().0.clone()
+        self.shared.read.lock().unwrap().lines.clone()
     }
 
     /// All lines, once the writer has closed.
