@@ -302,3 +302,95 @@ impl<W> std::fmt::Debug for Pool<W> {
         f.debug_struct("Pool").field("sleep", &self.sleep).field("crew", &self.crew).finish_non_exhaustive()
     }
 }
+
+// Under loom the primitives work in a model only.
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::handler::{Reply, Request};
+    use crate::job::{ConnId, Endpoint, FreeJobs};
+
+    struct NoReactor;
+
+    impl Wake for NoReactor {
+        fn wake(&self) {}
+    }
+
+    fn job(line: &[u8]) -> Box<Job> {
+        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let id = ConnId { slot: 0, generation: 0 };
+        let mut job = FreeJobs::default().take(id, &endpoint, endpoint.address, 0);
+        job.push_line(line);
+        job
+    }
+
+    fn start(pool: &Arc<Pool<NoReactor>>, workers: usize) {
+        for _ in 0..pool.set_target(workers) {
+            pool.start_worker().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_worker_took_and_then_blocks_on_is_stolen_by_others() {
+        let (blocked, is_blocked) = mpsc::channel();
+        let (unblock, may_go) = mpsc::channel::<()>();
+        let (done, is_done) = mpsc::channel();
+        let may_go = Mutex::new(may_go);
+        let handler = move |request: &Request<'_>, _: &mut Reply<'_>| {
+            if request.line() == b"block" {
+                blocked.send(()).unwrap();
+                may_go.lock().unwrap().recv().unwrap();
+            } else {
+                done.send(()).unwrap();
+            }
+        };
+        let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
+        // Short enough that a worker takes several at once.
+        pool.learn_time_per_job(1_000, true);
+        let mut jobs: Vec<_> =
+            (0..16).map(|number| job(if number == 0 { b"block" } else { b"pass" })).collect();
+        pool.submit(&mut jobs);
+        start(&pool, 1);
+        is_blocked.recv().unwrap();
+        let taken = 16 - 1 - pool.injector.len();
+        assert!(taken > 0, "this test is about a batch");
+        start(&pool, 2);
+        for _ in 0..15 {
+            is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+        }
+        unblock.send(()).unwrap();
+        pool.stop();
+        assert_eq!(pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
+    }
+
+    #[test]
+    fn a_lowered_target_lets_parked_workers_go_at_once_and_busy_ones_as_they_finish() {
+        let (begun, has_begun) = mpsc::channel();
+        let (unblock, may_go) = mpsc::channel::<()>();
+        let may_go = Mutex::new(may_go);
+        let handler = move |_: &Request<'_>, _: &mut Reply<'_>| {
+            begun.send(()).unwrap();
+            may_go.lock().unwrap().recv().unwrap();
+        };
+        let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
+        start(&pool, 4);
+        pool.submit(&mut vec![job(b"1"), job(b"2")]);
+        pool.nudge();
+        has_begun.recv().unwrap();
+        has_begun.recv().unwrap();
+        pool.set_target(1);
+        assert!(pool.census(Duration::ZERO).live >= 2, "the busy ones still count");
+        unblock.send(()).unwrap();
+        unblock.send(()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while pool.census(Duration::ZERO).live != 1 {
+            assert!(Instant::now() < deadline, "{:?}", pool.census(Duration::ZERO));
+            thread::yield_now();
+        }
+        pool.stop();
+        assert_eq!(pool.wait_until_left(deadline), 0);
+    }
+}
