@@ -329,7 +329,7 @@ mod tests {
 
     fn start(pool: &Arc<Pool<NoReactor>>, workers: usize) {
         for _ in 0..pool.set_target(workers) {
-            pool.start_worker().unwrap();
+            pool.start_worker().expect("the system grants a thread");
         }
     }
 
