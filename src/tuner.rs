@@ -224,7 +224,8 @@ impl Tuner {
             busy,
             blocked: None,
             cores,
-            time_per_job: pool.time_per_job().max(mean_age),
+            // Of a first burst nothing is known but how long it has been running.
+            time_per_job: pool.known_time_per_job().unwrap_or_default().max(mean_age),
             peak: self.peak.swap(self.demand(), Relaxed),
             stalled: now.saturating_sub(last_taken),
         };

@@ -26,8 +26,9 @@ use sleep::Sleep;
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
 /// the wake-up itself costs. Less is done sooner by the worker that is awake.
 const WORTH_UNPARKING: Duration = Duration::from_micros(20);
-/// Until a job has finished, jobs are taken to need this long: enough to unpark workers for them.
-const UNKNOWN_TIME_PER_JOB: Duration = Duration::from_millis(1);
+/// Until a job has finished, jobs are taken to need this long, in nanoseconds: enough to unpark workers for them, and to
+/// have the tuner look at what they do.
+const UNKNOWN_TIME_PER_JOB: Nanos = 1_000_000;
 /// A new job's share in the moving average of the time per job, as a power of two: 1/16.
 const MEAN_SHIFT: u32 = 4;
 
@@ -49,7 +50,7 @@ pub(crate) struct Pool<W> {
     submitted: AtomicU64,
     /// Job slices ever begun by the workers. Relaxed.
     started: AtomicU64,
-    /// Moving average of the wall time of a job in nanoseconds, by the reactor only. Relaxed.
+    /// Moving average of the wall time of a job in nanoseconds, 0 until one has finished. By the reactor only. Relaxed.
     mean_nanos: AtomicU64,
     pub(crate) clock: Clock,
     handler: Arc<dyn Handler>,
@@ -105,7 +106,7 @@ impl<W: Wake> Pool<W> {
             excess: AtomicUsize::new(0),
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
-            mean_nanos: AtomicU64::new(nanos(UNKNOWN_TIME_PER_JOB)),
+            mean_nanos: AtomicU64::new(0),
             clock,
             handler,
             replies: Replies::new(waker),
@@ -151,15 +152,29 @@ impl<W: Wake> Pool<W> {
     }
 
     /// Takes a finished slice's wall time into the mean. For the reactor.
-    pub(crate) fn learn_time_per_job(&self, took: Nanos, first: bool) {
-        let old = self.mean_nanos.load(Relaxed);
-        let mean = if first { took } else { old - (old >> MEAN_SHIFT) + (took >> MEAN_SHIFT) };
-        self.mean_nanos.store(mean, Relaxed);
+    pub(crate) fn learn_time_per_job(&self, took: Nanos) {
+        let mean = match self.mean_nanos.load(Relaxed) {
+            0 => took,
+            old => old - (old >> MEAN_SHIFT) + (took >> MEAN_SHIFT),
+        };
+        self.mean_nanos.store(mean.max(1), Relaxed);
     }
 
-    /// Moving average of the wall time of a job.
+    /// Moving average of the wall time of a job. `None` until one has finished.
+    pub(crate) fn known_time_per_job(&self) -> Option<Duration> {
+        Some(self.mean_nanos.load(Relaxed)).filter(|mean| *mean > 0).map(Duration::from_nanos)
+    }
+
+    /// The same, or what is assumed until one has finished.
     pub(crate) fn time_per_job(&self) -> Duration {
-        Duration::from_nanos(self.mean_nanos.load(Relaxed))
+        Duration::from_nanos(self.mean_or_assumed())
+    }
+
+    fn mean_or_assumed(&self) -> Nanos {
+        match self.mean_nanos.load(Relaxed) {
+            0 => UNKNOWN_TIME_PER_JOB,
+            mean => mean,
+        }
     }
 
     /// Sets how many workers there should be, and lets parked ones go at once, busy ones as they finish. Returns
@@ -267,7 +282,7 @@ impl<W: Wake> Pool<W> {
     }
 
     fn is_worth_unparking(&self) -> bool {
-        let work = self.mean_nanos.load(Relaxed).saturating_mul(self.waiting() as u64);
+        let work = self.mean_or_assumed().saturating_mul(self.waiting() as u64);
         work > nanos(WORTH_UNPARKING)
     }
 
@@ -349,7 +364,7 @@ mod tests {
         };
         let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
         // Short enough that a worker takes several at once.
-        pool.learn_time_per_job(1_000, true);
+        pool.learn_time_per_job(1_000);
         let mut jobs: Vec<_> =
             (0..16).map(|number| job(if number == 0 { b"block" } else { b"pass" })).collect();
         pool.submit(&mut jobs);

@@ -106,7 +106,7 @@ impl<W: Wake> Worker<'_, W> {
     }
 
     fn take_injected(&self) -> Option<Box<Job>> {
-        let mean = self.pool.mean_nanos.load(Relaxed).max(1);
+        let mean = self.pool.mean_or_assumed();
         let limit = usize::try_from((MAX_BATCH_TIME / mean).clamp(1, MAX_BATCH)).unwrap_or(1);
         first(|| match limit {
             1 => self.pool.injector.steal(),

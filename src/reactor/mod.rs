@@ -147,7 +147,6 @@ pub(crate) struct Reactor {
     /// When waiting work was last looked at, and `pool.started()` then.
     stall_check: (Instant, u64),
     warned: Option<Instant>,
-    learned: bool,
 }
 
 impl Reactor {
@@ -180,7 +179,6 @@ impl Reactor {
             started_before: 0,
             stall_check: (Instant::now(), 0),
             warned: None,
-            learned: false,
         }
     }
 

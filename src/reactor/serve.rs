@@ -178,7 +178,7 @@ impl Reactor {
         let panicked = job.end == JobEnd::Panicked;
         self.jobs_out -= 1;
         self.lines_out -= job.handled + job.lines_left;
-        self.shared.pool.learn_time_per_job(job.took, !std::mem::replace(&mut self.learned, true));
+        self.shared.pool.learn_time_per_job(job.took);
 
         let silent = (job.handled - replies - usize::from(panicked)) as u64;
         self.counters.silent += silent;
