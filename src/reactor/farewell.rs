@@ -33,6 +33,8 @@ impl Reactor {
                 && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
             {
                 self.take_in(id, 0, 0);
+                // It was kept; handing it out is for the next turn, as no event may come any more.
+                self.list(id);
             }
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             if connection.phase == Phase::Open {
