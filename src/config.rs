@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::controller::Policy;
 use crate::error::Error;
@@ -118,7 +118,8 @@ pub enum StopFrom {
     None,
     /// Peers on this machine that came through the loopback interface.
     Loopback,
-    /// Peers in one of these networks. An IPv4 address mapped into IPv6 counts as its IPv4 address.
+    /// Peers in one of these networks. An IPv4 address mapped into IPv6 counts as its IPv4 address, a peer's as well as
+    /// a network's.
     Networks(Vec<IpNet>),
 }
 
@@ -130,8 +131,22 @@ impl StopFrom {
             StopFrom::Any => true,
             StopFrom::None => false,
             StopFrom::Loopback => address.is_loopback(),
-            StopFrom::Networks(networks) => networks.iter().any(|network| network.contains(&address)),
+            StopFrom::Networks(networks) => {
+                networks.iter().any(|network| unmapped(network).contains(&address))
+            }
         }
+    }
+}
+
+/// The network of the IPv4 addresses, if `network` is one of such addresses mapped into IPv6; else as it is.
+fn unmapped(network: &IpNet) -> IpNet {
+    let mapped = |network: &Ipv6Net| {
+        let prefix = network.prefix_len().checked_sub(96)?;
+        Ipv4Net::new(network.network().to_ipv4_mapped()?, prefix).ok()
+    };
+    match network {
+        IpNet::V6(network) => mapped(network).map_or(IpNet::V6(*network), IpNet::V4),
+        IpNet::V4(_) => *network,
     }
 }
 
@@ -250,5 +265,16 @@ mod tests {
         assert!(StopFrom::Loopback.allows("::ffff:127.0.0.1".parse().unwrap()));
         assert!(!StopFrom::Loopback.allows(mapped));
         assert!(!StopFrom::None.allows("127.0.0.1".parse().unwrap()));
+        for (network, allows) in [
+            ("::ffff:10.1.2.3/128", true),
+            ("::ffff:10.0.0.0/104", true),
+            ("::ffff:0.0.0.0/96", true),
+            ("::ffff:10.0.0.0/120", false),
+            ("::/0", false),
+            ("::10.1.2.3/128", false),
+        ] {
+            let list = StopFrom::Networks(vec![network.parse().unwrap()]);
+            assert_eq!(list.allows(mapped), allows, "{network}");
+        }
     }
 }
