@@ -2,7 +2,9 @@
 //!
 //! [`Handler::handle`] runs on a worker and may block; [`Handler::classify`] runs on the reactor and must not.
 
+use std::any::Any;
 use std::io;
+use std::mem;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 
@@ -161,7 +163,7 @@ pub(crate) enum Handled {
 /// Asks `handler` what a line is. `None`: it panicked.
 pub(crate) fn classify(handler: &dyn Handler, line: &[u8]) -> Option<Kind> {
     // Unwind safety: it only had a shared reference to bytes.
-    panic::catch_unwind(AssertUnwindSafe(|| handler.classify(line))).ok()
+    panic::catch_unwind(AssertUnwindSafe(|| handler.classify(line))).map_err(discard).ok()
 }
 
 /// Calls `handler`, which appends to `replies`. After a panic `replies` is as before.
@@ -177,10 +179,18 @@ pub(crate) fn call(handler: &dyn Handler, request: &Request<'_>, replies: &mut V
         Ok(true) => Handled::Close,
         Ok(false) if replies.len() > before => Handled::Replied,
         Ok(false) => Handled::Silent,
-        Err(_) => {
+        Err(value) => {
+            discard(value);
             replies.truncate(before);
             Handled::Panicked
         }
+    }
+}
+
+/// Drops the value of a panic. It is the handler's, so its drop may panic in turn; the value of that is leaked.
+fn discard(value: Box<dyn Any + Send>) {
+    if let Err(again) = panic::catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        mem::forget(again);
     }
 }
 
