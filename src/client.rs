@@ -48,12 +48,20 @@ impl Client {
     /// Sends `HELO text` and returns the four lines of its reply, each with its `\n`.
     ///
     /// # Errors
-    /// As [`send`](Self::send) and [`read_line`](Self::read_line).
+    /// As [`send`](Self::send) and [`read_line`](Self::read_line). What the server said instead of a reply, for instance
+    /// that it is full, is in the message.
     pub fn helo(&mut self, text: &[u8]) -> io::Result<Vec<u8>> {
         self.send(&[b"HELO ", text, b"\n"].concat())?;
         let mut reply = Vec::new();
         for _ in 0..4 {
-            reply.extend(self.read_line()?);
+            let line = self.read_line().map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof if !reply.is_empty() => {
+                    let said = String::from_utf8_lossy(&reply);
+                    io::Error::new(error.kind(), format!("the server closed after '{}'", said.trim_end()))
+                }
+                _ => error,
+            })?;
+            reply.extend(line);
             reply.push(b'\n');
         }
         Ok(reply)
