@@ -94,8 +94,8 @@ impl PoolLimits {
     /// # Errors
     /// [`Error::Setting`] for the first limit out of range.
     pub(crate) fn check(&self) -> Result<Policy, Error> {
-        within("max_threads", self.max_threads, 1, MAX_WORKERS)?;
         within("min_threads", self.min_threads, 1, MAX_WORKERS)?;
+        within("max_threads", self.max_threads, 1, MAX_WORKERS)?;
         if self.min_threads > self.max_threads {
             return Err(setting(
                 "min_threads",

@@ -188,7 +188,8 @@ fn start(args: &ServeArgs) -> Result<Server, Error> {
     (config.min_threads, config.max_threads) = match (args.min_threads, args.max_threads) {
         (Some(min), Some(max)) => (min, max),
         (Some(min), None) => (min, config.max_threads.max(min)),
-        (None, Some(max)) => (config.min_threads.min(max), max),
+        // A maximum of 0 is refused as such, and not for a minimum that nobody gave.
+        (None, Some(max)) => (config.min_threads.min(max).max(1), max),
         (None, None) => (config.min_threads, config.max_threads),
     };
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };

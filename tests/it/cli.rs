@@ -1,162 +1,355 @@
-//! Arguments, exit statuses and the one line that says what is wrong.
+//! Options, usage errors, exit statuses and help, of the program as people call it.
 
-use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
 
-use crate::support::peer::reply_to;
-use crate::support::server::{PROGRAM, ServerProcess};
+use crate::support::{Ended, Peer, Serving, eventually, helo_reply, program, serve};
 
-fn run(program: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(program);
-    for variable in ["MIN_THREADS", "MAX_THREADS", "TOLERANCE", "STUDENT_ID"] {
-        command.env_remove(variable);
-    }
-    command.args(arguments).output().unwrap()
+fn run(arguments: &[&str]) -> Ended {
+    Ended::of(program().args(arguments))
 }
 
-/// Checks the status, and that standard error is one line that holds `text`.
+/// One line on standard error that names what is wrong, nothing on standard output, and the exit status.
 #[track_caller]
-fn assert_refused(output: &Output, status: i32, text: &str) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.contains(text), "{text} is not in {stderr}");
+fn assert_refused(ended: &Ended, status: i32, named: &str) {
+    assert_eq!(ended.status.code(), Some(status), "{}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains(named), "'{named}' is not named in: {}", ended.stderr);
+    assert!(ended.stderr.starts_with("tidemill: "), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
 }
 
 #[test]
-fn wrong_usage_is_one_line_that_names_the_option_and_status_2() {
-    for (arguments, text) in [
-        (&["--min-threads", "0"][..], "--min-threads is 0"),
-        (
-            &["--min-threads", "9", "--max-threads", "8"],
-            "--min-threads is 9, but must be at most --max-threads",
-        ),
-        (&["--max-threads", "0"], "--max-threads is 0"),
-        (&["--max-threads", "x"], "--max-threads"),
-        (&["--tolerance", "-1"], "--tolerance"),
-        (&["--keep-alive", "0s"], "--keep-alive is 0ns"),
-        (&["--keep-alive", "5"], "--keep-alive"),
-        (&["--drain-timeout", "soon"], "--drain-timeout"),
-        (&["--max-line", "0"], "--max-line is 0"),
-        (&["--max-connections", "0"], "--max-connections is 0"),
-        (&["--max-pending", "0"], "--max-pending is 0"),
-        (&["--kill-from", "everybody"], "--kill-from"),
-        (&["--kill-from", "10.0.0.0/33"], "--kill-from"),
-        (&["--bind", "localhost"], "--bind"),
-        (&["--advertise-ip", "x"], "--advertise-ip"),
-        (&["--student-id", "a\nb"], "--student-id"),
-        (&["--stats-every", "0s"], "--stats-every is 0s"),
-        (&["--log-level", "loud"], "--log-level"),
-        (&["--log-format", "xml"], "--log-format"),
-        (&["--no-such-option"], "--no-such-option"),
-        (&["65536"], "65536"),
+fn wrong_usage_of_serve_is_one_line_that_names_the_option_and_exit_status_2() {
+    for (arguments, named) in [
+        ("65536", "65536"),
+        ("-1", "-1"),
+        ("http", "http"),
+        ("0 1", "'1'"),
+        ("0 --bind localhost", "--bind"),
+        ("0 --bind 1.2.3", "--bind"),
+        ("0 --min-threads 0", "--min-threads"),
+        ("0 --min-threads x", "--min-threads"),
+        ("0 --min-threads -3", "-3"),
+        ("0 --min-threads 99999999999999999999", "--min-threads"),
+        ("0 --min-threads 1000000", "--min-threads"),
+        ("0 --max-threads 0", "--max-threads"),
+        ("0 --max-threads 20000", "--max-threads"),
+        ("0 --min-threads 9 --max-threads 8", "--min-threads is 9"),
+        ("0 --min-threads 9 --max-threads 8", "--max-threads"),
+        ("0 --tolerance -1", "-1"),
+        ("0 --tolerance x", "--tolerance"),
+        ("0 --tolerance 99999999", "--tolerance"),
+        ("0 --keep-alive 0s", "--keep-alive"),
+        ("0 --keep-alive 5", "--keep-alive"),
+        ("0 --keep-alive fast", "--keep-alive"),
+        ("0 --keep-alive 2years", "--keep-alive"),
+        ("0 --handler-delay 5", "--handler-delay"),
+        ("0 --handler-delay=-1s", "--handler-delay"),
+        ("0 --tolerance=-1", "--tolerance"),
+        ("0 --kill-from me", "--kill-from"),
+        ("0 --kill-from 10.0.0.0/33", "--kill-from"),
+        ("0 --kill-from 10.0.0.0/8,", "--kill-from"),
+        ("0 --kill-from any,10.0.0.0/8", "--kill-from"),
+        ("0 --advertise-ip here", "--advertise-ip"),
+        ("0 --max-connections 0", "--max-connections"),
+        ("0 --max-connections x", "--max-connections"),
+        ("0 --max-line 0", "--max-line"),
+        ("0 --max-line 99999999999", "--max-line"),
+        ("0 --max-pending 0", "--max-pending"),
+        ("0 --drain-timeout soon", "--drain-timeout"),
+        ("0 --drain-timeout 2years", "--drain-timeout"),
+        ("0 --stats-every 0s", "--stats-every"),
+        ("0 --stats-every often", "--stats-every"),
+        ("0 --log-format xml", "--log-format"),
+        ("0 --log-level loud", "--log-level"),
+        ("0 --unknown", "--unknown"),
+        ("0 --min-threads", "--min-threads"),
+        ("0 --assignment=yes", "--assignment"),
     ] {
-        assert_refused(&run(PROGRAM, &[&["serve"], arguments].concat()), 2, text);
+        let all: Vec<&str> = ["serve"].into_iter().chain(arguments.split(' ')).collect();
+        assert_refused(&run(&all), 2, named);
     }
-    assert_refused(&run(PROGRAM, &[]), 2, "subcommand");
-    assert_refused(&run(PROGRAM, &["client", "X", "127.0.0.1", "1"]), 2, "X");
-    assert_refused(&run(PROGRAM, &["client", "H", "nowhere", "1"]), 2, "nowhere");
+    assert_refused(&run(&["serve", "0", "--student-id", "a\nb"]), 2, "--student-id");
+    assert_refused(&run(&["serve", "0", "--kill-from", ""]), 2, "--kill-from");
 }
 
 #[test]
-fn a_value_from_the_environment_is_checked_and_a_flag_wins_over_it() {
-    let mut command = Command::new(PROGRAM);
-    command.args(["serve", "0"]).env("MAX_THREADS", "many");
-    assert_refused(&command.output().unwrap(), 2, "--max-threads");
-
-    let mut command = Command::new(PROGRAM);
-    command.args(["serve", "0", "--max-threads", "9", "--min-threads", "2"]);
-    command.env("MAX_THREADS", "5").env("TOLERANCE", "1").env("STUDENT_ID", "7");
-    let server = ServerProcess::spawn(command);
-    let stats = server.stats();
-    assert_eq!((&stats["pool_min"], &stats["pool_max"]), (&2.into(), &9.into()));
-    server.stop();
+fn wrong_usage_of_the_others_is_one_line_and_exit_status_2() {
+    assert_refused(&run(&[]), 2, "subcommand");
+    assert_refused(&run(&["sreve"]), 2, "sreve");
+    assert_refused(&run(&["client"]), 2, "<IP>");
+    assert_refused(&run(&["client", "X", "127.0.0.1", "1"]), 2, "X");
+    assert_refused(&run(&["client", "H", "localhost", "1"]), 2, "localhost");
+    assert_refused(&run(&["client", "H", "127.0.0.1", "70000"]), 2, "70000");
+    assert_refused(&run(&["client", "H", "127.0.0.1"]), 2, "<PORT>");
+    assert_refused(&run(&["client", "H", "127.0.0.1", "1", "a\nb"]), 2, "TEXT");
+    assert_refused(&run(&["client", "H", "127.0.0.1", "1", "--timeout", "0s"]), 2, "--timeout");
+    assert_refused(&run(&["client", "H", "127.0.0.1", "1", "--timeout", "x"]), 2, "--timeout");
 }
 
 #[test]
-fn the_default_of_min_or_max_yields_to_the_other_if_only_that_is_given() {
-    for (option, value, expected) in [("--min-threads", "40", (40, 40)), ("--max-threads", "2", (2, 2))] {
-        let server = ServerProcess::start(&[option, value]);
-        let stats = server.stats();
-        assert_eq!((&stats["pool_min"], &stats["pool_max"]), (&expected.0.into(), &expected.1.into()));
-        server.stop();
+fn a_bad_environment_is_refused_as_the_option_is() {
+    for (name, value, named) in [
+        ("MIN_THREADS", "many", "--min-threads"),
+        ("MIN_THREADS", "", "--min-threads"),
+        ("MAX_THREADS", "0", "--max-threads"),
+        ("TOLERANCE", "-4", "--tolerance"),
+    ] {
+        assert_refused(&Ended::of(program().args(["serve", "0"]).env(name, value)), 2, named);
     }
 }
 
 #[test]
-fn a_port_in_use_is_one_line_and_status_1() {
+fn flags_win_over_the_environment_and_the_environment_over_defaults() {
+    let mut command = program();
+    command.args(["serve", "0", "--max-threads", "7"]);
+    command.envs([("MIN_THREADS", "3"), ("MAX_THREADS", "99"), ("STUDENT_ID", "s1"), ("TOLERANCE", "1")]);
+    let serving = Serving::start(command);
+    let stats = serving.stats();
+    assert_eq!((&stats["pool_min"], &stats["pool_max"]), (&3.into(), &7.into()));
+    let mut peer = serving.connect();
+    peer.send(b"HELO x\n");
+    let port = serving.address.port();
+    peer.expect(format!("HELO x\nIP:127.0.0.1\nPort:{port}\nStudentID:s1\n").as_bytes());
+}
+
+#[test]
+fn where_only_one_of_min_and_max_is_given_the_others_default_yields() {
+    for (options, min, max) in [
+        ("", 4, 32),
+        ("--min-threads 40", 40, 40),
+        ("--min-threads 2", 2, 32),
+        ("--max-threads 2", 2, 2),
+        ("--max-threads 100", 4, 100),
+        ("--min-threads 1 --max-threads 1", 1, 1),
+    ] {
+        let stats = serve(options).stats();
+        assert_eq!((&stats["pool_min"], &stats["pool_max"]), (&min.into(), &max.into()), "{options}");
+    }
+    let mut command = program();
+    command.args(["serve", "0"]).env("MIN_THREADS", "50");
+    let stats = Serving::start(command).stats();
+    assert_eq!((&stats["pool_min"], &stats["pool_max"]), (&50.into(), &50.into()));
+}
+
+#[test]
+fn durations_are_written_with_their_unit() {
+    for duration in ["250ms", "10s", "5m", "1h", "1day", "1500us", "0s", "0", "1m 30s"] {
+        let mut command = program();
+        command.args(["serve", "0", "--drain-timeout", duration]);
+        Serving::start(command).connect().ask("fine");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_one_line_and_exit_status_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    assert_refused(&run(PROGRAM, &["serve", &port]), 1, &port);
+    let ended = run(&["serve", &port]);
+    assert_refused(&ended, 1, &format!("127.0.0.1:{port}"));
+    // The same for another tidemill on it.
+    let serving = serve("");
+    let ended = run(&["serve", &serving.address.port().to_string()]);
+    assert_refused(&ended, 1, &serving.address.to_string());
+    serving.connect().ask("not disturbed");
 }
 
 #[test]
-fn every_subcommand_explains_its_options() {
-    for (subcommand, words) in [
-        ("serve", &["--min-threads", "[env: MIN_THREADS=", "--kill-from", "[default: 8000]"][..]),
-        ("client", &["--timeout", "[default: 5s]", "IMPRESSIVE_TEST"]),
+fn an_address_that_is_not_ours_is_one_line_and_exit_status_1() {
+    assert_refused(&run(&["serve", "0", "--bind", "203.0.113.1"]), 1, "203.0.113.1");
+}
+
+#[test]
+fn a_port_can_be_used_again_at_once_after_a_stop() {
+    let serving = serve("");
+    let port = serving.address.port();
+    let mut peer = serving.connect();
+    peer.ask("x");
+    // The server closes first, so that its side waits for stray packets.
+    serving.signal(rustix::process::Signal::TERM);
+    peer.expect_end();
+    drop(peer);
+    serving.wait().assert_clean();
+    let mut command = program();
+    command.args(["serve", &port.to_string()]);
+    Serving::start(command).connect().ask("again");
+}
+
+#[test]
+fn the_announcement_is_all_that_stands_on_standard_output() {
+    let serving = serve("");
+    let address = serving.address;
+    assert_eq!(address.ip(), std::net::IpAddr::from([127, 0, 0, 1]));
+    serving.connect().ask("x");
+    assert_eq!(serving.stop().stdout, format!("listening on {address}\n"));
+}
+
+#[test]
+fn help_documents_every_option_with_default_and_environment() {
+    let help = |arguments: &[&str]| {
+        let ended = run(arguments);
+        assert_eq!(ended.status.code(), Some(0));
+        assert_eq!(ended.stderr, "");
+        // One option an entry, its lines joined.
+        let mut entries: Vec<String> = Vec::new();
+        for line in ended.stdout.lines() {
+            let continued = line.starts_with("            ");
+            match entries.last_mut() {
+                Some(last) if continued => *last = format!("{last} {}", line.trim()),
+                _ => entries.push(line.trim().to_owned()),
+            }
+        }
+        entries
+    };
+    let serve = help(&["serve", "--help"]);
+    for (option, needed) in [
+        ("[PORT]", vec!["[default: 8000]", "0 picks a free one"]),
+        ("--bind", vec!["127.0.0.1", "0.0.0.0"]),
+        ("--min-threads", vec!["default: 4", "MIN_THREADS"]),
+        ("--max-threads", vec!["default: 32", "MAX_THREADS"]),
+        ("--tolerance", vec!["default: 4", "TOLERANCE"]),
+        ("--keep-alive", vec!["default: 5s"]),
+        ("--student-id", vec!["default: 16336617", "STUDENT_ID"]),
+        ("--advertise-ip", vec!["default:"]),
+        ("--handler-delay", vec!["default: 0"]),
+        ("--assignment", vec!["--bind 0.0.0.0 --kill-from any"]),
+        ("--kill-from", vec!["default: loopback", "CIDR"]),
+        ("--max-connections", vec!["default: 10000"]),
+        ("--max-line", vec!["default: 65536", "bytes"]),
+        ("--max-pending", vec!["default: 65536"]),
+        ("--drain-timeout", vec!["default: 8s"]),
+        ("--stats-every", vec!["default: off"]),
+        ("--log-format", vec!["default: text", "json"]),
+        ("--log-level", vec!["default: info"]),
     ] {
-        let output = run(PROGRAM, &[subcommand, "--help"]);
-        // However the terminal's width breaks it.
-        let help = String::from_utf8_lossy(&output.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(output.status.code(), Some(0));
-        for word in words {
-            assert!(help.contains(word), "{word} is not in {help}");
+        let entry = serve.iter().find(|entry| entry.starts_with(option));
+        let entry = entry.unwrap_or_else(|| panic!("{option} is not documented: {serve:#?}"));
+        for part in needed {
+            let words: Vec<&str> = entry.split_whitespace().collect();
+            assert!(words.join(" ").contains(part), "'{part}' is missing in: {entry}");
         }
     }
+    let client = help(&["client", "--help"]).join("\n");
+    for part in ["H sends HELO", "K sends KILL_SERVICE", "IMPRESSIVE_TEST", "--timeout", "5s"] {
+        assert!(client.contains(part), "{part}: {client}");
+    }
+    let all = help(&["--help"]).join("\n");
+    assert!(all.contains("serve") && all.contains("client"), "{all}");
+    let version = run(&["--version"]);
+    assert_eq!(version.stdout, format!("tidemill {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+fn client(arguments: &[&str], address: SocketAddr, more: &[&str]) -> Ended {
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let all: Vec<&str> = ["client"]
+        .iter()
+        .chain(arguments)
+        .copied()
+        .chain([&ip[..], &port])
+        .chain(more.iter().copied())
+        .collect();
+    run(&all)
 }
 
 #[test]
-fn start_sh_refuses_a_missing_or_bad_port_with_its_usage() {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/start.sh");
-    for arguments in [&[][..], &["x"], &["-1"], &["65536"], &["123456789012345678901"], &[""]] {
-        assert_refused(&run(script, arguments), 2, "usage: ");
+fn client_h_prints_the_reply() {
+    let serving = serve("");
+    for (more, text) in [
+        (&[][..], "IMPRESSIVE_TEST"),
+        (&["two words"], "two words"),
+        (&[""], ""),
+        (&["--timeout", "9s", "x"], "x"),
+    ] {
+        let ended = client(&["H"], serving.address, more);
+        assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+        assert_eq!(ended.stdout.as_bytes(), helo_reply(text.as_bytes(), serving.address));
+        assert_eq!(ended.stderr, "");
     }
 }
 
 #[test]
-fn compile_sh_says_what_to_install_when_cargo_is_missing() {
-    // A path with the tools of the script, but without cargo.
-    let tools = std::env::temp_dir().join(format!("tidemill-tools-{}", std::process::id()));
-    std::fs::create_dir_all(&tools).unwrap();
-    for tool in ["sh", "dirname"] {
-        let found = String::from_utf8(run("sh", &["-c", &format!("command -v {tool}")]).stdout).unwrap();
-        std::os::unix::fs::symlink(found.trim(), tools.join(tool)).unwrap();
+fn client_k_stops_the_service_and_waits_for_the_close() {
+    let serving = serve("");
+    let ended = client(&["K"], serving.address, &[]);
+    assert_eq!((ended.status.code(), &ended.stdout[..], &ended.stderr[..]), (Some(0), "", ""));
+    serving.wait().assert_clean();
+}
+
+#[test]
+fn client_k_tells_a_refusal() {
+    let serving = serve("--kill-from none");
+    let ended = client(&["K"], serving.address, &[]);
+    assert_refused(&ended, 1, "KILL_SERVICE refused");
+    serving.connect().ask("it goes on");
+}
+
+#[test]
+fn client_without_a_server_or_a_reply_is_one_line_and_exit_status_1() {
+    // A port that nobody listens on: bound, and not listening.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    for what in ["H", "K"] {
+        assert_refused(&client(&[what], address, &[]), 1, &address.to_string());
     }
-    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/compile.sh"));
-    let output = command.env("PATH", &tools).output().unwrap();
-    std::fs::remove_dir_all(&tools).unwrap();
-    assert_refused(&output, 1, "cargo not found: install Rust");
-}
-
-#[test]
-fn the_client_prints_the_reply_and_stops_the_server() {
-    let server = ServerProcess::start(&[]);
-    let port = server.address.port().to_string();
-    let output = run(PROGRAM, &["client", "H", "127.0.0.1", &port]);
-    assert_eq!(output.status.code(), Some(0));
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), reply_to("IMPRESSIVE_TEST", server.address));
-    let output = run(PROGRAM, &["client", "h", "127.0.0.1", &port, "two words"]);
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), reply_to("two words", server.address));
-    assert_eq!(run(PROGRAM, &["client", "K", "127.0.0.1", &port]).status.code(), Some(0));
-    assert_eq!(server.wait().0.code(), Some(0));
-    assert_refused(&run(PROGRAM, &["client", "H", "127.0.0.1", &port]), 1, "refused");
-}
-
-#[test]
-fn the_client_gives_up_on_a_server_that_says_nothing() {
+    // One that listens and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port().to_string();
-    for request in ["H", "K"] {
-        let output = run(PROGRAM, &["client", request, "127.0.0.1", &port, "--timeout", "50ms"]);
-        assert_refused(&output, 1, "no reply within 50ms");
+    let address = silent.local_addr().unwrap();
+    for what in ["H", "K"] {
+        let ended = client(&[what], address, &["--timeout", "100ms"]);
+        assert_refused(&ended, 1, "no reply within 100ms");
     }
 }
 
 #[test]
-fn a_refused_kill_is_the_clients_failure() {
-    let server = ServerProcess::start(&["--kill-from", "none"]);
-    let port = server.address.port().to_string();
-    assert_refused(&run(PROGRAM, &["client", "K", "127.0.0.1", &port]), 1, "ERROR KILL_SERVICE refused");
-    server.stop();
+fn client_tells_what_a_server_says_instead_of_a_reply() {
+    let serving = serve("--max-connections 1");
+    let mut peer = serving.connect();
+    peer.ask("x");
+    let ended = client(&["H"], serving.address, &[]);
+    assert_refused(&ended, 1, "server full");
+}
+
+#[test]
+fn client_h_takes_what_comes_in_pieces() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 7];
+            stream.read_exact(&mut request).unwrap();
+            assert_eq!(&request, b"HELO x\n");
+            for byte in helo_reply(b"x", address) {
+                stream.write_all(&[byte]).unwrap();
+            }
+        });
+        let ended = client(&["H"], address, &["x"]);
+        assert_eq!(ended.stdout.as_bytes(), helo_reply(b"x", address));
+    });
+}
+
+#[test]
+fn what_no_issue_has_asked_for_yet_is_absent() {
+    for option in ["--unix", "--config", "--admin", "--line-timeout", "--idle-timeout", "--write-timeout"] {
+        assert_refused(&run(&["serve", "0", option, "x"]), 2, option);
+    }
+}
+
+#[test]
+fn handler_delay_holds_back_each_reply() {
+    let serving = serve("--handler-delay 200ms");
+    let begun = std::time::Instant::now();
+    let mut peer = serving.connect();
+    peer.send(b"HELO a\nHELO b\n");
+    peer.expect_reply("a");
+    peer.expect_reply("b");
+    assert!(begun.elapsed() >= std::time::Duration::from_millis(400));
+    // Lines without a reply take no time of a worker.
+    let mut other = Peer::connect(serving.address);
+    other.send(b"nothing\n");
+    eventually("it is counted", || serving.stats()["requests_total"]["other"] == 1);
+    assert_eq!(serving.stats()["service_seconds"]["count"], 2);
 }

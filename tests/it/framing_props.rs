@@ -1,73 +1,184 @@
-//! Properties of framing, against a reference that is too simple to be wrong.
+//! Properties of framing, against a reference that sees the whole stream at once.
 
 use std::ops::ControlFlow;
 
 use proptest::prelude::*;
-use tidemill::framing::{LineFramer, LineTooLong};
+use proptest::test_runner::RngSeed;
+use tidemill::framing::LineFramer;
+use tidemill::protocol;
+use tidemill::{Helo, Kind};
 
-type Lines = Result<Vec<Vec<u8>>, (Vec<Vec<u8>>, LineTooLong)>;
+use crate::support::{Peer, assert_same, echo, embed, helo_reply};
 
-/// All at once: split at each `\n`, take one `\r` off, stop at the first line too long.
-fn reference(input: &[u8], max: usize) -> Lines {
+/// The same cases in every run. What a run finds becomes a test by name.
+fn seeded(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(0x71de),
+        ..Default::default()
+    }
+}
+
+/// The lines of a stream that has ended, and whether a line was too long, which ends everything.
+fn reference(stream: &[u8], max: usize) -> (Vec<Vec<u8>>, bool) {
     let mut lines = Vec::new();
-    let mut parts: Vec<&[u8]> = input.split(|byte| *byte == b'\n').collect();
-    let last = parts.pop().expect("there is one part at least");
+    let mut parts: Vec<&[u8]> = stream.split(|byte| *byte == b'\n').collect();
+    let last = parts.pop().unwrap();
     for part in parts {
-        let line = part.strip_suffix(b"\r").unwrap_or(part);
+        let line = if part.ends_with(b"\r") { &part[..part.len() - 1] } else { part };
         if line.len() > max {
-            return Err((lines, LineTooLong));
+            return (lines, true);
         }
         lines.push(line.to_vec());
     }
     if last.len() > max {
-        return Err((lines, LineTooLong));
+        return (lines, true);
     }
     if !last.is_empty() {
         lines.push(last.to_vec());
     }
-    Ok(lines)
+    (lines, false)
 }
 
-fn framed(chunks: &[&[u8]], max: usize) -> Lines {
+fn framed(chunks: &[Vec<u8>], max: usize) -> (Vec<Vec<u8>>, bool) {
     let mut framer = LineFramer::default();
-    let mut lines: Vec<Vec<u8>> = Vec::new();
+    let mut lines = Vec::new();
     for chunk in chunks {
         let fed = framer.feed(chunk, max, |line| {
             lines.push(line.to_vec());
             ControlFlow::<()>::Continue(())
         });
-        if let Err(too_long) = fed {
-            return Err((lines, too_long));
+        if fed.is_err() {
+            return (lines, true);
         }
     }
     match framer.finish(max) {
-        Ok(last) => {
-            lines.extend(last);
-            Ok(lines)
-        }
-        Err(too_long) => Err((lines, too_long)),
+        Ok(last) => lines.extend(last),
+        Err(_) => return (lines, true),
     }
+    assert!(framer.is_empty());
+    (lines, false)
 }
 
-/// Mostly terminators and their neighbours, where the edges are.
-fn input() -> impl Strategy<Value = Vec<u8>> {
-    let byte = prop_oneof![3 => Just(b'a'), 1 => Just(b'\n'), 1 => Just(b'\r'), 1 => any::<u8>()];
-    prop::collection::vec(byte, 0..80)
+/// A stream in chunks, made mostly of what matters to framing.
+fn chunks() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let byte = prop_oneof![
+        4 => Just(b'\n'), 4 => Just(b'\r'), 4 => Just(b'x'), 2 => Just(b' '), 1 => any::<u8>(),
+    ];
+    prop::collection::vec(prop::collection::vec(byte, 0..12), 0..12)
+}
+
+/// Lines of the HELO protocol and near misses, each with its terminator.
+fn helo_lines() -> impl Strategy<Value = Vec<(Vec<u8>, bool)>> {
+    let byte = any::<u8>().prop_filter("no terminator", |byte| *byte != b'\n');
+    let text = prop::collection::vec(
+        prop_oneof![3 => byte, 2 => prop::sample::select(&b" \t\r\x0b\x0cHELO"[..])],
+        0..40,
+    );
+    let line = (prop::sample::select(vec![&b"HELO "[..], b"HELO", b"", b" HELO ", b"helo "]), text)
+        .prop_map(|(start, text)| [start, &text[..]].concat());
+    prop::collection::vec((line, any::<bool>()), 0..40)
+}
+
+/// What a HELO server answers, by the letter of the protocol.
+fn helo_reference(line: &[u8]) -> Option<Vec<u8>> {
+    let text = line.strip_prefix(b"HELO ")?;
+    let white = |byte: &u8| [b' ', b'\t', b'\r', 0x0b, 0x0c].contains(byte);
+    let len = text.iter().rposition(|byte| !white(byte)).map_or(0, |last| last + 1);
+    Some(text[..len].to_vec())
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(seeded(600))]
 
     #[test]
-    fn lines_are_independent_of_chunking(
-        input in input(),
-        max in 1_usize..12,
-        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
-    ) {
-        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len() + 1)).collect();
-        cuts.extend([0, input.len()]);
-        cuts.sort_unstable();
-        let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &input[pair[0]..pair[1]]).collect();
-        prop_assert_eq!(framed(&chunks, max), reference(&input, max));
+    fn lines_are_independent_of_chunking(chunks in chunks(), max in 0_usize..9) {
+        prop_assert_eq!(framed(&chunks, max), reference(&chunks.concat(), max));
     }
+
+    #[test]
+    fn one_byte_at_a_time_or_all_at_once_makes_no_difference(chunks in chunks(), max in 0_usize..9) {
+        let stream = chunks.concat();
+        let single: Vec<Vec<u8>> = stream.iter().map(|byte| vec![*byte]).collect();
+        prop_assert_eq!(framed(&single, max), framed(&[stream], max));
+    }
+
+    #[test]
+    fn no_line_is_longer_than_the_limit_or_holds_a_newline(chunks in chunks(), max in 0_usize..9) {
+        for line in framed(&chunks, max).0 {
+            prop_assert!(line.len() <= max && !line.contains(&b'\n'));
+        }
+    }
+
+    #[test]
+    fn breaking_off_hands_out_nothing_more(chunks in chunks(), after in 0_usize..10) {
+        let (lines, _) = reference(&chunks.concat(), 1000);
+        let complete = lines.len() - usize::from(!chunks.concat().ends_with(b"\n") && !lines.is_empty());
+        let mut framer = LineFramer::default();
+        let mut seen = Vec::new();
+        for chunk in &chunks {
+            let flow = framer.feed(chunk, 1000, |line| {
+                seen.push(line.to_vec());
+                if seen.len() > after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            if flow == Ok(ControlFlow::Break(())) {
+                break;
+            }
+        }
+        prop_assert_eq!(&seen[..], &lines[..complete.min(after + 1)]);
+    }
+
+    #[test]
+    fn lines_are_told_apart_by_the_letter(lines in helo_lines()) {
+        for (line, _) in lines {
+            let text = protocol::helo_text(&line).map(<[u8]>::to_vec);
+            prop_assert_eq!(&text, &helo_reference(&line));
+            let kind = if text.is_some() { Kind::Request } else { Kind::Other };
+            prop_assert_eq!(protocol::classify(&line), kind);
+        }
+    }
+}
+
+#[test]
+fn replies_over_a_socket_are_independent_of_chunking() {
+    let server = embed(echo);
+    proptest!(seeded(150), |(chunks in chunks(), pause in any::<u8>())| {
+        let mut expected = reference(&chunks.concat(), 65_536).0.join(&b'\n');
+        if !expected.is_empty() || !chunks.concat().is_empty() {
+            expected.push(b'\n');
+        }
+        let mut peer = Peer::connect(server.local_addr());
+        for (number, chunk) in chunks.iter().enumerate() {
+            peer.send(chunk);
+            if (pause >> (number % 8)) & 1 == 1 {
+                std::thread::yield_now();
+            }
+        }
+        peer.finish();
+        peer.expect_rest(&expected);
+    });
+}
+
+#[test]
+fn a_helo_server_answers_by_the_letter_however_lines_are_cut() {
+    let server = embed(Helo::new());
+    let address = server.local_addr();
+    proptest!(seeded(150), |(lines in helo_lines(), size in 1_usize..200)| {
+        let (mut sent, mut expected) = (Vec::new(), Vec::new());
+        for (line, crlf) in &lines {
+            sent.extend_from_slice(line);
+            // A line that ends in CR has it as content before LF, too: there it is the terminator's.
+            sent.extend_from_slice(if *crlf { b"\r\n" } else { b"\n" });
+            if let Some(text) = helo_reference(line) {
+                expected.extend(helo_reply(&text, address));
+            }
+        }
+        let mut peer = Peer::connect(address);
+        for chunk in sent.chunks(size) {
+            peer.send(chunk);
+        }
+        peer.finish();
+        assert_same(&peer.rest(), &expected);
+    });
 }

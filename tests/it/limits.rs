@@ -1,187 +1,221 @@
-//! Every limit, what happens at it, and that it costs nobody else anything.
+//! Limits that keep the server standing, and what a client sees of them.
 
-use std::io::{Read, Write};
-use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use tidemill::{Reply, Request};
 
-use crate::support::peer::{Peer, reply_to};
-use crate::support::server::{PROGRAM, ServerProcess, assert_adds_up, number};
-
-#[test]
-fn one_connection_too_many_is_told_that_the_server_is_full() {
-    let server = ServerProcess::start(&["--max-connections", "2"]);
-    let mut first = Peer::connect(server.address);
-    let mut second = Peer::connect(server.address);
-    first.helo("1");
-    second.helo("2");
-    let mut third = Peer::connect(server.address);
-    third.send(b"HELO unread\n");
-    third.expect_last(b"ERROR server full (limit 2 connections)\n");
-    first.helo("still served");
-    drop(second);
-    server.wait_until(|stats| number(stats, "connections") == 1);
-    Peer::connect(server.address).helo("there is room again");
-    drop((first, third));
-    let stats = server.wait_until(|stats| number(stats, "connections") == 0);
-    assert_eq!(number(&stats, "connections_rejected_total.full"), 1);
-    assert_adds_up(&stats);
-    server.stop();
-}
+use crate::support::{Gate, Peer, allow_files, assert_adds_up, configure, eventually, helo_reply, serve};
 
 #[test]
-fn a_line_too_long_is_told_so_after_earlier_replies_and_without_a_reset() {
-    let server = ServerProcess::start(&["--max-line", "10"]);
-    let limit = b"ERROR line too long (limit 10 bytes)\n";
-    let mut peer = Peer::connect(server.address);
-    peer.send(b"HELO 12345\r\nHELO 123456\nHELO after\n");
-    let expected = [reply_to("12345", server.address).as_bytes(), limit].concat();
-    peer.expect_last(&expected);
-
-    // Without terminator, and with much more under way when the server gives up: the line arrives all the same.
-    let mut peer = Peer::connect(server.address);
-    peer.send(&[b'x'; 1 << 20]);
-    peer.expect_last(limit);
-    drop(peer);
-    let stats = server.wait_until(|stats| number(stats, "connections_closed_total.line_too_long") == 2);
-    assert_adds_up(&stats);
-    server.stop();
-}
-
-#[test]
-fn at_max_pending_reading_stops_and_every_request_is_answered_in_the_end() {
-    let server = ServerProcess::start(&[
-        "--max-pending",
-        "7",
-        "--handler-delay",
-        "1ms",
-        "--stats-every",
-        "2ms",
-        "--max-threads",
-        "4",
-    ]);
-    let clients: Vec<_> = (0..6)
-        .map(|client| {
-            let address = server.address;
-            thread::spawn(move || {
-                let mut peer = Peer::connect(address);
-                let texts: Vec<String> = (0..60).map(|number| format!("{client} {number}")).collect();
-                peer.send(texts.iter().map(|text| format!("HELO {text}\n")).collect::<String>().as_bytes());
-                peer.expect(texts.iter().map(|text| reply_to(text, address)).collect::<String>().as_bytes());
-            })
-        })
-        .collect();
-    for client in clients {
-        client.join().unwrap();
+fn one_connection_more_than_the_limit_is_told_so_and_closed() {
+    let serving = serve("--max-connections 3");
+    let mut peers: Vec<Peer> = (0..3).map(|_| serving.connect()).collect();
+    for peer in &mut peers {
+        peer.ask("in");
     }
-    server.wait_for_stats(|stats| number(stats, "replies_total") == 360);
-    for stats in server.stats_lines() {
-        assert!(number(&stats, "requests_pending") <= 7, "{stats}");
-        assert_adds_up(&stats);
+    for _ in 0..5 {
+        serving.connect().expect_rest(b"ERROR server full (limit 3 connections)\n");
     }
-    server.stop();
+    for peer in &mut peers {
+        peer.ask("still in");
+    }
+    // One leaves: there is room for another.
+    let mut leaver = peers.pop().unwrap();
+    leaver.finish();
+    leaver.expect_end();
+    let mut next = serving.connect();
+    next.ask("in at last");
+    drop((peers, leaver, next));
+    let ended = serving.stop();
+    ended.assert_clean();
+    let stats = ended.stats();
+    assert_eq!(stats["connections_accepted_total"], 9);
+    assert_eq!(stats["connections_rejected_total"]["full"], 5);
+    assert_eq!(
+        stats["connections_closed_total"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|n| n.as_u64().unwrap())
+            .sum::<u64>(),
+        4
+    );
 }
 
 #[test]
-fn a_client_that_does_not_read_is_paused_and_the_others_are_served() {
-    let server = ServerProcess::start(&[]);
-    let slow = Peer::connect(server.address);
-    let mut writer = Peer { stream: slow.stream.try_clone().unwrap() };
-    let line = format!("HELO {}\n", "x".repeat(50_000));
-    let count = 1_000;
-    let sender = thread::spawn(move || {
-        for _ in 0..count {
-            writer.send(line.as_bytes());
-        }
-        writer.finish();
+fn who_is_turned_away_is_told_even_if_it_has_sent_something() {
+    let serving = serve("--max-connections 1");
+    let mut peer = serving.connect();
+    peer.ask("in");
+    serving.freeze();
+    let mut refused: Vec<Peer> = (0..20).map(|_| serving.connect()).collect();
+    for peer in &mut refused {
+        // Unread bytes must not turn the close into a reset, which would destroy the line.
+        peer.send(&b"HELO let me in\n".repeat(1000));
+    }
+    serving.resume();
+    for peer in &mut refused {
+        peer.expect_rest(b"ERROR server full (limit 1 connections)\n");
+    }
+    peer.ask("still in");
+    drop((peer, refused));
+    assert_eq!(serving.stop().stats()["requests_total"]["helo"], 2);
+}
+
+#[test]
+fn requests_pending_never_exceed_their_limit_and_none_is_lost() {
+    let gate = Gate::closed();
+    let server = configure(gate.holds_all(), |config| {
+        config.max_pending = 10;
+        (config.min_threads, config.max_threads) = (2, 8);
     });
-    // It is held up once its replies fill the sockets and the watermark.
-    server.wait_until_it_stands();
-    let stats = server.stats();
-    assert!(number(&stats, "replies_total") < count, "{stats}");
-    Peer::connect(server.address).helo("served meanwhile");
-
-    // It reads after all, and gets everything.
-    let mut reader = slow;
-    let reply = reply_to(&"x".repeat(50_000), server.address);
-    for _ in 0..count {
-        reader.expect(reply.as_bytes());
-    }
-    reader.expect_last(b"");
-    sender.join().unwrap();
-    let stats = server.stop();
-    assert_eq!(number(&stats, "replies_total"), count + 1);
-    assert_adds_up(&stats);
+    let handle = server.handle();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut most = 0;
+            while !over.load(Relaxed) {
+                let stats = handle.stats();
+                assert_adds_up(&stats);
+                most = most.max(stats.requests_pending);
+                thread::yield_now();
+            }
+            most
+        });
+        let clients: Vec<_> = (0..6)
+            .map(|number| {
+                let lines: Vec<u8> =
+                    (0..300).flat_map(|line| format!("{number}/{line}\n").into_bytes()).collect();
+                let address = server.local_addr();
+                scope.spawn(move || assert_eq!(Peer::connect(address).exchange(&lines), lines))
+            })
+            .collect();
+        eventually("the limit is reached", || handle.stats().requests_pending == 10);
+        gate.open();
+        for client in clients {
+            client.join().unwrap();
+        }
+        over.store(true, Relaxed);
+        assert_eq!(sampler.join().unwrap(), 10);
+    });
+    eventually("all are counted", || handle.stats().replies_total == 1800);
+    assert_eq!(handle.stats().requests_pending, 0);
 }
 
 #[test]
-fn without_descriptors_it_waits_and_serves_again_when_there_are_some() {
-    let server = ServerProcess::start(&[]);
-    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap());
-    let open = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count() as u64;
-    // Room for four connections more than it has files open.
-    let few = Rlimit { current: Some(open + 4), maximum: Some(open + 4) };
-    prlimit(pid, Resource::Nofile, few).unwrap();
-    let mut peers: Vec<Peer> = (0..12).map(|_| Peer::connect(server.address)).collect();
+fn at_the_limit_of_pending_requests_the_server_does_not_read_and_tcp_holds_the_client_back() {
+    let gate = Gate::closed();
+    let server = configure(gate.holds_all(), |config| config.max_pending = 1);
+    let mut first = Peer::connect(server.local_addr());
+    first.send(b"first\n");
+    eventually("it is pending", || server.handle().stats().requests_pending == 1);
+    let read_before = server.handle().stats().read_bytes_total;
+    let mut second = Peer::connect(server.local_addr());
+    let lines = b"waits\n".repeat(16 << 20);
+    let sent = second.send_until_blocked(&lines, Duration::from_millis(300));
+    assert!(sent < lines.len(), "nothing held the client back");
+    let read = server.handle().stats().read_bytes_total - read_before;
+    assert_eq!(read, 0, "the server read although nothing more may be pending");
+    gate.open();
+    first.expect(b"first\n");
+    second.expect(b"waits\nwaits\nwaits\n");
+    second.reset();
+}
+
+/// The server has lines of many clients to take turns with when a place is free, and some of them need none.
+#[test]
+fn a_client_that_waited_for_a_place_and_needs_none_does_not_keep_it() {
+    let gate = Gate::closed();
+    let pass = gate.entrance();
+    let handler = move |request: &Request<'_>, reply: &mut Reply<'_>| {
+        if request.line() == b"HELO first" {
+            pass();
+        }
+        tidemill::Handler::handle(&tidemill::Helo::new(), request, reply);
+    };
+    let server = configure(Classified(handler), |config| config.max_pending = 1);
+    let address = server.local_addr();
+    let mut first = Peer::connect(address);
+    first.send(b"HELO first\n");
+    eventually("it is pending", || server.handle().stats().requests_pending == 1);
+    let mut peers: Vec<Peer> = (0..30).map(|_| Peer::connect(address)).collect();
     for (number, peer) in peers.iter_mut().enumerate() {
-        peer.send(format!("HELO {number}\n").as_bytes());
-    }
-    // It tries again and again, but with growing pauses: the fourth refusal comes 70 ms after the first.
-    let stats = server.wait_until(|stats| number(stats, "accept_errors_total") >= 4);
-    assert!(number(&stats, "connections") < 12, "{stats}");
-    assert!(number(&stats, "accept_errors_total") < 50, "{stats}");
-    for (number, mut peer) in peers.into_iter().enumerate() {
-        // Each one that leaves makes room for the next.
-        peer.expect(reply_to(&number.to_string(), server.address).as_bytes());
-    }
-    server.stop();
-}
-
-#[test]
-fn a_reset_costs_nobody_but_its_own_connection() {
-    let server = ServerProcess::start(&["--handler-delay", "5ms"]);
-    let mut steady = Peer::connect(server.address);
-    for round in 0..20 {
-        let mut rude = Peer::connect(server.address);
-        rude.send(b"HELO never read\nHELO nor this\n");
-        socket2::SockRef::from(&rude.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
-        drop(rude);
-        steady.helo(&format!("round {round}"));
-    }
-    let stats = server
-        .wait_until(|stats| number(stats, "connections") == 1 && number(stats, "requests_pending") == 0);
-    assert_adds_up(&stats);
-    assert!(number(&stats, "connections_closed_total.reset") > 0);
-    server.stop();
-}
-
-#[test]
-fn a_log_that_nobody_reads_holds_up_nothing() {
-    // Its standard error is a pipe that is full and never read.
-    let (reader, mut full) = std::io::pipe().unwrap();
-    let mut command = Command::new(PROGRAM);
-    command.args(["serve", "0", "--log-level", "debug"]).stdout(std::process::Stdio::piped());
-    command.stderr(full.try_clone().unwrap());
-    let mut child = command.spawn().unwrap();
-    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut out, &mut line).unwrap();
-    let address = line.trim().strip_prefix("listening on ").unwrap().parse().unwrap();
-    thread::spawn(move || while full.write_all(&[b'.'; 4096]).is_ok() {});
-    // Each connection is a line of the debug log: more than the pipe and the waiting lines hold.
-    for number in 0..6_000 {
-        let mut peer = Peer::connect(address);
-        if number % 100 == 0 {
-            peer.helo("x");
+        match number % 3 {
+            0 => peer.send(b"no request\n"),
+            1 => peer.send(b"HELO be"),
+            _ => peer.send(b"HELO me\n"),
         }
     }
-    let mut peer = Peer::connect(address);
-    peer.send(b"KILL_SERVICE\n");
-    peer.expect_last(b"");
-    drop(peer);
-    drop(reader);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    let mut rest = String::new();
-    out.read_to_string(&mut rest).unwrap();
+    eventually("all are there", || server.handle().stats().connections == 31);
+    gate.open();
+    first.expect(&helo_reply(b"first", address));
+    for (number, peer) in peers.iter_mut().enumerate() {
+        if number % 3 == 2 {
+            peer.expect(&helo_reply(b"me", address));
+        }
+    }
+}
+
+struct Classified<F>(F);
+
+impl<F: Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static> tidemill::Handler for Classified<F> {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        (self.0)(request, reply);
+    }
+
+    fn classify(&self, line: &[u8]) -> tidemill::Kind {
+        tidemill::protocol::classify(line)
+    }
+}
+
+#[test]
+fn without_descriptors_it_keeps_serving_and_accepts_again_when_some_are_back() {
+    allow_files(4000);
+    let serving = serve("");
+    serving.limit_files(serving.open_files() + 20);
+    let mut peers: Vec<Peer> = (0..50).map(|_| serving.connect()).collect();
+    for peer in &mut peers {
+        peer.send(b"HELO me\n");
+    }
+    serving.expect_log("cannot accept connections for now");
+    eventually("that is counted", || serving.stats()["accept_errors_total"].as_u64() > Some(0));
+    // About twenty: a file that it had open for a moment when they were counted makes one more.
+    let room = usize::try_from(serving.stats()["connections"].as_u64().unwrap()).unwrap();
+    assert!((18..=25).contains(&room), "{room}");
+    for peer in &mut peers[..room] {
+        peer.expect_reply("me");
+    }
+    // It does not spin: less than a half of a CPU while it is refused.
+    let before = serving.cpu_ticks();
+    thread::sleep(Duration::from_millis(500));
+    let used = serving.cpu_ticks() - before;
+    assert!(used < 25, "{used} ticks of 10 ms in 500 ms");
+    peers[0].ask("those inside are served");
+    let refusals = serving.stats()["accept_errors_total"].as_u64().unwrap();
+    assert!(refusals < 200, "{refusals} attempts to accept");
+
+    let leave: Vec<Peer> = peers.drain(..15).collect();
+    drop(leave);
+    for peer in &mut peers[room - 15..room] {
+        peer.expect_reply("me");
+    }
+    peers[room - 15].ask("and on");
+    drop(peers.drain(..room));
+    for peer in &mut peers {
+        peer.expect_reply("me");
+    }
+    serving.stop().assert_clean();
+}
+
+#[test]
+fn a_limit_of_files_below_the_connections_lowers_them_with_a_warning() {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 100 && exec \"$0\" serve 0 --max-connections 500000000"]);
+    command.arg(env!("CARGO_BIN_EXE_tidemill"));
+    let serving = crate::support::Serving::start(command);
+    serving.connect().ask("served all the same");
+    serving.expect_log("the limit of open files lowers --max-connections");
+    serving.stop().assert_clean();
 }

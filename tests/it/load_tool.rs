@@ -1,7 +1,5 @@
 //! `tidemill load` against servers that are wrong in one way each, and what it says of itself.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

@@ -1,30 +1,43 @@
 //! End-to-end tests: real sockets, real signals, the real binary.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `protocol` | the HELO protocol byte for byte, however the bytes are cut |
+//! | `pipelining` | many requests in one write: order, and fairness towards others |
+//! | `many` | hundreds of connections at once; ten thousand idle ones; bursts of connects |
+//! | `limits` | connections, lines, pending requests, file descriptors |
+//! | `slow_reader` | a client that does not read costs the others nothing |
+//! | `closing` | how the server ends a connection: after all replies, without a reset |
+//! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
+//! | `handlers` | the library: closures, panics, closing, stopping from inside |
+//! | `pool` | growing, shrinking, limits changed while it runs |
+//! | `stats` | the names, and that they add up at every moment |
+//! | `cli` | options, usage errors, exit statuses, help |
+//! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
+//! | `logs` | a reader of logs that stands still stops nothing |
+//! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
+//! | `framing_props` | lines do not depend on how bytes were cut: properties |
+//! | `controller_props` | the controller keeps its rules for any sequence of samples |
+//! | `regressions` | bugs that were, in words |
+//! | `support` | the program as a child, raw sockets, waiting for a condition |
 
-#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-/// Arguments, exit statuses, and the one line that says what is wrong.
 mod cli;
-/// Properties of the controller for any sequence of samples.
+mod closing;
 mod controller_props;
-/// The library in other people's programs.
-mod embed;
-/// Properties of framing.
 mod framing_props;
-/// Every limit, and what happens at it.
+mod handlers;
 mod limits;
-/// `tidemill load` against servers that are wrong in one way each.
 mod load_tool;
-/// Ten thousand connections.
+mod logs;
 mod many;
-/// Many requests at once, in order.
 mod pipelining;
-/// The pool follows the load.
 mod pool;
-/// The HELO protocol, byte for byte.
 mod protocol;
-/// Names of the statistics, and that they add up.
+mod regressions;
+mod scripts;
+mod slow_reader;
 mod stats;
-/// What a stop answers, and how it ends.
 mod stop;
-/// Helpers of several modules.
 mod support;

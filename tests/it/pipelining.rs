@@ -1,75 +1,116 @@
-//! Many requests at once, on one connection and on many: every reply right, in order, to whom it belongs.
+//! Many requests in one write: answered in order, without others waiting behind them.
 
-use std::thread;
+use tidemill::Helo;
 
-use crate::support::peer::{Peer, reply_to};
-use crate::support::server::{ServerProcess, number};
+use crate::support::{
+    Gate, Peer, assert_same, configure, echo, embed, eventually, helo_reply, in_parallel, serve,
+};
+
+fn requests(name: usize, count: usize) -> (Vec<u8>, Vec<String>) {
+    let texts: Vec<String> = (0..count).map(|number| format!("{name}/{number}")).collect();
+    (texts.iter().flat_map(|text| format!("HELO {text}\n").into_bytes()).collect(), texts)
+}
 
 #[test]
 fn thousands_of_requests_in_one_write_are_answered_in_order() {
-    let server = ServerProcess::start(&[]);
-    let peer = Peer::connect(server.address);
-    let mut writer = Peer { stream: peer.stream.try_clone().unwrap() };
-    let mut reader = peer;
-    let texts: Vec<String> = (0..20_000).map(|number| format!("request {number}")).collect();
-    let input: String = texts.iter().map(|text| format!("HELO {text}\n")).collect();
-    let sender = thread::spawn(move || {
-        writer.send(input.as_bytes());
-        writer.finish();
+    let serving = serve("");
+    let (sent, texts) = requests(0, 20_000);
+    let expected: Vec<u8> =
+        texts.iter().flat_map(|text| helo_reply(text.as_bytes(), serving.address)).collect();
+    let mut peer = serving.connect();
+    let came = peer.exchange(&sent);
+    assert_same(&came, &expected);
+    drop(peer);
+    let ended = serving.stop();
+    ended.assert_clean();
+    assert_eq!(ended.stats()["replies_total"], 20_000);
+}
+
+#[test]
+fn pipelines_of_many_clients_do_not_mix() {
+    let serving = serve("");
+    in_parallel(16, |name| {
+        let (mut sent, texts) = requests(name, 1500);
+        // Lines without a reply and lines of other lengths between them.
+        sent.extend(b"nothing\n\nHELO\n");
+        sent.extend([b"HELO ", &vec![b'z'; 30_000][..], b"\n"].concat());
+        let mut expected: Vec<u8> =
+            texts.iter().flat_map(|text| helo_reply(text.as_bytes(), serving.address)).collect();
+        expected.extend(helo_reply(&vec![b'z'; 30_000], serving.address));
+        let came = serving.connect().exchange(&sent);
+        assert_same(&came, &expected);
     });
-    let expected: String = texts.iter().map(|text| reply_to(text, server.address)).collect();
-    let got = reader.read_to_end();
-    assert!(got == expected.as_bytes(), "{} of {} bytes", got.len(), expected.len());
-    sender.join().unwrap();
-    assert_eq!(number(&server.stop(), "replies_total"), 20_000);
 }
 
 #[test]
-fn five_hundred_interleaved_connections_each_get_their_own_replies() {
-    let server = ServerProcess::start(&["--handler-delay", "1ms"]);
-    let mut peers: Vec<Peer> = (0..500).map(|_| Peer::connect(server.address)).collect();
-    let text = |peer: usize, round: usize| format!("peer {peer} round {round} {}", "#".repeat(peer % 7));
-    // In pieces, so that the lines of all of them are under way at the same time.
-    for round in 0..4 {
-        for (number, peer) in peers.iter_mut().enumerate() {
-            peer.send(format!("HELO {}\nHELO half", text(number, round)).as_bytes());
-        }
-        for (number, peer) in peers.iter_mut().enumerate().rev() {
-            peer.send(format!(" of {number}\r\n").as_bytes());
-        }
-        for (number, peer) in peers.iter_mut().enumerate() {
-            let expected = [text(number, round), format!("half of {number}")];
-            for text in expected {
-                peer.expect(reply_to(&text, server.address).as_bytes());
-            }
-        }
-    }
-    assert_eq!(number(&server.stop(), "replies_total"), 500 * 4 * 2);
+fn order_holds_when_requests_take_different_times() {
+    let server = embed(|request: &tidemill::Request<'_>, reply: &mut tidemill::Reply<'_>| {
+        let number: u64 = std::str::from_utf8(request.line()).unwrap().parse().unwrap();
+        std::thread::sleep(std::time::Duration::from_micros(number * 7919 % 1500));
+        reply.push(request.line());
+        reply.push(b"\n");
+    });
+    in_parallel(8, |_| {
+        let lines: Vec<u8> = (0..100).flat_map(|number| format!("{number}\n").into_bytes()).collect();
+        assert_eq!(Peer::connect(server.local_addr()).exchange(&lines), lines);
+    });
 }
 
 #[test]
-fn a_long_pipeline_does_not_hold_up_a_single_request() {
-    let server =
-        ServerProcess::start(&["--handler-delay", "2ms", "--max-threads", "1", "--min-threads", "1"]);
-    let mut greedy = Peer::connect(server.address);
-    greedy.send("HELO greedy\n".repeat(2_000).as_bytes());
-    let reply = reply_to("greedy", server.address);
-    greedy.expect(reply.as_bytes());
-    let mut modest = Peer::connect(server.address);
-    modest.helo("modest");
-    // Four seconds of work were ahead of it in the order of arrival; it was let in between.
-    let stats = server.stats();
-    assert!(number(&stats, "replies_total") < 1_000, "{stats}");
+fn a_greedy_client_does_not_starve_another() {
+    let serving = serve("--max-threads 1 --min-threads 1");
+    std::thread::scope(|scope| {
+        let mut greedy = serving.connect();
+        let flood = scope.spawn(move || greedy.flood(b"HELO greedy\n").len());
+        // Each of these has to get through while the flood goes on.
+        for number in 0..200 {
+            serving.connect().ask(&number.to_string());
+        }
+        assert!(!flood.is_finished(), "the flood ended before the others had been served");
+        let ended = serving.stop();
+        ended.assert_clean();
+        assert!(flood.join().unwrap() > 0);
+    });
 }
 
 #[test]
-fn requests_of_one_connection_never_overtake_each_other() {
-    let server = ServerProcess::start(&["--handler-delay", "1ms"]);
-    let mut peer = Peer::connect(server.address);
-    let expected: String = (0..50).map(|number| reply_to(&number.to_string(), server.address)).collect();
-    for number in 0..50 {
-        peer.send(format!("HELO {number}\n").as_bytes());
-    }
-    peer.expect(expected.as_bytes());
-    server.stop();
+fn a_greedy_client_does_not_starve_another_at_the_limit_of_pending_requests() {
+    let server = configure(Helo::new(), |config| config.max_pending = 2);
+    std::thread::scope(|scope| {
+        let mut greedy = Peer::connect(server.local_addr());
+        let flood = scope.spawn(move || greedy.flood(b"HELO greedy\n").len());
+        for number in 0..50 {
+            Peer::connect(server.local_addr()).ask(&number.to_string());
+        }
+        assert!(!flood.is_finished());
+        server.handle().stop();
+        assert!(flood.join().unwrap() > 0);
+    });
+    assert!(server.wait().unwrap().is_clean());
+}
+
+#[test]
+fn a_long_burst_does_not_keep_another_client_waiting_for_its_end() {
+    let gate = Gate::closed();
+    let pass = gate.entrance();
+    let handler = move |request: &tidemill::Request<'_>, reply: &mut tidemill::Reply<'_>| {
+        if request.line() == b"last" {
+            pass();
+        }
+        std::thread::sleep(std::time::Duration::from_micros(20));
+        echo(request, reply);
+    };
+    // One worker: the other client is answered only if the burst's job is put back in between.
+    let server = configure(handler, |config| (config.min_threads, config.max_threads) = (1, 1));
+    let mut burst = Peer::connect(server.local_addr());
+    let mut lines = b"x\n".repeat(4000);
+    lines.extend(b"last\n");
+    burst.send(&lines);
+    eventually("the burst is being worked on", || server.handle().stats().replies_total > 0);
+    let mut other = Peer::connect(server.local_addr());
+    other.send(b"me too\n");
+    other.expect(b"me too\n");
+    assert!(server.handle().stats().replies_total < 4001);
+    gate.open();
+    burst.expect(&lines);
 }

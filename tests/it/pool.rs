@@ -1,122 +1,268 @@
-//! INTERFACE 4: the pool follows the load, within its limits, and strands nothing.
+//! The pool as its user sees it: it grows, shrinks, keeps its limits, and strands nobody.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
 use std::time::Duration;
 
-use tidemill::{Reply, Request, Server};
+use tidemill::{PoolLimits, Reply, Request, Server};
 
-use crate::support::peer::Peer;
-use crate::support::server::{ServerProcess, number, until};
+use crate::support::{Gate, Peer, assert_adds_up, configure, echo, eventually, in_parallel, serve};
 
-#[test]
-fn it_grows_for_a_burst_that_blocks_and_comes_down_without_traffic() {
-    let server = ServerProcess::start(&[
-        "--handler-delay",
-        "200ms",
-        "--min-threads",
-        "2",
-        "--max-threads",
-        "40",
-        "--keep-alive",
-        "300ms",
-    ]);
-    let mut peers: Vec<Peer> = (0..24).map(|_| Peer::connect(server.address)).collect();
+/// A server whose handler waits for `gate` with each line, with these limits.
+fn held_by(gate: &Gate, min: usize, max: usize, tolerance: usize) -> Server {
+    configure(gate.holds_all(), |config| {
+        (config.min_threads, config.max_threads, config.tolerance) = (min, max, tolerance);
+        config.keep_alive = Duration::from_millis(100);
+    })
+}
+
+fn send_from_each(server: &Server, count: usize) -> Vec<Peer> {
+    let mut peers: Vec<Peer> = (0..count).map(|_| Peer::connect(server.local_addr())).collect();
     for peer in &mut peers {
-        peer.send(b"HELO x\n");
+        peer.send(b"x\n");
     }
-    // All of them at once, with one request each: nothing further arrives that could make it grow.
-    let stats = server.wait_until(|stats| number(stats, "pool_busy") >= 20);
-    assert!(number(&stats, "pool_threads") <= 40);
-    let stats = server.wait_until(|stats| number(stats, "pool_threads") == 2);
-    assert_eq!(number(&stats, "requests_pending"), 0);
-    assert!(
-        number(&stats, "pool_resizes_total.grow") >= 1 && number(&stats, "pool_resizes_total.shrink") >= 1
-    );
-    let decisions = stats["decisions"].as_array().unwrap();
-    assert!(decisions.iter().all(|decision| decision["reason"].is_string()), "{decisions:?}");
-    server.stop();
+    peers
 }
 
 #[test]
-fn it_never_exceeds_its_maximum() {
-    let running = Arc::new(AtomicUsize::new(0));
-    let most = Arc::new(AtomicUsize::new(0));
-    let server = Server::builder({
-        let (running, most) = (Arc::clone(&running), Arc::clone(&most));
-        move |_: &Request<'_>, reply: &mut Reply<'_>| {
-            most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
-            std::thread::sleep(Duration::from_millis(2));
-            running.fetch_sub(1, SeqCst);
-            reply.push(b"x\n");
+fn it_grows_for_requests_that_block_and_shrinks_when_they_are_gone_without_further_traffic() {
+    let gate = Gate::closed();
+    let server = held_by(&gate, 2, 20, 2);
+    let handle = server.handle();
+    assert_eq!(handle.stats().pool_threads, 2);
+    let mut peers = send_from_each(&server, 16);
+    // Nobody says another word from here on.
+    eventually("each request has a worker", || handle.stats().pool_busy == 16);
+    assert!(handle.stats().pool_threads <= 20);
+    gate.open();
+    for peer in &mut peers {
+        peer.expect(b"x\n");
+    }
+    eventually("it is back within tolerance of the minimum", || handle.stats().pool_threads <= 4);
+    let stats = handle.stats();
+    assert!(stats.pool_threads >= 2);
+    assert!(stats.pool_resizes_total.grow >= 1 && stats.pool_resizes_total.shrink >= 1);
+    let decisions = handle.decisions();
+    assert!(decisions.len() as u64 >= stats.pool_resizes_total.grow + stats.pool_resizes_total.shrink);
+    assert!(decisions.iter().all(|decision| (2..=20).contains(&decision.to)), "{decisions:?}");
+}
+
+#[test]
+fn it_never_grows_above_its_maximum() {
+    let running = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+    let gate = Gate::closed();
+    let handler = {
+        let (running, pass) = (Arc::clone(&running), gate.entrance());
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            let now = running.0.fetch_add(1, SeqCst) + 1;
+            running.1.fetch_max(now, SeqCst);
+            pass();
+            running.0.fetch_sub(1, SeqCst);
+            echo(request, reply);
         }
-    })
-    .listen("127.0.0.1:0".parse().unwrap())
-    .threads(1, 5)
-    .tolerance(0)
-    .start()
-    .unwrap();
-    let mut peers: Vec<Peer> = (0..40).map(|_| Peer::connect(server.local_addr())).collect();
+    };
+    let server = configure(handler, |config| {
+        (config.min_threads, config.max_threads, config.tolerance) = (1, 6, 0);
+    });
+    let handle = server.handle();
+    let mut peers = send_from_each(&server, 40);
+    eventually("all workers are busy", || handle.stats().pool_busy == 6);
+    eventually("all requests are there", || handle.stats().requests_pending == 40);
+    assert_eq!(handle.stats().pool_threads, 6);
+    gate.open();
     for peer in &mut peers {
-        peer.send(b"a\nb\nc\n");
+        peer.expect(b"x\n");
     }
-    for peer in &mut peers {
-        peer.expect(b"x\nx\nx\n");
-    }
-    assert_eq!(most.load(SeqCst), 5);
+    assert_eq!(running.1.load(SeqCst), 6);
 }
 
 #[test]
 fn the_tolerance_never_strands_a_request() {
-    // One request that does not end, and others that are within the tolerance of one worker.
-    let gate = Arc::new((Mutex::new(false), Condvar::new()));
-    let server = Server::builder({
-        let gate = Arc::clone(&gate);
-        move |request: &Request<'_>, reply: &mut Reply<'_>| {
-            if request.line() == b"stuck" {
-                let mut open = gate.0.lock().unwrap();
-                while !*open {
-                    open = gate.1.wait(open).unwrap();
-                }
-            }
-            reply.push(b"done\n");
+    for (min, max, tolerance) in [(1, 2, 8), (1, 32, 8), (2, 3, 100), (1, 32, 0)] {
+        let gate = Gate::closed();
+        let server = configure(gate.holds_stuck(), |config| {
+            (config.min_threads, config.max_threads, config.tolerance) = (min, max, tolerance);
+        });
+        let mut stuck: Vec<Peer> = (0..min).map(|_| Peer::connect(server.local_addr())).collect();
+        for peer in &mut stuck {
+            peer.send(b"stuck\n");
         }
-    })
-    .listen("127.0.0.1:0".parse().unwrap())
-    .threads(1, 32)
-    .tolerance(8)
-    .start()
-    .unwrap();
-    let handle = server.handle();
-    let mut stuck = Peer::connect(server.local_addr());
-    stuck.send(b"stuck\n");
-    until(|| handle.stats().pool_busy == 1);
-    let mut others: Vec<Peer> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
-    for peer in &mut others {
-        // Then nothing more: no arrival comes to its help.
-        peer.send(b"short\n");
-        peer.expect(b"done\n");
+        eventually("they are stuck", || server.handle().stats().pool_busy == min as u64);
+        // One that comes now, inside the tolerance, and nothing after it.
+        let mut other = Peer::connect(server.local_addr());
+        other.send(b"served\n");
+        other.expect(b"served\n");
+        gate.open();
+        for peer in &mut stuck {
+            peer.expect(b"stuck\n");
+        }
     }
-    *gate.0.lock().unwrap() = true;
-    gate.1.notify_all();
-    stuck.expect(b"done\n");
 }
 
 #[test]
-fn a_flood_of_trivial_requests_needs_no_growth() {
-    let server = ServerProcess::start(&["--min-threads", "2"]);
-    let mut peers: Vec<Peer> = (0..50).map(|_| Peer::connect(server.address)).collect();
-    let lines = "HELO x\n".repeat(100);
-    let reply = crate::support::peer::reply_to("x", server.address).repeat(100);
-    for _ in 0..20 {
-        for peer in &mut peers {
-            peer.send(lines.as_bytes());
-        }
-        for peer in &mut peers {
-            peer.expect(reply.as_bytes());
-        }
+fn a_burst_that_came_before_anything_was_known_is_not_stranded() {
+    // The very first requests, all at once, in the program.
+    let serving = serve("--handler-delay 20ms --min-threads 1 --max-threads 8 --tolerance 8");
+    serving.freeze();
+    let mut peers: Vec<Peer> = (0..40).map(|_| serving.connect()).collect();
+    for peer in &mut peers {
+        peer.send(b"HELO x\n");
     }
-    // A worker that is held up by a busy machine may make it grow a little; the work itself must not.
-    let stats = server.stop();
-    assert!(number(&stats, "pool_resizes_total.grow") <= 2, "{stats}");
+    serving.resume();
+    for peer in &mut peers {
+        peer.expect_reply("x");
+    }
+}
+
+#[test]
+fn limits_change_while_it_runs_and_are_obeyed_at_once() {
+    let gate = Gate::closed();
+    let server = held_by(&gate, 2, 4, 0);
+    let handle = server.handle();
+    let limits = handle.pool_limits();
+    assert_eq!((limits.min_threads, limits.max_threads, limits.tolerance), (2, 4, 0));
+
+    // A higher minimum: without any request.
+    handle.set_pool_limits(PoolLimits { min_threads: 5, max_threads: 6, ..limits }).unwrap();
+    eventually("it has the new minimum", || handle.stats().pool_threads == 5);
+    // A higher maximum: for work that waits already.
+    let mut peers = send_from_each(&server, 12);
+    eventually("it is at its maximum", || handle.stats().pool_busy == 6);
+    handle.set_pool_limits(PoolLimits { min_threads: 1, max_threads: 12, ..limits }).unwrap();
+    eventually("it is at its new maximum", || handle.stats().pool_busy == 12);
+    // A lower maximum: workers above it leave as they finish, and no request is lost.
+    handle.set_pool_limits(PoolLimits { min_threads: 1, max_threads: 3, ..limits }).unwrap();
+    let stats = handle.stats();
+    assert_eq!((stats.pool_min, stats.pool_max), (1, 3));
+    gate.open();
+    for peer in &mut peers {
+        peer.expect(b"x\n");
+    }
+    eventually("it is below its new maximum", || handle.stats().pool_threads <= 3);
+    // One that does not fit is refused and changes nothing.
+    for bad in [
+        PoolLimits { min_threads: 0, ..limits },
+        PoolLimits { min_threads: 5, max_threads: 4, ..limits },
+        PoolLimits { keep_alive: Duration::ZERO, ..limits },
+    ] {
+        handle.set_pool_limits(bad).unwrap_err();
+    }
+    assert_eq!(handle.pool_limits().max_threads, 3);
+    send_from_each(&server, 5).iter_mut().for_each(|peer| peer.expect(b"x\n"));
+}
+
+#[test]
+fn no_request_is_lost_while_the_pool_is_resized_again_and_again() {
+    let server = configure(echo, |config| config.keep_alive = Duration::from_millis(1));
+    let handle = server.handle();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let limits = handle.pool_limits();
+            for round in (1..=8).cycle() {
+                if over.load(SeqCst) {
+                    break;
+                }
+                let (min_threads, max_threads) = (round, round * 2);
+                handle.set_pool_limits(PoolLimits { min_threads, max_threads, ..limits }).unwrap();
+                thread::yield_now();
+            }
+        });
+        in_parallel(8, |number| {
+            let mut peer = Peer::connect(server.local_addr());
+            for round in 0..300 {
+                let line = format!("{number} {round}\n").into_bytes();
+                peer.send(&line);
+                peer.expect(&line);
+            }
+        });
+        over.store(true, SeqCst);
+    });
+    assert_adds_up(&handle.stats());
+    eventually("all are counted", || handle.stats().replies_total == 8 * 300);
+}
+
+#[test]
+fn requests_of_one_connection_run_one_after_another() {
+    let running = Arc::new(Mutex::new(HashMap::new()));
+    let handler = {
+        let running = Arc::clone(&running);
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            let peer = request.peer_addr();
+            let before = running.lock().unwrap().insert(peer, ());
+            assert!(before.is_none(), "two requests of one connection at once");
+            thread::sleep(Duration::from_micros(300));
+            running.lock().unwrap().remove(&peer);
+            echo(request, reply);
+        }
+    };
+    let server = configure(handler, |config| config.min_threads = 8);
+    in_parallel(12, |_| {
+        let mut peer = Peer::connect(server.local_addr());
+        let lines: Vec<u8> = (0..200).flat_map(|line| format!("{line}\n").into_bytes()).collect();
+        // In pieces, so that requests come while others of the same connection are being worked on.
+        let mut sender = peer.twin();
+        thread::scope(|scope| {
+            scope.spawn(|| lines.chunks(50).for_each(|chunk| sender.send(chunk)));
+            peer.expect(&lines);
+        });
+    });
+    assert_eq!(server.handle().stats().handler_panics_total, 0);
+}
+
+#[test]
+fn requests_of_different_connections_run_side_by_side() {
+    let count = 12;
+    let barrier = Arc::new(Barrier::new(count));
+    let handler = {
+        let barrier = Arc::clone(&barrier);
+        // Returns only when all of them are here at the same time.
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            barrier.wait();
+            echo(request, reply);
+        }
+    };
+    let server = configure(handler, |config| (config.min_threads, config.tolerance) = (1, 8));
+    let mut peers = send_from_each(&server, count);
+    for peer in &mut peers {
+        peer.expect(b"x\n");
+    }
+}
+
+#[test]
+fn a_batch_behind_a_request_that_blocks_is_taken_by_others() {
+    let gate = Gate::closed();
+    let server = configure(gate.holds_stuck(), |config| (config.min_threads, config.max_threads) = (2, 2));
+    // Requests that take next to no time, so that workers take many together.
+    in_parallel(8, |_| {
+        let lines = b"quick\n".repeat(2000);
+        assert_eq!(Peer::connect(server.local_addr()).exchange(&lines), lines);
+    });
+    let mut peers: Vec<Peer> = (0..64).map(|_| Peer::connect(server.local_addr())).collect();
+    let (stuck, others) = peers.split_first_mut().unwrap();
+    stuck.send(b"stuck\n");
+    for peer in others.iter_mut() {
+        peer.send(b"quick\n");
+    }
+    for peer in others.iter_mut() {
+        peer.expect(b"quick\n");
+    }
+    gate.open();
+    stuck.expect(b"stuck\n");
+}
+
+#[test]
+fn nothing_wakes_up_while_nothing_happens() {
+    let serving = serve("");
+    let mut peers: Vec<Peer> = (0..100).map(|_| serving.connect()).collect();
+    for peer in &mut peers {
+        peer.ask("x");
+    }
+    let wakeups = serving.context_switches();
+    thread::sleep(Duration::from_millis(500));
+    let more = serving.context_switches() - wakeups;
+    // A tick of a millisecond would make five hundred.
+    assert!(more < 50, "{more} context switches in 500 ms of silence");
 }

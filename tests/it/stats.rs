@@ -1,99 +1,246 @@
-//! INTERFACE 6: names, and that the figures add up at every moment.
+//! Statistics: their names, and that they add up at every moment.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
 use rustix::process::Signal;
+use serde_json::Value;
+use tidemill::{Helo, Reply, Request};
 
-use crate::support::peer::{Peer, reply_to};
-use crate::support::server::{ServerProcess, assert_adds_up, number};
+use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel, serve};
 
-#[test]
-fn every_figure_has_the_name_of_its_metric() {
-    let server = ServerProcess::start(&[]);
-    Peer::connect(server.address).helo("x");
-    let stats = server.stats();
-    for path in [
-        "connections",
-        "connections_accepted_total",
-        "connections_rejected_total.full",
-        "connections_closed_total.eof",
-        "requests_total.helo",
-        "requests_total.kill",
-        "requests_total.other",
-        "replies_total",
-        "requests_pending",
-        "queue_wait_seconds.count",
-        "service_seconds.count",
-        "pool_threads",
-        "pool_busy",
-        "pool_min",
-        "pool_max",
-        "pool_demand",
-        "pool_resizes_total.grow",
-        "pool_resizes_total.shrink",
-        "handler_panics_total",
-        "read_bytes_total",
-        "written_bytes_total",
-        "wakeups_total",
-    ] {
-        number(&stats, path);
-    }
-    let stats = server.stop();
-    let reply = reply_to("x", "127.0.0.1:10000".parse().unwrap()).len() as u64;
-    assert_eq!(number(&stats, "read_bytes_total"), "HELO x\n".len() as u64);
-    assert_eq!(number(&stats, "written_bytes_total"), reply);
-    assert_eq!(number(&stats, "queue_wait_seconds.count"), 1);
-    assert_eq!(number(&stats, "service_seconds.count"), 1);
+/// The two sums, and that nothing is negative, in a snapshot of the program.
+#[track_caller]
+fn assert_json_adds_up(stats: &Value) {
+    let number = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("{name} in {stats}"));
+    let sum = |name: &str| -> u64 {
+        stats[name].as_object().unwrap().values().map(|value| value.as_u64().unwrap()).sum()
+    };
+    assert_eq!(
+        number("connections_accepted_total"),
+        number("connections") + sum("connections_closed_total") + sum("connections_rejected_total"),
+        "{stats}"
+    );
+    assert_eq!(
+        sum("requests_total"),
+        number("replies_total")
+            + number("requests_silent_total")
+            + number("requests_pending")
+            + number("requests_dropped_total"),
+        "{stats}"
+    );
+}
+
+fn lines_of_json(output: &str) -> Vec<Value> {
+    output
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
-fn they_add_up_at_every_moment_of_a_flood() {
-    let server = ServerProcess::start(&["--stats-every", "1ms"]);
-    let clients: Vec<_> = (0..8)
-        .map(|client| {
-            let address = server.address;
-            thread::spawn(move || {
-                for round in 0..30 {
-                    let mut peer = Peer::connect(address);
-                    if client == 7 {
-                        // One of them never reads, and resets.
-                        peer.send("HELO x\nnonsense\n".repeat(200).as_bytes());
-                        socket2::SockRef::from(&peer.stream)
-                            .set_linger(Some(std::time::Duration::ZERO))
-                            .unwrap();
-                        continue;
-                    }
-                    let text = format!("{client} {round}");
-                    peer.send(format!("HELO {text}\nnonsense\n").repeat(50).as_bytes());
-                    peer.expect(reply_to(&text, address).repeat(50).as_bytes());
-                }
-            })
-        })
-        .collect();
-    for client in clients {
-        client.join().unwrap();
+fn every_name_of_the_contract_is_there() {
+    let serving = serve("--stats-every 10ms");
+    serving.connect().ask("x");
+    eventually("a line on standard output", || serving.output().contains("\"replies_total\":1"));
+    let by_signal = serving.stats();
+    let ended = serving.stop();
+    let printed = lines_of_json(&ended.stdout).pop().unwrap();
+    for stats in [by_signal, printed, ended.stats()] {
+        for name in [
+            "connections",
+            "connections_accepted_total",
+            "replies_total",
+            "requests_pending",
+            "pool_threads",
+            "pool_busy",
+            "pool_min",
+            "pool_max",
+            "pool_demand",
+            "handler_panics_total",
+            "read_bytes_total",
+            "written_bytes_total",
+            "wakeups_total",
+            "requests_silent_total",
+            "requests_dropped_total",
+        ] {
+            assert!(stats[name].is_u64(), "{name} in {stats}");
+        }
+        assert!(stats["connections_rejected_total"]["full"].is_u64());
+        for reason in
+            ["eof", "reset", "line_too_long", "kill_refused", "panic", "handler", "stopping", "aborted"]
+        {
+            assert!(stats["connections_closed_total"][reason].is_u64(), "{reason} in {stats}");
+        }
+        for kind in ["helo", "kill", "other"] {
+            assert!(stats["requests_total"][kind].is_u64(), "{kind} in {stats}");
+        }
+        for direction in ["grow", "shrink"] {
+            assert!(stats["pool_resizes_total"][direction].is_u64(), "{direction} in {stats}");
+        }
+        for histogram in ["queue_wait_seconds", "service_seconds"] {
+            assert_eq!(stats[histogram]["count"], 1, "{stats}");
+            for part in ["sum", "p50", "p90", "p99", "p999", "max"] {
+                assert!(stats[histogram][part].is_number(), "{histogram}.{part} in {stats}");
+            }
+        }
+        assert_json_adds_up(&stats);
     }
-    server.wait_for_stats(|stats| number(stats, "connections") == 0);
-    let lines = server.stats_lines();
-    assert!(lines.len() > 3, "{}", lines.len());
-    for stats in &lines {
-        assert_adds_up(stats);
-    }
-    let stats = server.stop();
-    assert_adds_up(&stats);
-    assert!(number(&stats, "replies_total") >= 7 * 30 * 50);
-    assert_eq!(number(&stats, "requests_pending"), 0);
 }
 
 #[test]
-fn sigusr1_logs_one_line_and_changes_nothing() {
-    let server = ServerProcess::start(&["--log-format", "json"]);
-    server.signal(Signal::USR1);
-    let line = server.wait_for_log("\"statistics\"");
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let stats: serde_json::Value = serde_json::from_str(line["stats"].as_str().unwrap()).unwrap();
-    assert_adds_up(&stats);
-    Peer::connect(server.address).helo("still here");
-    server.signal(Signal::TERM);
-    assert_eq!(server.wait().0.code(), Some(0));
+fn bytes_connections_and_requests_are_counted_exactly() {
+    let serving = serve("--max-line 50");
+    let mut peer = serving.connect();
+    let sent = b"HELO one\r\nother\n\nHELO two\n";
+    peer.send(sent);
+    peer.expect_reply("one");
+    peer.expect_reply("two");
+    let replies = 2 * crate::support::helo_reply(b"one", serving.address).len();
+    eventually("all is written", || serving.stats()["written_bytes_total"] == replies);
+    let stats = serving.stats();
+    assert_eq!(stats["read_bytes_total"], sent.len());
+    assert_eq!(stats["connections"], 1);
+    peer.finish();
+    peer.expect_end();
+    serving.connect().send(&[b'x'; 60]);
+    serving.connect().reset();
+    let closed = |stats: &Value, reason: &str| stats["connections_closed_total"][reason].as_u64();
+    eventually("all are gone", || serving.stats()["connections"] == 0);
+    let ended = serving.stop();
+    let stats = ended.stats();
+    assert_eq!(closed(&stats, "eof"), Some(1));
+    assert_eq!(closed(&stats, "line_too_long"), Some(1));
+    assert_eq!(closed(&stats, "reset"), Some(1));
+    assert_eq!(stats["connections_accepted_total"], 3);
+    assert_eq!(stats["requests_total"]["helo"], 2);
+    assert_eq!(stats["requests_total"]["other"], 2);
+    assert_eq!(stats["service_seconds"]["count"], 2);
+}
+
+/// Clients of every kind at once: well-behaved, gone too early, too long, refused, turned away.
+fn mixed_client(address: std::net::SocketAddr, number: usize) {
+    let mut peer = Peer::connect(address);
+    match number % 6 {
+        0 => {
+            let lines = b"HELO pipelined\nother\n".repeat(200);
+            drop(peer.exchange(&lines));
+        }
+        1 => {
+            peer.send(&b"HELO gone\n".repeat(50));
+            peer.reset();
+        }
+        2 => {
+            peer.send(&b"HELO gone\n".repeat(50));
+        }
+        3 => {
+            peer.send(b"HELO too long\n");
+            peer.send(&[b'x'; 70_000]);
+            drop(peer.rest());
+        }
+        4 => {
+            peer.send(b"HELO a\nKILL_SERVICE\nHELO b\n");
+            drop(peer.rest());
+        }
+        _ => {
+            peer.send(b"HELO panic\nHELO b\n");
+            peer.finish();
+            drop(peer.rest());
+        }
+    }
+}
+
+#[test]
+fn they_add_up_in_every_snapshot_of_a_flood() {
+    let helo = Helo::new();
+    let handler = Mixed(helo);
+    let server = configure(handler, |config| {
+        config.max_connections = 12;
+        config.max_pending = 300;
+        config.stop_from = tidemill::StopFrom::None;
+    });
+    let handle = server.handle();
+    let over = AtomicBool::new(false);
+    let snapshots = thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut snapshots = 0;
+            while !over.load(Relaxed) {
+                let stats = handle.stats();
+                assert_adds_up(&stats);
+                assert!(stats.requests_pending <= 300, "{stats:?}");
+                assert!(stats.connections <= 12, "{stats:?}");
+                assert!(
+                    stats.pool_threads <= stats.pool_max && stats.pool_busy <= stats.pool_max,
+                    "{stats:?}"
+                );
+                snapshots += 1;
+                thread::yield_now();
+            }
+            snapshots
+        });
+        // More clients than connections: some are turned away, and told so without a reset.
+        in_parallel(600, |number| mixed_client(server.local_addr(), number));
+        over.store(true, Relaxed);
+        sampler.join().unwrap()
+    });
+    assert!(snapshots > 10, "{snapshots}");
+    handle.stop();
+    let outcome = server.wait().unwrap();
+    assert_adds_up(&outcome.stats);
+    assert_eq!((outcome.stats.connections, outcome.stats.requests_pending), (0, 0));
+}
+
+struct Mixed(Helo);
+
+impl tidemill::Handler for Mixed {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        assert_ne!(request.line(), b"HELO panic", "on purpose");
+        self.0.handle(request, reply);
+    }
+
+    fn classify(&self, line: &[u8]) -> tidemill::Kind {
+        self.0.classify(line)
+    }
+}
+
+#[test]
+fn stats_every_prints_lines_that_add_up_during_a_flood_and_one_at_the_end() {
+    let serving = serve("--stats-every 2ms --handler-delay 100us");
+    in_parallel(8, |number| {
+        let lines = format!("HELO {number}\nother\n").repeat(300);
+        drop(serving.connect().exchange(lines.as_bytes()));
+    });
+    let ended = serving.stop();
+    ended.assert_clean();
+    let lines = lines_of_json(&ended.stdout);
+    assert!(lines.len() > 5, "{}", lines.len());
+    lines.iter().for_each(|stats| assert_json_adds_up(stats));
+    let growing = |name: &str| {
+        let values: Vec<u64> = lines.iter().map(|line| line[name].as_u64().unwrap()).collect();
+        values.is_sorted()
+    };
+    assert!(growing("replies_total") && growing("connections_accepted_total") && growing("read_bytes_total"));
+    let last = lines.last().unwrap();
+    assert_eq!((&last["replies_total"], &last["connections"]), (&2400.into(), &0.into()));
+    assert_eq!(ended.stats()["replies_total"], 2400);
+}
+
+#[test]
+fn sigusr1_logs_one_line_each_time_and_stops_nothing() {
+    let serving = serve("");
+    for number in 1..=5 {
+        serving.connect().ask("x");
+        assert!(serving.stats()["replies_total"].as_u64() >= Some(number - 1));
+    }
+    assert_eq!(serving.log().lines().filter(|line| line.contains("stats=")).count(), 5);
+    serving.signal(Signal::USR1);
+    serving.stop().assert_clean();
+}
+
+#[test]
+fn without_stats_every_nothing_is_printed() {
+    let serving = serve("");
+    serving.connect().ask("x");
+    assert_eq!(serving.stop().stdout.lines().count(), 1);
 }

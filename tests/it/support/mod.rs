@@ -1,3 +1,120 @@
-pub(crate) mod peer;
-pub(crate) mod server;
+//! What all themes share: the program as a child process, raw sockets, and waiting for a condition.
+
+mod peer;
+mod program;
 pub(crate) mod wrong_server;
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tidemill::{Handler, Reply, Request, Server, Stats};
+
+pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel};
+pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, program, scratch, serve};
+
+/// How long a test waits for what must happen. Generous: it passes only when something is broken.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds, or fails naming `what` did not happen.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A server in this process, on a port of its own.
+pub(crate) fn embed(handler: impl Handler) -> Server {
+    configure(handler, |_| {})
+}
+
+/// As [`embed`], with other settings.
+pub(crate) fn configure(handler: impl Handler, change: impl FnOnce(&mut tidemill::Config)) -> Server {
+    let mut config = tidemill::Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Default::default() };
+    change(&mut config);
+    Server::builder(handler).config(config).start().unwrap()
+}
+
+/// A handler that answers each line with itself.
+pub(crate) fn echo(request: &Request<'_>, reply: &mut Reply<'_>) {
+    reply.push(request.line());
+    reply.push(b"\n");
+}
+
+/// Holds back handlers until it is opened, which is for good. Dropping it opens it, so that a failing test ends.
+#[derive(Debug)]
+pub(crate) struct Gate(Arc<Bar>);
+
+#[derive(Debug, Default)]
+struct Bar {
+    open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn closed() -> Gate {
+        Gate(Arc::default())
+    }
+
+    pub(crate) fn open(&self) {
+        *self.0.open.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.opened.notify_all();
+    }
+
+    /// What lets a handler wait for this gate.
+    pub(crate) fn entrance(&self) -> impl Fn() + Send + Sync + 'static {
+        let bar = Arc::clone(&self.0);
+        move || {
+            let mut open = bar.open.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*open {
+                open = bar.opened.wait(open).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// A handler that answers each line with itself, once this is open.
+    pub(crate) fn holds_all(&self) -> impl Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static {
+        let pass = self.entrance();
+        move |request, reply| {
+            pass();
+            echo(request, reply);
+        }
+    }
+
+    /// A handler that answers each line with itself, and the line `stuck` only once this is open.
+    pub(crate) fn holds_stuck(&self) -> impl Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static {
+        let pass = self.entrance();
+        move |request, reply| {
+            if request.line() == b"stuck" {
+                pass();
+            }
+            echo(request, reply);
+        }
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+/// The two sums that hold in every snapshot.
+#[track_caller]
+pub(crate) fn assert_adds_up(stats: &Stats) {
+    assert_eq!(
+        stats.connections_accepted_total,
+        stats.connections + stats.connections_closed_total.total() + stats.connections_rejected_total.full,
+        "accepted = open + closed + rejected: {stats:?}"
+    );
+    assert_eq!(
+        stats.requests_total.total(),
+        stats.replies_total
+            + stats.requests_silent_total
+            + stats.requests_pending
+            + stats.requests_dropped_total,
+        "requests = replied + silent + pending + dropped: {stats:?}"
+    );
+}

@@ -1,77 +1,241 @@
-//! A client's side of one connection, byte for byte.
+//! A client with nothing between it and the socket.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::server::DEADLINE;
+use super::DEADLINE;
 
-/// A raw connection. Everything fails the test when it takes longer than the deadline.
+/// The reply to `HELO text` from a server that was reached at `address`.
+pub(crate) fn helo_reply(text: &[u8], address: SocketAddr) -> Vec<u8> {
+    let tail = format!("\nIP:{}\nPort:{}\nStudentID:16336617\n", address.ip(), address.port());
+    [b"HELO ", text, tail.as_bytes()].concat()
+}
+
+/// A client's end of a connection. Whatever takes longer than [`DEADLINE`] fails the test.
+#[derive(Debug)]
 pub(crate) struct Peer {
-    pub(crate) stream: TcpStream,
+    stream: TcpStream,
+    server: SocketAddr,
 }
 
 impl Peer {
+    #[track_caller]
     pub(crate) fn connect(address: SocketAddr) -> Peer {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+        Peer::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap())
+    }
+
+    /// A peer whose receive buffer holds only about `bytes`, so that a server soon finds the connection full.
+    pub(crate) fn with_small_buffer(address: SocketAddr, bytes: usize) -> Peer {
+        let socket =
+            socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Peer::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Peer {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Peer { stream }
+        let server = stream.peer_addr().unwrap();
+        Peer { stream, server }
     }
 
+    /// The same connection once more, for another thread.
+    pub(crate) fn twin(&self) -> Peer {
+        Peer { stream: self.stream.try_clone().unwrap(), server: self.server }
+    }
+
+    /// The server's address as this peer reached it.
+    pub(crate) fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// This peer's own address.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
+    #[track_caller]
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
+    /// Sends as much of `bytes` as the connection takes until it has taken nothing for `patience`.
+    pub(crate) fn send_until_blocked(&mut self, bytes: &[u8], patience: Duration) -> usize {
+        self.stream.set_write_timeout(Some(patience)).unwrap();
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        self.stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        sent
+    }
+
+    /// Reads exactly what is expected.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, expected: &[u8]) {
+        let mut read = vec![0; expected.len()];
+        let mut len = 0;
+        while len < read.len() {
+            match self.stream.read(&mut read[len..]) {
+                Ok(0) => panic!("the stream ended after '{}'", head(&read[..len])),
+                Ok(count) => len += count,
+                Err(error) => panic!("{error} after '{}'", head(&read[..len])),
+            }
+        }
+        assert_same(&read, expected);
+    }
+
+    /// `HELO text`, answered as it must be.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, text: &str) {
+        self.send(format!("HELO {text}\n").as_bytes());
+        self.expect_reply(text);
+    }
+
+    #[track_caller]
+    pub(crate) fn expect_reply(&mut self, text: &str) {
+        let expected = helo_reply(text.as_bytes(), self.server());
+        self.expect(&expected);
+    }
+
     /// Closes the sending side.
-    pub(crate) fn finish(&mut self) {
+    pub(crate) fn finish(&self) {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
-    /// Reads as many bytes as `expected` has, and compares.
+    /// Closes so that the server sees a reset.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    /// The server closes without another byte, and without a reset.
     #[track_caller]
-    pub(crate) fn expect(&mut self, expected: &[u8]) {
-        let mut got = vec![0; expected.len()];
-        let mut len = 0;
-        while len < got.len() {
-            match self.stream.read(&mut got[len..]) {
-                Ok(0) => break,
-                Ok(count) => len += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => panic!("{error} after {}", got[..len].escape_ascii()),
+    pub(crate) fn expect_end(&mut self) {
+        self.expect_rest(b"");
+    }
+
+    /// `expected` comes, then the end of the stream without a reset.
+    #[track_caller]
+    pub(crate) fn expect_rest(&mut self, expected: &[u8]) {
+        assert_same(&self.rest(), expected);
+    }
+
+    /// Everything up to the end of the stream.
+    #[track_caller]
+    pub(crate) fn rest(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self.stream.read_to_end(&mut bytes) {
+            Ok(_) => bytes,
+            Err(error) => panic!("{error} after {} bytes '{}'", bytes.len(), head(&bytes)),
+        }
+    }
+
+    /// Whether nothing comes for a moment. Proves little, so it never stands alone for "no reply".
+    pub(crate) fn is_silent_for(&mut self, moment: Duration) -> bool {
+        self.stream.set_read_timeout(Some(moment)).unwrap();
+        let result = self.stream.peek(&mut [0]);
+        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        result.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// Sends `bytes` while reading, closes the sending side, and returns all that came until the server closed.
+    #[track_caller]
+    pub(crate) fn exchange(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut sender = self.stream.try_clone().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                sender.write_all(bytes).unwrap();
+                sender.shutdown(Shutdown::Write).unwrap();
+            });
+            self.rest()
+        })
+    }
+
+    /// Sends `line` again and again, as fast as it goes, until the server ends the connection. Returns what came.
+    pub(crate) fn flood(&mut self, line: &[u8]) -> Vec<u8> {
+        let mut sender = self.stream.try_clone().unwrap();
+        let burst = line.repeat(1000);
+        let deadline = Instant::now() + DEADLINE;
+        thread::scope(|scope| {
+            // The server ends the connection while this writes: how that shows here is no matter.
+            scope.spawn(move || while Instant::now() < deadline && sender.write_all(&burst).is_ok() {});
+            self.rest()
+        })
+    }
+
+    /// Sends `line` a few times, reads as many replies as `reply` is long, and again, until the server ends the connection.
+    /// Returns how many replies came; all were right.
+    pub(crate) fn keep_asking(&mut self, line: &[u8], reply: &[u8]) -> usize {
+        const DEPTH: usize = 20;
+        let (requests, replies) = (line.repeat(DEPTH), reply.repeat(DEPTH));
+        let deadline = Instant::now() + DEADLINE;
+        let mut came = 0;
+        loop {
+            assert!(Instant::now() < deadline, "nobody stopped the server");
+            // Refused once the server has gone; then the end of the stream is there to be read.
+            drop(self.stream.write_all(&requests));
+            let mut read = vec![0; replies.len()];
+            let mut len = 0;
+            while len < read.len() {
+                match self.stream.read(&mut read[len..]) {
+                    Ok(0) => break,
+                    Ok(count) => len += count,
+                    Err(error) => panic!("{error} after {came} replies and {len} bytes"),
+                }
+            }
+            assert_same(&read[..len], &replies[..len]);
+            assert_eq!(len % reply.len(), 0, "ended inside a reply");
+            came += len / reply.len();
+            if len < read.len() {
+                return came;
             }
         }
-        got.truncate(len);
-        assert!(got == expected, "expected {}, got {}", expected.escape_ascii(), got.escape_ascii());
-    }
-
-    /// Reads until the end of the stream, which must come without a reset.
-    #[track_caller]
-    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        if let Err(error) = self.stream.read_to_end(&mut bytes) {
-            panic!("{error} after {}", bytes.escape_ascii());
-        }
-        bytes
-    }
-
-    /// Expects `bytes`, then the end of the stream.
-    #[track_caller]
-    pub(crate) fn expect_last(&mut self, bytes: &[u8]) {
-        let got = self.read_to_end();
-        assert!(got == bytes, "expected {}, got {}", bytes.escape_ascii(), got.escape_ascii());
-    }
-
-    /// Sends a HELO and checks its reply.
-    #[track_caller]
-    pub(crate) fn helo(&mut self, text: &str) {
-        let reply = reply_to(text, self.stream.peer_addr().unwrap());
-        self.send(format!("HELO {text}\n").as_bytes());
-        self.expect(reply.as_bytes());
     }
 }
 
-/// What a server reached at `address` must answer to `HELO text`.
-pub(crate) fn reply_to(text: &str, address: SocketAddr) -> String {
-    format!("HELO {}\nIP:{}\nPort:{}\nStudentID:16336617\n", text.trim_end(), address.ip(), address.port())
+fn head(bytes: &[u8]) -> String {
+    bytes[..bytes.len().min(200)].escape_ascii().to_string()
+}
+
+#[track_caller]
+pub(crate) fn assert_same(read: &[u8], expected: &[u8]) {
+    if read != expected {
+        let same = read.iter().zip(expected).take_while(|(a, b)| a == b).count();
+        panic!(
+            "{} bytes came where {} were expected; from byte {same} on: '{}' for '{}'",
+            read.len(),
+            expected.len(),
+            head(&read[same..]),
+            head(&expected[same..])
+        );
+    }
+}
+
+/// Runs `each` for every number below `count`, on a few threads.
+pub(crate) fn in_parallel<T: Send>(count: usize, each: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let next = Mutex::new(0..count);
+    let results = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..count.min(16) {
+            scope.spawn(|| {
+                loop {
+                    let Some(number) = next.lock().unwrap().next() else { break };
+                    let result = each(number);
+                    results.lock().unwrap().push((number, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap();
+    results.sort_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
 }
