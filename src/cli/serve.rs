@@ -17,6 +17,9 @@ use super::{USAGE, fail, files};
 
 /// Log or statistics lines that wait for their reader. More are dropped and counted.
 const MAX_WAITING_LINES: usize = 4096;
+/// How often, and how long apart, the last lines are tried: a log that stands still delays the end by this at most.
+const LAST_LINE_TRIES: usize = 20;
+const LAST_LINE_PAUSE: Duration = Duration::from_millis(10);
 /// Descriptors left for everything that is not a client's connection.
 const SPARE_DESCRIPTORS: usize = 64;
 
@@ -168,7 +171,7 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
     drop(reporter);
     let status = match outcome {
         Ok(outcome) => {
-            conclude(&outcome);
+            insist(&log, || conclude(&outcome));
             if outcome.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
@@ -178,9 +181,21 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
     };
     let lost = log.error_counter().dropped_lines();
     if lost > 0 {
-        tracing::warn!(lost, "log lines were dropped because their reader stood still");
+        insist(&log, || tracing::warn!(lost, "log lines were dropped because their reader stood still"));
     }
     status
+}
+
+/// Writes one of the last lines of the log, again if there was no room for it: a reader that has only just gone on gets it.
+fn insist(log: &NonBlocking, write: impl Fn()) {
+    for _ in 0..LAST_LINE_TRIES {
+        let dropped = log.error_counter().dropped_lines();
+        write();
+        if log.error_counter().dropped_lines() == dropped {
+            return;
+        }
+        thread::sleep(LAST_LINE_PAUSE);
+    }
 }
 
 fn start(args: &ServeArgs) -> Result<Server, Error> {

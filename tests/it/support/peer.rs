@@ -72,6 +72,7 @@ impl Peer {
             match self.stream.write(&bytes[sent..]) {
                 Ok(count) => sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error}"),
             }
         }
@@ -88,6 +89,7 @@ impl Peer {
             match self.stream.read(&mut read[len..]) {
                 Ok(0) => panic!("the stream ended after '{}'", head(&read[..len])),
                 Ok(count) => len += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("{error} after '{}'", head(&read[..len])),
             }
         }
