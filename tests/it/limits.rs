@@ -1,6 +1,7 @@
 //! Limits that keep the server standing, and what a client sees of them.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -156,6 +157,33 @@ fn a_client_that_waited_for_a_place_and_needs_none_does_not_keep_it() {
             peer.expect(&helo_reply(b"me", address));
         }
     }
+}
+
+#[test]
+fn places_go_to_the_clients_in_turn() {
+    let gate = Gate::closed();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let handler = {
+        let (order, hold) = (Arc::clone(&order), gate.holds_all());
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            order.lock().unwrap().push(request.line().to_vec());
+            hold(request, reply);
+        }
+    };
+    let server = configure(handler, |config| config.max_pending = 1);
+    let handle = server.handle();
+    let mut greedy = Peer::connect(server.local_addr());
+    greedy.send(&b"greedy\n".repeat(100));
+    eventually("the only place is taken", || handle.stats().requests_pending == 1);
+    let mut other = Peer::connect(server.local_addr());
+    other.send(b"other\n");
+    eventually("both are there", || handle.stats().connections == 2);
+    gate.open();
+    other.expect(b"other\n");
+    greedy.expect(&b"greedy\n".repeat(100));
+    let order = order.lock().unwrap();
+    let place = order.iter().position(|line| line == b"other").unwrap();
+    assert!(place < 50, "{place} requests of the greedy client went first");
 }
 
 struct Classified<F>(F);
