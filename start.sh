@@ -15,4 +15,7 @@ dir=$(dirname "$0")
 # Cargo's words go to standard error, so that standard output is the server's alone.
 "$dir/compile.sh" >&2
 # The server takes the place of this shell, so that signals reach it.
-exec "${CARGO_TARGET_DIR:-$dir/target}/release/tidemill" serve --assignment "$@"
+target=${CARGO_TARGET_DIR:-target}
+# Cargo takes it from the folder of the repository.
+case $target in /*) ;; *) target=$dir/$target ;; esac
+exec "$target/release/tidemill" serve --assignment "$@"

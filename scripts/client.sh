@@ -8,4 +8,7 @@ if [ $# -lt 3 ]; then
 fi
 dir=$(dirname "$0")/..
 "$dir/compile.sh" >/dev/null 2>&1 || exec "$dir/compile.sh" >&2
-exec "${CARGO_TARGET_DIR:-$dir/target}/release/tidemill" client "$@"
+target=${CARGO_TARGET_DIR:-target}
+# Cargo takes it from the folder of the repository.
+case $target in /*) ;; *) target=$dir/$target ;; esac
+exec "$target/release/tidemill" client "$@"
