@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use tidemill::{PoolLimits, Reply, Request, Server};
 
-use crate::support::{Gate, Peer, assert_adds_up, configure, echo, eventually, in_parallel, serve};
+use rustix::process::Signal;
+
+use crate::support::{Gate, Peer, Serving, assert_adds_up, configure, echo, eventually, in_parallel, serve};
 
 /// A server whose handler waits for `gate` with each line, with these limits.
 fn held_by(gate: &Gate, min: usize, max: usize, tolerance: usize) -> Server {
@@ -269,4 +271,104 @@ fn nothing_wakes_up_while_nothing_happens() {
     let more = serving.context_switches() - wakeups;
     // A tick of a millisecond would make five hundred.
     assert!(more < 50, "{more} context switches in 500 ms of silence");
+}
+
+/// Whatever it waits for, it waits asleep: less than a third of a CPU in each of these states.
+#[test]
+fn no_state_of_a_connection_makes_it_spin() {
+    let stuck = "--handler-delay 1h --min-threads 1 --max-threads 1 --drain-timeout 1h";
+    let one_busy = |serving: &Serving| {
+        let mut peer = serving.connect();
+        peer.send(b"HELO stuck\n");
+        eventually("the worker is stuck", || serving.stats()["pool_busy"] == 1);
+        peer
+    };
+    type State<'a> = (&'a str, String, Box<dyn Fn(&Serving) -> Vec<Peer> + 'a>);
+    let states: Vec<State<'_>> = vec![
+        ("a stuck worker", stuck.into(), Box::new(|serving| vec![one_busy(serving)])),
+        (
+            "a stuck worker, and more requests of the same client than are read",
+            stuck.into(),
+            Box::new(|serving| {
+                let mut peer = one_busy(serving);
+                peer.send_until_blocked(&b"HELO more\n".repeat(1 << 20), Duration::from_millis(100));
+                vec![peer]
+            }),
+        ),
+        (
+            "a stuck worker whose client has closed its side",
+            stuck.into(),
+            Box::new(|serving| {
+                let peer = one_busy(serving);
+                peer.finish();
+                vec![peer]
+            }),
+        ),
+        (
+            "a stuck worker whose client has gone",
+            stuck.into(),
+            Box::new(|serving| {
+                one_busy(serving).reset();
+                vec![]
+            }),
+        ),
+        (
+            "clients that wait for a place",
+            format!("{stuck} --max-pending 1"),
+            Box::new(|serving| {
+                let mut peers: Vec<Peer> = (0..10).map(|_| serving.connect()).collect();
+                for (number, peer) in peers.iter_mut().enumerate() {
+                    peer.send(b"HELO x\nHELO y\nHELO z");
+                    if number % 2 == 0 {
+                        peer.finish();
+                    }
+                }
+                peers
+            }),
+        ),
+        (
+            "a stop that waits for a stuck worker, with clients that go on sending",
+            stuck.into(),
+            Box::new(|serving| {
+                let mut peers = vec![one_busy(serving), serving.connect()];
+                serving.signal(Signal::TERM);
+                serving.expect_log("draining");
+                peers[0].send(&b"HELO late\n".repeat(1000));
+                peers
+            }),
+        ),
+        (
+            "a client that does not read",
+            String::new(),
+            Box::new(|serving| {
+                let mut peer = Peer::with_small_buffer(serving.address, 4096);
+                peer.send_until_blocked(&b"HELO x\n".repeat(2 << 20), Duration::from_millis(200));
+                vec![peer]
+            }),
+        ),
+        (
+            "a client that does not read, has closed its side, and is stopped for",
+            "--drain-timeout 1h".into(),
+            Box::new(|serving| {
+                let mut peer = Peer::with_small_buffer(serving.address, 4096);
+                peer.send_until_blocked(&b"HELO x\n".repeat(2 << 20), Duration::from_millis(200));
+                peer.finish();
+                serving.signal(Signal::TERM);
+                serving.expect_log("draining");
+                vec![peer]
+            }),
+        ),
+    ];
+    for (name, options, enter) in states {
+        let serving = serve(&options);
+        let peers = enter(&serving);
+        // What it still does on the way into the state is over at some time.
+        let mut before = serving.cpu_ticks();
+        eventually(name, || {
+            thread::sleep(Duration::from_millis(100));
+            let used = serving.cpu_ticks() - std::mem::replace(&mut before, serving.cpu_ticks());
+            used <= 3
+        });
+        drop(peers);
+    }
 }

@@ -100,12 +100,21 @@ fn start_sh_passes_on_the_exit_status() {
 
 #[test]
 fn start_sh_can_be_called_from_anywhere() {
-    let mut command = fake_toolchain("start.sh");
-    command.args(["0", "--bind", "127.0.0.1"]).current_dir("/");
-    let serving = Serving::start(command);
-    serving.connect().ask("from elsewhere");
-    serving.signal(Signal::TERM);
-    serving.wait().assert_clean();
+    for relative in [false, true] {
+        let mut command = fake_toolchain("start.sh");
+        command.args(["0", "--bind", "127.0.0.1"]).current_dir("/");
+        if relative {
+            // As cargo takes it: from the folder of the repository.
+            let target = command.get_envs().find(|(name, _)| *name == "CARGO_TARGET_DIR").unwrap().1.unwrap();
+            let up = "../".repeat(env!("CARGO_MANIFEST_DIR").matches('/').count());
+            let target = format!("{up}{}", target.to_str().unwrap().trim_start_matches('/'));
+            command.env("CARGO_TARGET_DIR", target);
+        }
+        let serving = Serving::start(command);
+        serving.connect().ask("from elsewhere");
+        serving.signal(Signal::TERM);
+        serving.wait().assert_clean();
+    }
 }
 
 #[test]

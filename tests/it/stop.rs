@@ -213,7 +213,10 @@ fn a_second_signal_stops_at_once_and_tells_what_was_dropped() {
         let serving = serve("--handler-delay 1h --min-threads 1 --max-threads 1 --drain-timeout 1h");
         let mut peer = serving.connect();
         peer.send(b"HELO a\nHELO b\nHELO c\n");
-        eventually("they are pending", || serving.stats()["requests_pending"] == 3);
+        eventually("they are with a worker", || {
+            let stats = serving.stats();
+            stats["requests_pending"] == 3 && stats["pool_busy"] == 1
+        });
         serving.signal(first);
         serving.expect_log("draining");
         serving.signal(second);
