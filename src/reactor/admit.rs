@@ -59,6 +59,8 @@ impl Reactor {
                 self.close(id, CloseReason::Reset);
             } else if rejected {
                 self.list(id);
+            } else if self.drain_until.is_some() {
+                self.drain(id);
             }
         }
     }

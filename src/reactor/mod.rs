@@ -210,7 +210,8 @@ impl Reactor {
             self.watch_progress(now);
             self.publish();
             let Some(drain_until) = self.drain_until else { continue };
-            if self.table.len() == 0 && self.jobs_out == 0 {
+            self.close_listeners();
+            if self.table.len() == 0 && self.jobs_out == 0 && !self.listeners.is_ready() {
                 self.shared.pool.stop();
                 self.shared.pool.wait_until_left(Instant::now() + LEAVE_TIMEOUT);
                 return Dropped::default();

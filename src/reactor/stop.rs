@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Reactor;
 use super::table::Entry;
 use crate::connection::{CloseReason, Phase};
+use crate::job::ConnId;
 
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.
@@ -58,16 +59,31 @@ impl Reactor {
         self.drain_until = Some(now + self.settings.drain_timeout);
         self.listeners.set_all_ready();
         self.accept(FINAL_ACCEPT_BUDGET, now);
-        self.listeners.close();
+        if self.listeners.retry_at().is_none() {
+            self.listeners.close();
+        }
         let ids = self.table.ids();
         tracing::info!(connections = ids.len(), pending = self.counters.pending, "draining");
         for id in ids {
-            let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
-            if connection.phase == Phase::Open {
-                let queued = rustix::io::ioctl_fionread(&*stream).unwrap_or(0);
-                connection.begin_drain(usize::try_from(queued).unwrap_or(usize::MAX));
-            }
-            self.list(id);
+            self.drain(id);
+        }
+    }
+
+    /// Limits what is read of a connection to what its receive queue holds now.
+    pub(super) fn drain(&mut self, id: ConnId) {
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        if connection.phase == Phase::Open {
+            let queued = rustix::io::ioctl_fionread(&*stream).unwrap_or(0);
+            connection.begin_drain(usize::try_from(queued).unwrap_or(usize::MAX));
+        }
+        self.list(id);
+    }
+
+    /// While draining: closes the listeners once their queues are empty. That is at once, unless descriptors had run
+    /// out: then who is in the queues gets those of connections that end.
+    pub(super) fn close_listeners(&mut self) {
+        if !self.listeners.is_ready() && self.listeners.retry_at().is_none() {
+            self.listeners.close();
         }
     }
 
