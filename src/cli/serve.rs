@@ -12,9 +12,14 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use tidemill::{Config, Decision, Delay, Error, Helo, IpNet, Outcome, Server, ServerHandle, StopFrom};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{USAGE, fail, files};
 
+/// Target of the log lines that SIGUSR1 asks for.
+const STATISTICS: &str = "statistics";
 /// Log or statistics lines that wait for their reader. More are dropped and counted.
 const MAX_WAITING_LINES: usize = 4096;
 /// How often, and how long apart, the last lines are tried: a log that stands still delays the end by this at most.
@@ -259,7 +264,6 @@ fn lossy(to: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
 }
 
 fn start_log(args: &ServeArgs, log: NonBlocking) {
-    use tracing_subscriber::filter::LevelFilter;
     let level = match args.log_level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
@@ -268,11 +272,14 @@ fn start_log(args: &ServeArgs, log: NonBlocking) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let lines =
-        tracing_subscriber::fmt().with_max_level(level).with_target(false).with_writer(log).with_ansi(false);
+    // They are asked for by a signal, whatever else is wanted of the log.
+    let statistics = if level == LevelFilter::OFF { level } else { LevelFilter::INFO.max(level) };
+    let wanted = Targets::new().with_default(level).with_target(STATISTICS, statistics);
+    let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(log).with_ansi(false);
+    let registry = tracing_subscriber::registry();
     match args.log_format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => registry.with(lines.with_filter(wanted)).init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(wanted)).init(),
     }
 }
 
@@ -282,7 +289,7 @@ fn watch(mut signals: Signals, handle: &ServerHandle) {
     for signal in signals.forever() {
         if signal == SIGUSR1 {
             let stats = json(handle, &handle.decisions());
-            tracing::info!(%stats, "statistics");
+            tracing::info!(target: STATISTICS, %stats, "statistics");
             continue;
         }
         stops += 1;

@@ -1,5 +1,6 @@
 //! Logs, and a reader of them that stands still.
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::{Ended, Serving, in_parallel, program, serve};
@@ -48,7 +49,7 @@ fn a_reader_of_statistics_that_stands_still_never_stops_the_server() {
             serving.connect().ask(&number.to_string());
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        serving.signal(rustix::process::Signal::TERM);
+        serving.signal(Signal::TERM);
         serving.expect_log("nothing was dropped");
     }
     serving.wait().assert_clean();
@@ -88,6 +89,11 @@ fn the_level_decides_what_is_logged() {
     };
     assert_eq!(log("--log-level off").stderr, "");
     assert_eq!(log("--log-level warn").stderr, "");
+    // But what is asked for by a signal comes, unless there is to be no log at all.
+    let serving = serve("--log-level warn");
+    serving.signal(Signal::USR1);
+    serving.expect_log("statistics");
+    assert_eq!(serving.stop().status.code(), Some(0));
     let info = log("").stderr;
     assert!(info.contains("INFO") && !info.contains("DEBUG"), "{info}");
     assert!(!info.contains('\u{1b}'), "no colours: {info:?}");
