@@ -94,7 +94,7 @@ pub struct Sample {
     pub blocked: Option<usize>,
     /// CPUs that this process may use.
     pub cores: usize,
-    /// Recent mean wall time of a job; at least the mean age of those that run.
+    /// Recent mean wall time of a job; at least the median age of those that run.
     pub time_per_job: Duration,
     /// Highest weighed demand since the previous sample.
     pub peak: usize,

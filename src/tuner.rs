@@ -216,7 +216,7 @@ impl Tuner {
     }
 
     fn sample<W: Wake>(&self, policy: &Policy, pool: &Pool<W>, now: Duration, cores: usize) -> Sample {
-        let Census { busy, last_taken, mean_age, busy_tids, .. } = pool.census(now);
+        let Census { busy, last_taken, median_age, busy_tids, .. } = pool.census(now);
         let mut sample = Sample {
             now,
             workers: pool.target(),
@@ -225,7 +225,7 @@ impl Tuner {
             blocked: None,
             cores,
             // Of a first burst nothing is known but how long it has been running.
-            time_per_job: pool.known_time_per_job().unwrap_or_default().max(mean_age),
+            time_per_job: pool.known_time_per_job().unwrap_or_default().max(median_age),
             peak: self.peak.swap(self.demand(), Relaxed),
             stalled: now.saturating_sub(last_taken),
         };

@@ -87,8 +87,9 @@ pub(crate) struct Census {
     pub(crate) busy: usize,
     /// When a worker last took a job.
     pub(crate) last_taken: Duration,
-    /// Mean time since the busy workers took their jobs.
-    pub(crate) mean_age: Duration,
+    /// How long half of the busy workers have had their jobs, at least. The median, so that a few that never return do
+    /// not make all work look long.
+    pub(crate) median_age: Duration,
     /// The threads of busy workers.
     pub(crate) busy_tids: Vec<u32>,
 }
@@ -243,7 +244,7 @@ impl<W: Wake> Pool<W> {
     pub(crate) fn census(&self, now: Duration) -> Census {
         let crew = lock_std(&self.crew);
         let mut census = Census { live: crew.live, ..Census::default() };
-        let mut ages = Duration::ZERO;
+        let mut ages = Vec::new();
         for (_, state) in &crew.workers {
             let last = state.last.load(Relaxed);
             let taken = Duration::from_nanos(last / 2);
@@ -251,11 +252,11 @@ impl<W: Wake> Pool<W> {
             if last % 2 == 1 {
                 census.busy += 1;
                 census.busy_tids.push(state.tid.load(Relaxed));
-                ages += now.saturating_sub(taken);
+                ages.push(now.saturating_sub(taken));
             }
         }
-        census.mean_age =
-            ages.checked_div(u32::try_from(census.busy).unwrap_or(u32::MAX)).unwrap_or_default();
+        ages.sort_unstable();
+        census.median_age = ages.get(ages.len().saturating_sub(1) / 2).copied().unwrap_or_default();
         census
     }
 

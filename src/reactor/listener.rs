@@ -18,8 +18,9 @@ const LISTEN_BACKLOG: i32 = i32::MAX;
 /// First pause after the system refused to accept, as without file descriptors; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// Local addresses remembered before those without connections are looked for and let go.
-const MAX_ENDPOINTS: usize = 64;
+/// Local addresses remembered before those without connections are looked for and let go; the next time it is twice
+/// what was left, so that looking costs each new address the same.
+const FIRST_ENDPOINTS: usize = 64;
 
 /// Binds a listener whose accepted sockets have `TCP_NODELAY`, which Linux lets them inherit.
 ///
@@ -52,6 +53,8 @@ pub(super) enum Accepted {
 pub(super) struct Listeners {
     listeners: Vec<Listener>,
     endpoints: HashMap<SocketAddr, Arc<Endpoint>>,
+    /// Endpoints at which those without connections are let go.
+    prune_at: usize,
     pause: Duration,
     retry_at: Option<Instant>,
 }
@@ -74,6 +77,7 @@ impl Listeners {
         Listeners {
             listeners: sockets.into_iter().map(listener).collect(),
             endpoints: HashMap::new(),
+            prune_at: FIRST_ENDPOINTS,
             pause: FIRST_PAUSE,
             retry_at: None,
         }
@@ -164,8 +168,9 @@ impl Listeners {
         if let Some(endpoint) = self.endpoints.get(&address) {
             return Ok(Arc::clone(endpoint));
         }
-        if self.endpoints.len() >= MAX_ENDPOINTS {
+        if self.endpoints.len() >= self.prune_at {
             self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
+            self.prune_at = (self.endpoints.len() * 2).max(FIRST_ENDPOINTS);
         }
         let endpoint = Endpoint::new(address);
         self.endpoints.insert(address, Arc::clone(&endpoint));
