@@ -11,10 +11,11 @@ use crate::clock::Nanos;
 
 /// Most lines in a job. More would make one connection's burst a long wait for another's single line.
 pub(crate) const MAX_JOB_LINES: usize = 256;
-/// Capacity in bytes that a recycled buffer may keep. Larger ones were for one long line or reply, and are let go.
-const MAX_RECYCLED_BYTES: usize = 64 << 10;
-/// Jobs kept for reuse. A turn of the reactor rarely has more in flight; what is above is freed.
-const MAX_RECYCLED_JOBS: usize = 256;
+/// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
+const MAX_RECYCLED_BYTES: usize = 16 << 10;
+/// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
+/// buffers each this keeps 32 MiB at the most, and usually some hundred bytes each.
+const MAX_RECYCLED_JOBS: usize = 1024;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
