@@ -16,10 +16,11 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use super::histogram::{Latencies, Sparse};
+use super::histogram::Latencies;
 use super::honesty::Usage;
 use super::ledger::{Asked, End, Example, Ledger, Read, Template};
 use super::schedule::{Arrivals, Curve};
+use super::series::Point;
 use super::tally::{Kind, Tally};
 use super::timer::Timer;
 use super::{Fatal, Plan};
@@ -57,12 +58,7 @@ pub(crate) struct Share {
 pub(crate) struct Row {
     /// Number of the row since the measured part began.
     pub(crate) index: u64,
-    pub(crate) sent: u64,
-    pub(crate) right: u64,
-    pub(crate) errors: u64,
-    pub(crate) offered: u64,
-    pub(crate) connections: u64,
-    pub(crate) latencies: Sparse,
+    pub(crate) point: Point,
 }
 
 /// What one thread has to say when it is done.
@@ -824,8 +820,7 @@ impl<'a> Worker<'a> {
         let measured = self.now() >= self.measure_from;
         let recent = &mut self.tally.recent;
         if measured && (now != u64::MAX || recent.sent + recent.right + recent.errors > 0) {
-            let row = Row {
-                index: self.row,
+            let point = Point {
                 sent: recent.sent,
                 right: recent.right,
                 errors: recent.errors,
@@ -833,7 +828,7 @@ impl<'a> Worker<'a> {
                 connections: u64::try_from(self.live).unwrap_or(u64::MAX),
                 latencies: recent.latencies.sparse(),
             };
-            (self.rows)(row);
+            (self.rows)(Row { index: self.row, point });
         }
         self.clear_row();
         self.row = row_now;

@@ -41,14 +41,14 @@ impl Progress {
     }
 
     pub(super) fn add(&mut self, row: &Row, elapsed: Duration) {
-        self.right += row.right;
-        self.errors += row.errors;
+        self.right += row.point.right;
+        self.errors += row.point.errors;
         self.elapsed = elapsed.saturating_sub(self.warm_up);
         if row.index > self.row {
             self.row = row.index;
             self.last_right = std::mem::take(&mut self.row_right);
         }
-        self.row_right += row.right;
+        self.row_right += row.point.right;
     }
 
     /// From 0 to 1.

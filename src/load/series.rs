@@ -18,6 +18,18 @@ pub(crate) struct Point {
     pub(crate) latencies: Sparse,
 }
 
+impl Point {
+    fn add(&mut self, other: &Point) {
+        self.sent += other.sent;
+        self.right += other.right;
+        self.errors += other.errors;
+        self.offered += other.offered;
+        // Each thread adds its own; of joined rows the mean is taken when they are read.
+        self.connections += other.connections;
+        self.latencies = merge(&self.latencies, &other.latencies);
+    }
+}
+
 /// The rows, and how many of the generator's make one of them.
 #[derive(Debug)]
 pub(crate) struct Series {
@@ -37,14 +49,7 @@ impl Series {
                 if self.points.len() <= at {
                     self.points.resize(at + 1, Point::default());
                 }
-                let point = &mut self.points[at];
-                point.sent += row.sent;
-                point.right += row.right;
-                point.errors += row.errors;
-                point.offered += row.offered;
-                // Each thread adds its own; of joined rows the mean is taken when they are read.
-                point.connections += row.connections;
-                point.latencies = merge(&point.latencies, &row.latencies);
+                self.points[at].add(&row.point);
                 return;
             }
             self.join();
@@ -57,14 +62,9 @@ impl Series {
             .points
             .chunks(2)
             .map(|pair| {
-                pair.iter().skip(1).fold(pair[0].clone(), |one, other| Point {
-                    sent: one.sent + other.sent,
-                    right: one.right + other.right,
-                    errors: one.errors + other.errors,
-                    offered: one.offered + other.offered,
-                    connections: one.connections + other.connections,
-                    latencies: merge(&one.latencies, &other.latencies),
-                })
+                let mut joined = pair[0].clone();
+                pair[1..].iter().for_each(|other| joined.add(other));
+                joined
             })
             .collect();
     }
@@ -102,7 +102,8 @@ mod tests {
         let mut series = Series::new();
         for index in 0..5000 {
             let latencies = vec![(1000, 2)];
-            series.add(Row { index, sent: 3, right: 2, errors: 1, offered: 4, connections: 7, latencies });
+            let point = Point { sent: 3, right: 2, errors: 1, offered: 4, connections: 7, latencies };
+            series.add(Row { index, point });
         }
         assert!(series.points().len() <= MOST_ROWS);
         assert_eq!(series.points().iter().map(|point| point.sent).sum::<u64>(), 15_000);
