@@ -43,8 +43,10 @@ pub struct Config {
     /// Longest line in bytes, without its terminator (`\n` or `\r\n`), 1 to [`MAX_LINE_BYTES`]. A longer one is told
     /// `ERROR line too long` and its connection is closed. Default: 65 536.
     pub max_line_bytes: usize,
-    /// Most requests accepted but not yet answered, over all connections. At the limit the server stops reading, and TCP
-    /// holds the clients back. At least 1. Default: 65 536.
+    /// Most requests that wait for a worker or are with one, over all connections. At the limit the server stops reading,
+    /// and TCP holds the clients back. Replies that a client does not read are not counted here but limited for each
+    /// connection by `high_watermark_bytes`: a few clients that do not read must not stop the service for all. At least 1.
+    /// Default: 65 536.
     pub max_pending: usize,
     /// Reply bytes that a client may leave unread before the server stops reading from it, and takes no further
     /// request of it to a worker. It goes on below a quarter of this. One reply of any length, and what one turn of a

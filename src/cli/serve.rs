@@ -73,7 +73,7 @@ pub(crate) struct ServeArgs {
     /// Longest line in bytes without its terminator; for a longer one the connection is closed
     #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_line_bytes)]
     max_line: usize,
-    /// Most requests accepted but not yet answered; at the limit the server stops reading
+    /// Most requests that wait for a worker or are with one; at the limit the server stops reading
     #[arg(long, value_name = "N", default_value_t = Config::default().max_pending)]
     max_pending: usize,
     /// How long a graceful stop may take before what is left is dropped
