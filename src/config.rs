@@ -10,8 +10,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::controller::Policy;
 use crate::error::Error;
 
-/// Largest pool that can be asked for. Each worker is a thread; Linux allows about 32 000 of them by default.
-pub const MAX_WORKERS: usize = 16_384;
+/// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
+/// process 65 530 by default; a thread that starts and cannot map its own would end the process.
+pub const MAX_WORKERS: usize = 8_192;
 /// Longest line that can be asked for, in bytes: what one peer may make the server hold.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 /// Longest duration that can be asked for: a year. Longer is "never", which has a setting of its own where it makes sense.
@@ -234,8 +235,8 @@ mod tests {
     #[test]
     fn the_setting_out_of_range_is_named_with_its_value() {
         let cases: [(Config, &str); 7] = [
-            (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 16384"),
-            (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 16384"),
+            (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 8192"),
+            (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 8192"),
             (
                 Config { min_threads: 9, max_threads: 8, ..Config::default() },
                 "min_threads is 9, but must be at most max_threads, which is 8",

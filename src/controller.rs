@@ -11,7 +11,12 @@
 //!   Concurrency in Practice*, 8.2: `N = cores × (1 + wait/compute)`). Demand never exceeds that.
 //! - **Tolerance is a dead band** of "more than": a difference of exactly `tolerance` is no reason to resize.
 //! - **The valve** keeps the dead band from stranding work: when work waits, every worker is busy and nothing has been
-//!   taken for [`PATIENCE`] (or [`CPU_PATIENCE`] where every worker wants a CPU), the pool grows all the same.
+//!   taken for [`PATIENCE`] (or [`CPU_PATIENCE`] where every worker wants a CPU), the pool grows all the same. It also does
+//!   when work has waited at every look for [`CPU_PATIENCE`] and more workers would be of use: one worker lost to a
+//!   blocking call must not cost a core for as long as the others make progress.
+//! - **What is not known is looked at again.** Until a job has finished, age is the only evidence of how long jobs take. Where
+//!   the reactor, which assumes more, saw a demand that age does not show yet, the controller asks again within a fraction
+//!   of a millisecond.
 //! - **Growth is one jump, shrinking follows a window.** The pool comes down to the highest demand seen within the
 //!   keep-alive window, so that a burst that recurs finds its workers, and a trickle does not keep them.
 
@@ -21,7 +26,8 @@ use std::time::Duration;
 pub const DRAIN_TARGET: Duration = Duration::from_millis(1);
 /// How long waiting work may make no progress, where a worker is blocked, until the pool grows inside the tolerance.
 pub const PATIENCE: Duration = Duration::from_millis(2);
-/// The same where every worker wants a CPU: another thread gives fairness then, not speed.
+/// The same where every worker wants a CPU: another thread gives fairness then, not speed. Also how long work that makes
+/// progress may wait without a break while more workers would be of use.
 pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
 /// First pause before growth is considered again that was held back because the workers want a CPU; it doubles up to
 /// 256 times this.
@@ -73,9 +79,11 @@ impl Policy {
         if workers >= self.max { usize::MAX } else { workers.saturating_add(self.tolerance) }
     }
 
-    /// Whether `sample` may be a reason to grow, so that measuring its `blocked` is worth the price.
+    /// Whether more workers may be wanted than there are, so that measuring `blocked` is worth the price. At the maximum
+    /// too: whether the pool has to stay there depends on it.
     pub fn considers_growth(&self, sample: &Sample) -> bool {
-        sample.workers < self.max && (sample.weighed() > sample.workers || sample.starved())
+        let overdue = sample.starved() && sample.stalled >= PATIENCE;
+        overdue || sample.weighed() > sample.workers.min(self.max.saturating_sub(1))
     }
 }
 
@@ -144,6 +152,8 @@ pub enum Reason {
     Demand,
     /// Work waited and nothing was taken for too long.
     Stalled,
+    /// Work has waited at every look for too long, and more workers are of use.
+    Backlog,
     /// The highest demand within the window is below the pool by more than the tolerance.
     Surplus,
     /// The pool was outside of its limits.
@@ -158,6 +168,7 @@ impl Reason {
             Reason::CpuBound => "cpu_bound",
             Reason::Demand => "demand",
             Reason::Stalled => "stalled",
+            Reason::Backlog => "backlog",
             Reason::Surplus => "surplus",
             Reason::Limits => "limits",
         }
@@ -177,6 +188,35 @@ pub struct Verdict {
     pub check_after: Option<Duration>,
 }
 
+/// A change of the pool's size, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Decision {
+    /// Time since the server started; serialized as `t` in seconds.
+    #[cfg_attr(feature = "serde", serde(rename = "t", serialize_with = "seconds"))]
+    pub at: Duration,
+    /// Workers wanted for the work that was there.
+    pub demand: usize,
+    /// Jobs that no worker had taken.
+    pub waiting: usize,
+    /// Workers that ran a job.
+    pub busy: usize,
+    /// How many of those were blocked, if it was looked at.
+    pub blocked: Option<usize>,
+    /// Workers before.
+    pub from: usize,
+    /// Workers after. Fewer than were wanted if the system refused threads.
+    pub to: usize,
+    /// Why.
+    pub reason: Reason,
+}
+
+#[cfg(feature = "serde")]
+pub(crate) fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
 /// What the controller remembers from one sample to the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Memory {
@@ -185,6 +225,8 @@ pub struct Memory {
     blocking: Option<(f64, Duration)>,
     /// Times in a row that growth was held back.
     holds: u32,
+    /// Since when work waited at every look while more workers would have been of use.
+    short_since: Option<Duration>,
 }
 
 impl Memory {
@@ -201,7 +243,8 @@ impl Memory {
 
     /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides.
     fn useful(&self, sample: &Sample) -> usize {
-        let Some((share, _)) = self.blocking else { return usize::MAX };
+        let known = self.blocking.filter(|(_, at)| sample.now.saturating_sub(*at) < FORGET_BLOCKING);
+        let Some((share, _)) = known else { return usize::MAX };
         // A float above the range of the integer becomes its maximum: all blocked, no bound.
         #[expect(
             clippy::cast_possible_truncation,
@@ -226,6 +269,9 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     let wanted = within(demand);
     let kept = within(memory.window.highest());
     let stalled = sample.starved() && sample.stalled >= sample.patience();
+    let short = sample.starved() && wanted > workers;
+    memory.short_since = short.then(|| memory.short_since.unwrap_or(sample.now));
+    let short_for = memory.short_since.map(|since| sample.now.saturating_sub(since));
 
     let (target, reason) = if workers != within(workers) {
         (within(workers), Reason::Limits)
@@ -233,6 +279,8 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         (wanted, Reason::Demand)
     } else if stalled && workers < policy.max {
         (wanted.max(workers + 1), Reason::Stalled)
+    } else if short_for.is_some_and(|time| time >= CPU_PATIENCE) {
+        (wanted, Reason::Backlog)
     } else if workers > kept.saturating_add(policy.tolerance) {
         (kept, Reason::Surplus)
     } else if workers < policy.max && weighed > workers.saturating_add(policy.tolerance) {
@@ -244,15 +292,19 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     if target > workers {
         // The new workers are not surplus before a window has passed without need of them.
         memory.window.record(sample.now, policy.keep_alive, target);
+        memory.short_since = None;
     }
 
     // A pool above its minimum may have to shrink without any traffic; one that holds growth back looks again; so does
-    // one whose work waits. The earliest counts.
+    // one whose work waits, and one that does not know yet how long its work takes. The earliest counts.
     let shrink = (target > policy.min).then(|| memory.window.until_next_part(sample.now));
     let hold = (reason == Reason::CpuBound).then(|| HOLD * (1 << (memory.holds - 1).min(8)));
     let valve = (sample.starved() && workers < policy.max)
         .then(|| sample.patience().saturating_sub(sample.stalled).max(HOLD));
-    let check_after = [shrink, hold, valve].into_iter().flatten().min();
+    let backlog = short_for.map(|time| CPU_PATIENCE.saturating_sub(time).max(HOLD));
+    let attention = policy.attention(workers);
+    let unknown = (sample.peak > attention && weighed <= attention && sample.starved()).then_some(HOLD);
+    let check_after = [shrink, hold, valve, backlog, unknown].into_iter().flatten().min();
     (memory, Verdict { target, demand, reason, check_after })
 }
 

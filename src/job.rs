@@ -14,7 +14,7 @@ pub(crate) const MAX_JOB_LINES: usize = 256;
 /// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
 const MAX_RECYCLED_BYTES: usize = 16 << 10;
 /// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
-/// buffers each this keeps 32 MiB at the most, and usually some hundred bytes each.
+/// buffers and the ends of their replies this keeps 34 MiB at the most, and usually some hundred bytes each.
 const MAX_RECYCLED_JOBS: usize = 1024;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.

@@ -60,10 +60,11 @@ mod sync;
 mod tuner;
 
 pub use config::{Config, MAX_DURATION, MAX_LINE_BYTES, MAX_WORKERS, PoolLimits, StopFrom};
+pub use controller::Decision;
 pub use error::Error;
 pub use handler::{Handler, Kind, Reply, Request};
 pub use helo::{Delay, Helo};
 pub use ipnet::IpNet;
 pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
 pub use server::{Builder, Outcome, Server, ServerHandle};
-pub use tuner::{Decision, MAX_DECISIONS};
+pub use tuner::MAX_DECISIONS;

@@ -185,7 +185,7 @@ pub struct Stats {
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
     /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
-    /// up to eight together: the count and the sum are exact, and a slow one among them counts as one.
+    /// up to four together: the count and the sum are exact, and slow ones that come right after short ones count as one.
     pub service_seconds: Distribution,
     /// Workers that run or are being started.
     pub pool_threads: u64,

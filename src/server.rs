@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::config::{Config, PoolLimits, StopFrom};
+use crate::controller::Decision;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::metrics::{Counters, PoolGauges, Stats};
 use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
 use crate::sync::lock_std;
-use crate::tuner::{Decision, Tuner};
+use crate::tuner::Tuner;
 
 /// How long dropping a [`Server`] waits beyond the drain timeout.
 const DROP_GRACE: Duration = Duration::from_secs(2);
@@ -126,7 +127,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let inner = &self.handle.inner;
         self.handle.stop();
-        if !inner.pool.is_on_worker() {
+        if !inner.pool.is_on_own_thread() {
             let limit = Instant::now() + inner.drain_timeout + DROP_GRACE;
             inner.wait_until(Some(limit));
         }
@@ -328,7 +329,7 @@ impl ServerHandle {
     /// # Errors
     /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::ReactorPanicked`].
     pub fn wait(&self) -> Result<Outcome, Error> {
-        if self.inner.pool.is_on_worker() {
+        if self.inner.pool.is_on_own_thread() {
             return Err(Error::WaitInHandler);
         }
         match self.inner.wait_until(None) {

@@ -6,15 +6,16 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::PoolLimits;
-use crate::controller::{self, Memory, Policy, Reason, Sample};
+use crate::controller::{self, Decision, Memory, Policy, Reason, Sample};
 use crate::error::Error;
 use crate::pool::{Census, Pool};
 use crate::replies::Wake;
+use crate::sync::lock_std;
 
 /// Decisions that are remembered; the oldest is forgotten for a new one.
 pub const MAX_DECISIONS: usize = 256;
@@ -23,35 +24,6 @@ const MAX_STATES_READ: usize = 16;
 /// First pause after the system refused a thread; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-
-/// A change of the pool's size, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct Decision {
-    /// Time since the server started; serialized as `t` in seconds.
-    #[cfg_attr(feature = "serde", serde(rename = "t", serialize_with = "seconds"))]
-    pub at: Duration,
-    /// Workers wanted for the work that was there.
-    pub demand: usize,
-    /// Jobs that no worker had taken.
-    pub waiting: usize,
-    /// Workers that ran a job.
-    pub busy: usize,
-    /// How many of those were blocked, if it was looked at.
-    pub blocked: Option<usize>,
-    /// Workers before.
-    pub from: usize,
-    /// Workers after. Fewer than were wanted if the system refused threads.
-    pub to: usize,
-    /// Why.
-    pub reason: Reason,
-}
-
-#[cfg(feature = "serde")]
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(duration.as_secs_f64())
-}
 
 /// The seam between the planes: what the reactor shows the tuner, and what the tuner decided.
 #[derive(Debug)]
@@ -112,26 +84,26 @@ impl Tuner {
 
     /// Asks for a look at the pool now.
     pub(crate) fn poke(&self) {
-        lock(&self.orders).poked = true;
+        lock_std(&self.orders).poked = true;
         self.news.notify_one();
     }
 
     /// Changes the limits, to be obeyed at once.
     pub(crate) fn set_limits(&self, limits: PoolLimits) -> Result<(), Error> {
         let policy = limits.check()?;
-        let mut orders = lock(&self.orders);
+        let mut orders = lock_std(&self.orders);
         (orders.limits, orders.policy, orders.poked) = (limits, policy, true);
         self.news.notify_one();
         Ok(())
     }
 
     pub(crate) fn limits(&self) -> PoolLimits {
-        lock(&self.orders).limits
+        lock_std(&self.orders).limits
     }
 
     /// Ends the tuner's thread.
     pub(crate) fn stop(&self) {
-        lock(&self.orders).stop = true;
+        lock_std(&self.orders).stop = true;
         self.news.notify_one();
     }
 
@@ -141,13 +113,13 @@ impl Tuner {
 
     /// How often the pool grew and shrank, and how many threads were refused.
     pub(crate) fn resizes(&self) -> (u64, u64, u64) {
-        let log = lock(&self.log);
+        let log = lock_std(&self.log);
         (log.grown, log.shrunk, self.refused.load(Relaxed))
     }
 
     /// The last decisions, the oldest first.
     pub(crate) fn decisions(&self) -> Vec<Decision> {
-        lock(&self.log).ring.iter().copied().collect()
+        lock_std(&self.log).ring.iter().copied().collect()
     }
 
     /// The tuner's thread: runs until [`Tuner::stop`].
@@ -161,20 +133,16 @@ impl Tuner {
             let sample = self.sample(&policy, pool, now, cores);
             let (remembered, verdict) = controller::decide(&policy, memory, &sample);
             memory = remembered;
-            let mut check_after = verdict.check_after;
             let (from, mut to) = (sample.workers, verdict.target);
-            if to > from
-                && let Some(pause) = refusals.pause_left(now)
-            {
-                check_after = Some(check_after.map_or(pause, |after| after.min(pause)));
+            if to > from && refusals.pause_left(now).is_some() {
                 to = from;
             }
             if to != from {
                 let missing = pool.set_target(to);
                 to = self.start(pool, missing, now, &mut refusals);
-                if let Some(pause) = refusals.pause_left(now) {
-                    check_after = Some(check_after.map_or(pause, |after| after.min(pause)));
-                }
+            }
+            // A pool that stops has no size of its own any more.
+            if to != from && to > 0 {
                 self.record(Decision {
                     at: now,
                     demand: verdict.demand,
@@ -186,7 +154,9 @@ impl Tuner {
                     reason: verdict.reason,
                 });
             }
-            let held = matches!(verdict.reason, Reason::CpuBound) || refusals.pause_left(now).is_some();
+            let pause = refusals.pause_left(now);
+            let check_after = [verdict.check_after, pause].into_iter().flatten().min();
+            let held = verdict.reason == Reason::CpuBound || pause.is_some();
             self.attention.store(if held { usize::MAX } else { policy.attention(to) }, Relaxed);
             check_at = check_after.map(|after| epoch + now + after);
         }
@@ -194,7 +164,7 @@ impl Tuner {
 
     /// Blocks until there is a reason to look: a poke, or `check_at`. `None`: stop.
     fn wait(&self, check_at: Option<Instant>) -> Option<Policy> {
-        let mut orders = lock(&self.orders);
+        let mut orders = lock_std(&self.orders);
         loop {
             if orders.stop {
                 return None;
@@ -259,8 +229,8 @@ impl Tuner {
 
     fn record(&self, decision: Decision) {
         let Decision { at, demand, waiting, busy, blocked, from, to, reason } = decision;
-        if to != from {
-            let mut log = lock(&self.log);
+        {
+            let mut log = lock_std(&self.log);
             *(if to > from { &mut log.grown } else { &mut log.shrunk }) += 1;
             if log.ring.len() == MAX_DECISIONS {
                 log.ring.pop_front();
@@ -317,8 +287,4 @@ fn blocked_among(tids: &[u32]) -> Option<usize> {
         blocked += usize::from(stat.get(name_end + 2) != Some(&b'R'));
     }
     (read > 0).then(|| blocked * tids.len() / read)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

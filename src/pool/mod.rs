@@ -46,6 +46,11 @@ pub(crate) struct Pool<W> {
     live: AtomicUsize,
     /// Live workers above the target. Each busy one looks here after its job.
     excess: AtomicUsize,
+    /// Workers that kept their jobs while others waited, when it was last looked at: until they park they are not counted
+    /// on. By the reactor only. Relaxed.
+    stuck: AtomicUsize,
+    /// The reactor's thread, by the system's number; 0 before it runs.
+    reactor: AtomicU32,
     /// Jobs ever submitted, by the reactor only. Relaxed: with `started` an estimate of what waits.
     submitted: AtomicU64,
     /// Job slices ever begun by the workers. Relaxed.
@@ -105,6 +110,8 @@ impl<W: Wake> Pool<W> {
             left: Condvar::new(),
             live: AtomicUsize::new(0),
             excess: AtomicUsize::new(0),
+            stuck: AtomicUsize::new(0),
+            reactor: AtomicU32::new(0),
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             mean_nanos: AtomicU64::new(0),
@@ -118,7 +125,7 @@ impl<W: Wake> Pool<W> {
     /// Queues the jobs of a turn, and unparks a worker if they are worth it or nobody is awake. Empties `jobs`.
     ///
     /// For the reactor. A worker that is awake and skipped here takes them after its present job; if that takes long,
-    /// [`Pool::nudge`] unparks another.
+    /// [`Pool::nudge`] unparks another, and from then on does not count on that worker until it has parked.
     #[expect(clippy::vec_box, reason = "the reactor keeps the vector, and the boxes are what is recycled")]
     pub(crate) fn submit(&self, jobs: &mut Vec<Box<Job>>) {
         if jobs.is_empty() {
@@ -128,12 +135,28 @@ impl<W: Wake> Pool<W> {
         for job in jobs.drain(..) {
             self.injector.push(job);
         }
-        self.sleep.unpark_one(|parked| parked >= self.live.load(Relaxed) || self.is_worth_unparking());
+        self.sleep.unpark_one(|parked| self.nobody_takes_it(parked) || self.is_worth_unparking());
     }
 
-    /// Unparks a worker whether it is worth it or not: what waits has made no progress.
+    /// Whether every worker that is not parked is stuck.
+    fn nobody_takes_it(&self, parked: usize) -> bool {
+        let awake = self.live.load(Relaxed).saturating_sub(parked);
+        let stuck = self.stuck.load(Relaxed);
+        if stuck > awake {
+            self.stuck.store(awake, Relaxed);
+        }
+        stuck >= awake
+    }
+
+    /// Unparks a worker whether it is worth it or not: what waits has made no progress. For the reactor.
     pub(crate) fn nudge(&self) {
+        self.stuck.store(self.live.load(Relaxed).saturating_sub(self.parked()), Relaxed);
         self.sleep.unpark_one(|_| true);
+    }
+
+    /// Called by the reactor's thread, so that it is known as such.
+    pub(crate) fn enter_reactor(&self) {
+        self.reactor.store(worker::thread_id(), Relaxed);
     }
 
     /// Jobs that wait for a worker.
@@ -232,12 +255,14 @@ impl<W: Wake> Pool<W> {
             self.sleep.stops_searching();
         }
         self.unpark_for_work();
+        self.left.notify_all();
     }
 
-    /// Whether the calling thread is one of the workers.
-    pub(crate) fn is_on_worker(&self) -> bool {
+    /// Whether the calling thread is one of the workers, or the reactor's: the server cannot end while it waits.
+    pub(crate) fn is_on_own_thread(&self) -> bool {
         let tid = worker::thread_id();
-        lock_std(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
+        self.reactor.load(Relaxed) == tid
+            || lock_std(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
     }
 
     /// Looks at every worker. `now` is in the time of its clock.
@@ -321,6 +346,7 @@ impl<W> std::fmt::Debug for Pool<W> {
 
 // Under loom the primitives work in a model only.
 #[cfg(all(test, not(loom)))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 mod tests {
     use std::net::SocketAddr;
     use std::sync::mpsc;
@@ -349,37 +375,104 @@ mod tests {
         }
     }
 
+    /// A pool without workers whose handler blocks on the line `block` and passes every other on.
+    struct Blocking {
+        pool: Arc<Pool<NoReactor>>,
+        is_blocked: mpsc::Receiver<()>,
+        unblock: mpsc::Sender<()>,
+        done: mpsc::Receiver<Vec<u8>>,
+    }
+
+    impl Blocking {
+        fn new() -> Blocking {
+            let (blocked, is_blocked) = mpsc::channel();
+            let (unblock, may_go) = mpsc::channel::<()>();
+            let (passed, done) = mpsc::channel();
+            let may_go = Mutex::new(may_go);
+            let handler = move |request: &Request<'_>, _: &mut Reply<'_>| match request.line() {
+                b"block" => {
+                    blocked.send(()).unwrap();
+                    may_go.lock().unwrap().recv().unwrap();
+                }
+                line => passed.send(line.to_vec()).unwrap(),
+            };
+            let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
+            // Short enough that a worker takes several at once.
+            pool.learn_time_per_job(1_000);
+            Blocking { pool, is_blocked, unblock, done }
+        }
+
+        fn next_done(&self) -> Vec<u8> {
+            self.done.recv_timeout(Duration::from_secs(30)).unwrap()
+        }
+
+        /// One worker takes a batch of `jobs` and blocks on the first. Returns how many more it took.
+        fn hoard(&self, jobs: usize) -> usize {
+            let line = |number| if number == 0 { &b"block"[..] } else { b"hoarded" };
+            self.pool.submit(&mut (0..jobs).map(|number| job(line(number))).collect());
+            start(&self.pool, 1);
+            self.is_blocked.recv().unwrap();
+            let taken = jobs - 1 - self.pool.injector.len();
+            assert!(taken > 0, "this test is about a batch");
+            taken
+        }
+
+        fn end(self) {
+            self.unblock.send(()).unwrap();
+            self.pool.stop();
+            assert_eq!(self.pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
+        }
+    }
+
     #[test]
     fn what_a_worker_took_and_then_blocks_on_is_stolen_by_others() {
-        let (blocked, is_blocked) = mpsc::channel();
-        let (unblock, may_go) = mpsc::channel::<()>();
-        let (done, is_done) = mpsc::channel();
-        let may_go = Mutex::new(may_go);
-        let handler = move |request: &Request<'_>, _: &mut Reply<'_>| {
-            if request.line() == b"block" {
-                blocked.send(()).unwrap();
-                may_go.lock().unwrap().recv().unwrap();
-            } else {
-                done.send(()).unwrap();
+        let blocking = Blocking::new();
+        blocking.hoard(16);
+        start(&blocking.pool, 2);
+        for _ in 0..15 {
+            blocking.next_done();
+        }
+        blocking.end();
+    }
+
+    #[test]
+    fn what_a_blocked_worker_took_does_not_wait_until_the_injector_is_empty() {
+        let blocking = Blocking::new();
+        let hoarded = blocking.hoard(16);
+        blocking.pool.submit(&mut (0..5_000).map(|_| job(b"new")).collect());
+        start(&blocking.pool, 2);
+        let order: Vec<_> = (0..5_015).map(|_| blocking.next_done()).collect();
+        let last = order.iter().rposition(|line| line == b"hoarded").unwrap();
+        assert!(last < 2_000, "the last of {hoarded} came after {last} others");
+        blocking.end();
+    }
+
+    #[test]
+    fn a_stuck_worker_is_not_counted_on_again() {
+        let blocking = Blocking::new();
+        let pool = &blocking.pool;
+        let one_parks = || {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while pool.parked() < 1 {
+                assert!(Instant::now() < deadline, "it does not park");
+                thread::yield_now();
             }
         };
-        let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
-        // Short enough that a worker takes several at once.
-        pool.learn_time_per_job(1_000);
-        let mut jobs: Vec<_> =
-            (0..16).map(|number| job(if number == 0 { b"block" } else { b"pass" })).collect();
-        pool.submit(&mut jobs);
-        start(&pool, 1);
-        is_blocked.recv().unwrap();
-        let taken = 16 - 1 - pool.injector.len();
-        assert!(taken > 0, "this test is about a batch");
-        start(&pool, 2);
-        for _ in 0..15 {
-            is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+        pool.submit(&mut vec![job(b"block")]);
+        start(pool, 1);
+        blocking.is_blocked.recv().unwrap();
+        start(pool, 2);
+        one_parks();
+        pool.submit(&mut vec![job(b"pass")]);
+        // Too little work to unpark for beside one that is awake, until that one turns out to be stuck.
+        pool.nudge();
+        blocking.next_done();
+        for _ in 0..3 {
+            one_parks();
+            pool.submit(&mut vec![job(b"pass")]);
+            blocking.next_done();
         }
-        unblock.send(()).unwrap();
-        pool.stop();
-        assert_eq!(pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
+        blocking.end();
     }
 
     #[test]

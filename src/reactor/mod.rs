@@ -52,6 +52,8 @@ const LISTENERS: usize = usize::MAX - 1;
 const MAX_EVENTS: usize = 1024;
 /// How long what still comes is discarded, after our side was shut down, until the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
+/// How often the tuner is told of work that makes no progress.
+const POKE_INTERVAL: Duration = Duration::from_millis(16);
 /// How long a job may wait, or be finished, without anyone having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
@@ -146,6 +148,8 @@ pub(crate) struct Reactor {
     started_before: u64,
     /// When waiting work was last looked at, and `pool.started()` then.
     stall_check: (Instant, u64),
+    /// The tuner is not told again before this that work makes no progress.
+    poke_at: Option<Instant>,
     warned: Option<Instant>,
 }
 
@@ -178,12 +182,14 @@ impl Reactor {
             stop_requested: false,
             started_before: 0,
             stall_check: (Instant::now(), 0),
+            poke_at: None,
             warned: None,
         }
     }
 
     /// Runs until a stop was asked for and is complete.
     pub(crate) fn run(mut self) -> Dropped {
+        self.shared.pool.enter_reactor();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut finished = Vec::new();
         loop {
@@ -333,9 +339,13 @@ impl Reactor {
         if pool.waiting() > 0 && started == started_then {
             if pool.parked() > 0 {
                 pool.nudge();
-            } else {
+            } else if self.poke_at.is_none_or(|at| now >= at) {
+                // It looks again by itself while work waits; this is for what it cannot know.
                 tuner.poke();
+                self.poke_at = Some(now + POKE_INTERVAL);
             }
+        } else {
+            self.poke_at = None;
         }
         self.stall_check = (now, started);
     }
