@@ -30,6 +30,7 @@
 //! # Features
 //!
 //! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
+//! - `simulate`: the modules `simulate` and `schedule`, which play the pool's rule in simulated time. Part of `cli`.
 //! - `serde`: [`Stats`] and [`Decision`] can be serialized.
 //!
 //! # Logs
@@ -55,7 +56,11 @@ mod pool;
 pub mod protocol;
 mod reactor;
 mod replies;
+#[cfg(feature = "simulate")]
+pub mod schedule;
 mod server;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 mod sync;
 mod tuner;
 

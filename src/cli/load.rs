@@ -15,11 +15,11 @@ use crate::load::asserts::Asserts;
 use crate::load::merge::merge_runs;
 use crate::load::progress::Bar;
 use crate::load::result::summarize;
-use crate::load::schedule::{Curve, Shape, Subject};
 use crate::load::{self, Plan};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
+use tidemill::schedule::{Curve, Shape, Subject};
 
 use super::{USAGE, fail};
 
@@ -75,7 +75,7 @@ pub(crate) struct LoadArgs {
     /// Rate or connections over time: `rate=` or `connections=`, then stages KIND:FROM..TO@DUR separated by commas
     ///
     /// The kinds: `hold:50@5s`; `ramp:0..1000@10s`; `step:100..400x4@8s` (4 levels); `sawtooth:0..500x3@9s` (3 teeth);
-    /// `onoff:0..2000x5@10s` (5 times TO, then FROM). With -d longer than all stages together they start again.
+    /// `onoff:0..2000x5@10s` (5 times TO, then FROM); `random:10..20x40@10s` (40 whole numbers from FROM to TO, by --seed). With -d longer than all stages together they start again.
     #[arg(long, value_name = "SHAPE")]
     shape: Option<Shape>,
 
@@ -194,14 +194,16 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
     if args.rate.is_some() && shape_of(Subject::Rate).is_some() {
         return usage("--rate cannot be used with a --shape of the rate");
     }
-    let rate = shape_of(Subject::Rate).map(|shape| shape.curve.clone()).or(args.rate.map(Curve::constant));
+    let mut random = args.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+    let mut drawn = |shape: &Shape| shape.curve.clone().drawn(&mut random);
+    let rate = shape_of(Subject::Rate).map(&mut drawn).or(args.rate.map(Curve::constant));
     if args.poisson && rate.is_none() {
         return usage("--poisson needs --rate or a --shape of the rate");
     }
     if args.reconnect && args.pipeline > 1 {
         return usage("--reconnect cannot be used with --pipeline");
     }
-    let connection_curve = shape_of(Subject::Connections).map(|shape| shape.curve.clone());
+    let connection_curve = shape_of(Subject::Connections).map(&mut drawn);
     let connections = connection_curve
         .as_ref()
         .map_or(u64::from(args.connections), |curve| crate::load::whole(curve.highest().ceil()));

@@ -6,6 +6,7 @@ mod client;
 mod files;
 mod load;
 mod serve;
+mod simulate;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -29,6 +30,7 @@ enum Command {
     Serve(serve::ServeArgs),
     Client(client::ClientArgs),
     Load(load::LoadArgs),
+    Simulate(simulate::SimulateArgs),
 }
 
 /// Parses the program's arguments and runs the subcommand.
@@ -45,6 +47,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Client(args) => client::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
     }
 }
 

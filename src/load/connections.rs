@@ -19,11 +19,11 @@ use mio::{Events, Interest, Poll, Token};
 use super::histogram::Latencies;
 use super::honesty::Usage;
 use super::ledger::{Asked, End, Example, Ledger, Read, Template};
-use super::schedule::{Arrivals, Curve};
 use super::series::Point;
 use super::tally::{Kind, Tally};
 use super::timer::Timer;
 use super::{Fatal, Plan};
+use tidemill::schedule::{Arrivals, Curve};
 
 /// One row of the series covers so much at first, in nanoseconds.
 pub(crate) const ROW: u64 = 100_000_000;

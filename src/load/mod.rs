@@ -12,7 +12,6 @@ mod ledger;
 pub(crate) mod merge;
 pub(crate) mod progress;
 pub(crate) mod result;
-pub(crate) mod schedule;
 mod series;
 mod tally;
 mod timer;
@@ -33,9 +32,9 @@ use connections::{Done, Row, Share, Worker};
 use honesty::{Generator, Usage};
 use ledger::Template;
 use progress::Progress;
-use schedule::Curve;
 use series::Series;
 use tally::{Connections, Counts, First, Kind};
+use tidemill::schedule::Curve;
 
 /// What to do.
 #[derive(Debug)]

@@ -2,12 +2,13 @@
 //!
 //! `load` is the document of a load run: it is what `--json` writes and what `--compare` and `--merge` read. `table` sets
 //! text for a terminal, `page` is the skeleton of every page (title, tables, charts over an axis, markers with text),
-//! `load_page` fills it for a load run, `server_stats` reads what the server says about itself.
+//! `load_page` fills it for a load run, `simulation` for simulated ones, `server_stats` reads what the server says about itself.
 
 pub(crate) mod load;
 pub(crate) mod load_page;
 pub(crate) mod page;
 pub(crate) mod server_stats;
+pub(crate) mod simulation;
 pub(crate) mod table;
 
 /// A number as people read it: three significant digits or so, thousands apart.

@@ -16,8 +16,10 @@
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs that stands still stops nothing |
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
+//! | `simulate_tool` | `tidemill simulate`: output, report, usage |
 //! | `framing_props` | lines do not depend on how bytes were cut: properties |
 //! | `controller_props` | the controller keeps its rules for any sequence of samples |
+//! | `controller_sim` | the rows of the elasticity scorecard in simulated time |
 //! | `regressions` | bugs that were, in words |
 //! | `support` | the program as a child, raw sockets, waiting for a condition |
 
@@ -26,6 +28,7 @@
 mod cli;
 mod closing;
 mod controller_props;
+mod controller_sim;
 mod framing_props;
 mod handlers;
 mod limits;
@@ -37,6 +40,7 @@ mod pool;
 mod protocol;
 mod regressions;
 mod scripts;
+mod simulate_tool;
 mod slow_reader;
 mod stats;
 mod stop;

@@ -1,55 +1,107 @@
-//! When requests are due and how many connections there should be, as a function of time. No clock here.
+//! When requests are due and how many clients there should be, as a function of time. No clock here.
 //!
-//! A [`Curve`] is a value over time in straight pieces. Arrivals come from its integral: the n-th request is due when the
+//! A [`Curve`] is a value over time in straight pieces. [`Arrivals`] come from its integral: the n-th request is due when the
 //! area under the rate reaches n (constant), or the sum of n exponential steps (Poisson), which stays exact while the
-//! rate ramps or is zero.
+//! rate ramps or is zero. The load generator and the simulation take their load from here.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 /// One straight piece of a curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Stage {
+struct Stage {
     from: f64,
     to: f64,
     seconds: f64,
+    /// Holds one whole number from `from` to `to`, which [`Curve::drawn`] chooses.
+    random: bool,
+}
+
+impl Stage {
+    fn new(from: f64, to: f64, seconds: f64) -> Stage {
+        Stage { from, to, seconds, random: false }
+    }
+
+    fn at(&self, seconds: f64) -> f64 {
+        let share = if self.random { 0.5 } else { seconds / self.seconds };
+        self.from + (self.to - self.from) * share
+    }
 }
 
 /// A value over time, in stages; it starts again when the last one is over.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Curve {
+pub struct Curve {
     stages: Vec<Stage>,
 }
 
 impl Curve {
     /// The same value for ever.
-    pub(crate) fn constant(value: f64) -> Self {
-        Self { stages: vec![Stage { from: value, to: value, seconds: 1.0 }] }
+    pub fn constant(value: f64) -> Self {
+        Self { stages: vec![Stage::new(value, value, 1.0)] }
+    }
+
+    /// The curve with the values of its random stages chosen by `random`. Before that they have the middle of their range.
+    pub fn drawn(mut self, random: &mut fastrand::Rng) -> Self {
+        for stage in self.stages.iter_mut().filter(|stage| stage.random) {
+            let value = (stage.from + random.f64() * (stage.to - stage.from + 1.0)).floor().min(stage.to);
+            *stage = Stage::new(value, value, stage.seconds);
+        }
+        self
     }
 
     /// How long one pass takes.
-    pub(crate) fn seconds(&self) -> f64 {
+    pub fn seconds(&self) -> f64 {
         self.stages.iter().map(|stage| stage.seconds).sum()
     }
 
-    pub(crate) fn highest(&self) -> f64 {
+    /// The highest value at any time.
+    pub fn highest(&self) -> f64 {
         self.stages.iter().fold(0.0, |highest, stage| highest.max(stage.from).max(stage.to))
     }
 
     /// The value at `seconds` after the start.
-    pub(crate) fn at(&self, seconds: f64) -> f64 {
+    pub fn at(&self, seconds: f64) -> f64 {
         let mut left = seconds % self.seconds();
         for stage in &self.stages {
             if left < stage.seconds {
-                return stage.from + (stage.to - stage.from) * left / stage.seconds;
+                return stage.at(left);
             }
             left -= stage.seconds;
         }
         self.stages.last().map_or(0.0, |stage| stage.to)
     }
 
+    /// The next moment after `seconds` at which the value, rounded to a whole number, becomes another one. `None`: it
+    /// stays for at least a whole pass.
+    pub fn next_change(&self, seconds: f64) -> Option<f64> {
+        let now = self.at(seconds).round();
+        let pass = self.seconds();
+        let mut start = (seconds / pass).floor() * pass;
+        // The rest of the present pass, and one more.
+        for stage in self.stages.iter().chain(&self.stages) {
+            let end = start + stage.seconds;
+            if end > seconds {
+                let slope = (stage.to - stage.from) / stage.seconds;
+                // Where it stands when this stage begins, or now.
+                let begin = start.max(seconds);
+                let value = stage.from + slope * (begin - start);
+                if value.round() != now && begin > seconds {
+                    return Some(begin);
+                }
+                let edge = now + 0.5_f64.copysign(slope);
+                let crossing = start + (edge - stage.from) / slope;
+                if slope != 0.0 && crossing > seconds && crossing < end {
+                    // Just behind the edge, on whose side rounding may put it.
+                    return Some(crossing + 1e-9);
+                }
+            }
+            start = end;
+        }
+        None
+    }
+
     /// A share of this curve, for one of several threads.
-    pub(crate) fn scaled(&self, factor: f64) -> Self {
+    pub fn scaled(&self, factor: f64) -> Self {
         let scale = |stage: &Stage| Stage { from: stage.from * factor, to: stage.to * factor, ..*stage };
         Self { stages: self.stages.iter().map(scale).collect() }
     }
@@ -57,7 +109,7 @@ impl Curve {
 
 /// What a shape changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Subject {
+pub enum Subject {
     /// The number of connections.
     Connections,
     /// Requests a second.
@@ -66,15 +118,29 @@ pub(crate) enum Subject {
 
 /// A curve of connections or of rate, written as in `rate=ramp:100..5000@10s,hold:5000@5s`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Shape {
-    pub(crate) subject: Subject,
-    pub(crate) curve: Curve,
+pub struct Shape {
+    /// What it changes.
+    pub subject: Subject,
+    /// How.
+    pub curve: Curve,
     text: String,
 }
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+impl FromStr for Curve {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut curve = Curve { stages: Vec::new() };
+        for stage in text.split(',') {
+            add_stage(stage.trim(), &mut curve.stages)?;
+        }
+        Ok(curve)
     }
 }
 
@@ -89,10 +155,7 @@ impl FromStr for Shape {
             "connections" => Subject::Connections,
             other => return Err(format!("a shape is of `rate` or `connections`, not of `{other}`")),
         };
-        let mut curve = Curve { stages: Vec::new() };
-        for stage in stages.split(',') {
-            add_stage(stage.trim(), &mut curve.stages)?;
-        }
+        let curve: Curve = stages.parse()?;
         if curve.highest() == 0.0 {
             return Err("this shape is zero all the time".to_owned());
         }
@@ -112,8 +175,8 @@ fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
     }
     let (range, times) = match values.split_once('x') {
         Some((range, times)) => {
-            let times = times.parse::<u32>().ok().filter(|times| (1..=1000).contains(times));
-            (range, Some(times.ok_or_else(|| bad("what follows `x` is a count from 1 to 1000"))?))
+            let times = times.parse::<u32>().ok().filter(|times| (1..=100_000).contains(times));
+            (range, Some(times.ok_or_else(|| bad("what follows `x` is a count from 1 to 100000"))?))
         }
         None => (values, None),
     };
@@ -127,7 +190,7 @@ fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
     };
     let (count, total) = (times.unwrap_or(1), length.as_secs_f64());
     let each = total / f64::from(count);
-    let mut push = |from, to, seconds| stages.push(Stage { from, to, seconds });
+    let mut push = |from, to, seconds| stages.push(Stage::new(from, to, seconds));
     match kind {
         "hold" if from == to && times.is_none() => push(from, to, total),
         "hold" => return Err(bad("hold takes one value")),
@@ -148,14 +211,18 @@ fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
                 push(from, from, each / 2.0);
             }
         }
-        _ => return Err(bad("the kinds are hold, ramp, step, sawtooth and onoff")),
+        "random" => {
+            let stage = Stage { from, to, seconds: each, random: true };
+            (0..count).for_each(|_| stages.push(stage));
+        }
+        _ => return Err(bad("the kinds are hold, ramp, step, sawtooth, onoff and random")),
     }
     Ok(())
 }
 
 /// The moments at which requests are due.
 #[derive(Debug)]
-pub(crate) struct Arrivals {
+pub struct Arrivals {
     curve: Curve,
     /// What is played once before the curve.
     prelude: Option<Stage>,
@@ -172,12 +239,12 @@ pub(crate) struct Arrivals {
 impl Arrivals {
     /// With a source of chance the arrivals are a Poisson process, else evenly spaced. For the first `warm_up` seconds the
     /// rate is the one that the curve begins with, or its highest where it begins with zero; then the curve starts.
-    pub(crate) fn new(curve: Curve, warm_up: f64, random: Option<fastrand::Rng>) -> Self {
+    pub fn new(curve: Curve, warm_up: f64, random: Option<fastrand::Rng>) -> Self {
         let first = curve.stages.first().map_or(0.0, |stage| stage.from);
         let rate = if first > 0.0 { first } else { curve.highest() };
         let mut arrivals = Self {
             curve,
-            prelude: (warm_up > 0.0).then_some(Stage { from: rate, to: rate, seconds: warm_up }),
+            prelude: (warm_up > 0.0).then(|| Stage::new(rate, rate, warm_up)),
             random,
             stage: 0,
             stage_start: 0.0,
@@ -190,12 +257,12 @@ impl Arrivals {
     }
 
     /// Seconds after the start at which the next request is due.
-    pub(crate) fn peek(&self) -> f64 {
+    pub fn peek(&self) -> f64 {
         self.next
     }
 
     /// Goes on to the request after that.
-    pub(crate) fn advance(&mut self) {
+    pub fn advance(&mut self) {
         self.next_area += match &mut self.random {
             Some(random) => -(1.0 - random.f64()).ln(),
             None => 1.0,
