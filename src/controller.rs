@@ -34,8 +34,9 @@ pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
 const HOLD: Duration = Duration::from_micros(250);
 /// What was learned about blocking is forgotten when it is older than this: another kind of load may have come.
 const FORGET_BLOCKING: Duration = Duration::from_secs(1);
-/// Parts of the keep-alive window. The pool comes down within a sixteenth of the window after its end.
-const PARTS: usize = 16;
+/// Parts of the keep-alive window. The pool comes down within two parts after the window: one that is being filled, and
+/// one for what was seen between two samples.
+const PARTS: usize = 31;
 
 /// Checked limits of the pool: `1 <= min <= max`, `keep_alive` not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -267,7 +268,7 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
 
     let within = |workers: usize| workers.clamp(policy.min, policy.max);
     let wanted = within(demand);
-    let kept = within(memory.window.highest());
+    let highest = memory.window.highest();
     let stalled = sample.starved() && sample.stalled >= sample.patience();
     let short = sample.starved() && wanted > workers;
     memory.short_since = short.then(|| memory.short_since.unwrap_or(sample.now));
@@ -281,8 +282,8 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         (wanted.max(workers + 1), Reason::Stalled)
     } else if short_for.is_some_and(|time| time >= CPU_PATIENCE) {
         (wanted, Reason::Backlog)
-    } else if workers > kept.saturating_add(policy.tolerance) {
-        (kept, Reason::Surplus)
+    } else if workers > within(highest) && workers > highest.saturating_add(policy.tolerance) {
+        (within(highest), Reason::Surplus)
     } else if workers < policy.max && weighed > workers.saturating_add(policy.tolerance) {
         (workers, Reason::CpuBound)
     } else {
@@ -295,9 +296,10 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         memory.short_since = None;
     }
 
-    // A pool above its minimum may have to shrink without any traffic; one that holds growth back looks again; so does
+    // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten; one that holds growth back looks again; so does
     // one whose work waits, and one that does not know yet how long its work takes. The earliest counts.
-    let shrink = (target > policy.min).then(|| memory.window.until_next_part(sample.now));
+    let shrinks = target > policy.min && memory.window.highest() > 0;
+    let shrink = shrinks.then(|| memory.window.until_next_part(sample.now));
     let hold = (reason == Reason::CpuBound).then(|| HOLD * (1 << (memory.holds - 1).min(8)));
     let valve = (sample.starved() && workers < policy.max)
         .then(|| sample.patience().saturating_sub(sample.stalled).max(HOLD));
@@ -349,7 +351,7 @@ impl Window {
         Duration::from_nanos(next.saturating_sub(nanos(now)).max(1))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "a remainder of 17")]
+    #[expect(clippy::cast_possible_truncation, reason = "a remainder of 32")]
     fn place(part: u64) -> usize {
         (part % (PARTS as u64 + 1)) as usize
     }
@@ -434,7 +436,20 @@ mod tests {
         }
         assert_eq!(workers, 2);
         assert!(now <= policy.keep_alive() + 500 * MS, "{now:?}");
-        assert!(asked <= 20, "{asked} wake-ups");
+        assert!(asked <= 36, "{asked} wake-ups");
+    }
+
+    #[test]
+    fn an_idle_pool_inside_the_tolerance_sleeps() {
+        let policy = Policy::new(1, 64, 8, 1000 * MS);
+        let mut memory = Memory::default();
+        let mut last = None;
+        for step in 0..40 {
+            let (next, verdict) =
+                decide(&policy, memory, &Sample { now: MS * step * 40, workers: 6, ..Sample::default() });
+            (memory, last) = (next, Some(verdict));
+        }
+        assert_eq!(last.map(|verdict| (verdict.target, verdict.check_after)), Some((6, None)));
     }
 
     #[test]
