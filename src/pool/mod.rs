@@ -26,6 +26,8 @@ use sleep::Sleep;
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
 /// the wake-up itself costs. Less is done sooner by the worker that is awake.
 const WORTH_UNPARKING: Duration = Duration::from_micros(20);
+/// Jobs that take this long on average get a worker each at once, not one after the other: a wake-up costs a hundredth.
+const WORTH_A_WORKER: Duration = Duration::from_millis(1);
 /// Until a job has finished, jobs are taken to need this long, in nanoseconds: enough to unpark workers for them, and to
 /// have the tuner look at what they do.
 const UNKNOWN_TIME_PER_JOB: Nanos = 1_000_000;
@@ -135,7 +137,8 @@ impl<W: Wake> Pool<W> {
         for job in jobs.drain(..) {
             self.injector.push(job);
         }
-        self.sleep.unpark_one(|parked| self.nobody_takes_it(parked) || self.is_worth_unparking());
+        let wanted = if self.mean_or_assumed() >= nanos(WORTH_A_WORKER) { self.waiting() } else { 1 };
+        self.sleep.unpark(wanted, |parked| self.nobody_takes_it(parked) || self.is_worth_unparking());
     }
 
     /// Whether every worker that is not parked is stuck.

@@ -79,26 +79,35 @@ impl Sleep {
         self.state.fetch_add(SEARCHING, Relaxed);
     }
 
-    /// After a push: unparks one worker, if nobody searches and `worth(parked)` says so. Returns whether it did.
-    pub(super) fn unpark_one(&self, worth: impl FnOnce(usize) -> bool) -> bool {
+    /// After a push: unparks one worker, if nobody searches and `worth(parked)` says so.
+    pub(super) fn unpark_one(&self, worth: impl FnOnce(usize) -> bool) {
+        self.unpark(1, worth);
+    }
+
+    /// After a push: unparks workers until `count` search, if `worth(parked)` says so.
+    ///
+    /// One is enough for the jobs to be found, as whoever searches last looks for more. Several at once are for jobs so
+    /// long that each is worth a worker, where a chain in which each wakes the next takes its time.
+    pub(super) fn unpark(&self, count: usize, worth: impl FnOnce(usize) -> bool) {
         fence(SeqCst);
         let state = self.state.load(Relaxed);
-        if parked(state) == 0 || searching(state) > 0 || !worth(parked(state)) {
-            return false;
+        if parked(state) == 0 || searching(state) >= count || !worth(parked(state)) {
+            return;
         }
-        let bed = {
-            let mut stack = lock(&self.stack);
-            if searching(self.state.load(Relaxed)) > 0 {
-                return false;
-            }
-            let Some(bed) = stack.pop() else { return false };
-            // One addition, so that nobody sees it in neither count: parked one less, searching one more.
-            self.state.fetch_sub(PARKED - SEARCHING, Relaxed);
-            bed.order.store(SEARCH, Release);
-            bed
-        };
-        bed.thread.unpark();
-        true
+        for _ in 0..count {
+            let bed = {
+                let mut stack = lock(&self.stack);
+                if searching(self.state.load(Relaxed)) >= count {
+                    return;
+                }
+                let Some(bed) = stack.pop() else { return };
+                // One addition, so that nobody sees it in neither count: parked one less, searching one more.
+                self.state.fetch_sub(PARKED - SEARCHING, Relaxed);
+                bed.order.store(SEARCH, Release);
+                bed
+            };
+            bed.thread.unpark();
+        }
     }
 
     /// A searching worker found a job, or ends. `true` if it was the last one that searched: it then has to look
@@ -250,10 +259,9 @@ mod loom_tests {
         });
     }
 
-    /// The last searcher finds a job while another is pushed; a second worker starts, counted as searching.
-    #[test]
-    fn no_job_is_stranded_between_two_workers() {
-        model(|| {
+    /// Two workers start, counted as searching; `submit` brings two jobs meanwhile.
+    fn two_jobs_for_two_workers(submit: impl Fn(&Pool) + Sync + Send + 'static) {
+        model(move || {
             let pool = Pool::new();
             let workers: Vec<_> = (0..2)
                 .map(|_| {
@@ -262,13 +270,31 @@ mod loom_tests {
                     thread::spawn(move || pool.work(2, true))
                 })
                 .collect();
-            pool.submit();
-            pool.submit();
+            submit(&pool);
             for worker in workers {
                 worker.join().unwrap();
             }
             let state = pool.sleep.state.load(Relaxed);
             assert_eq!(parked(state), 0, "{state:#x}");
+        });
+    }
+
+    /// The last searcher finds a job while another is pushed.
+    #[test]
+    fn no_job_is_stranded_between_two_workers() {
+        two_jobs_for_two_workers(|pool| {
+            pool.submit();
+            pool.submit();
+        });
+    }
+
+    /// Both may be parked by the time they are unparked together.
+    #[test]
+    fn no_job_is_stranded_when_several_are_unparked_at_once() {
+        two_jobs_for_two_workers(|pool| {
+            pool.queue.push();
+            pool.queue.push();
+            pool.sleep.unpark(2, |_| true);
         });
     }
 
