@@ -1,0 +1,343 @@
+//! A server in this process whose handler does what each request says, and clients that ask it to.
+//!
+//! A request is `KIND ARGUMENT SENT`: what to do, for how many microseconds, and when it was sent, in nanoseconds since
+//! [`EPOCH`]. The handler notes when it was called, so that the time in the queue is known without asking the server.
+
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+use tidemill::{Config, PoolLimits, Reply, Request, Server, ServerHandle};
+
+/// What all times count from.
+pub(crate) static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Parts of the list of calls.
+const PARTS: usize = 64;
+/// Longest time that any one reply may take.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A call of the handler.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    /// When it was sent.
+    pub(crate) sent: Duration,
+    /// When the handler was called.
+    pub(crate) begun: Duration,
+    /// By which worker.
+    pub(crate) thread: ThreadId,
+}
+
+impl Call {
+    /// How long it waited, from sending to the call.
+    pub(crate) fn wait(&self) -> Duration {
+        self.begun.saturating_sub(self.sent)
+    }
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Sleep so many microseconds.
+    Sleep,
+    /// Use a CPU for so many microseconds.
+    Burn,
+    /// Ask the same server the same again, one less, and wait for the answer.
+    Nest,
+    /// Block until [`Lab::release`].
+    Block,
+}
+
+impl Kind {
+    fn letter(self) -> char {
+        match self {
+            Kind::Sleep => 's',
+            Kind::Burn => 'c',
+            Kind::Nest => 'n',
+            Kind::Block => 'b',
+        }
+    }
+}
+
+/// The server and what its handler noted.
+pub(crate) struct Lab {
+    server: Server,
+    notes: Arc<Notes>,
+}
+
+struct Notes {
+    /// In several parts, so that workers that begin at the same time do not wait for each other to note it.
+    calls: [Mutex<Vec<Call>>; PARTS],
+    next_part: AtomicUsize,
+    released: Mutex<bool>,
+    release: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Lab {
+    /// A server with these limits.
+    pub(crate) fn start(limits: PoolLimits) -> Result<Lab> {
+        LazyLock::force(&EPOCH);
+        let notes = Arc::new(Notes {
+            calls: std::array::from_fn(|_| Mutex::new(Vec::with_capacity(64))),
+            next_part: AtomicUsize::new(0),
+            released: Mutex::default(),
+            release: Condvar::new(),
+        });
+        let handler = {
+            let notes = Arc::clone(&notes);
+            move |request: &Request<'_>, reply: &mut Reply<'_>| {
+                notes.handle(request);
+                reply.push(b"ok\n");
+            }
+        };
+        let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
+        let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        let config = Config { listen, min_threads, max_threads, tolerance, keep_alive, ..Config::default() };
+        let server = Server::builder(handler).config(config).start().map_err(Error::other)?;
+        Ok(Lab { server, notes })
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// The server's handle.
+    pub(crate) fn handle(&self) -> ServerHandle {
+        self.server.handle()
+    }
+
+    /// Workers that the pool has.
+    pub(crate) fn workers(&self) -> usize {
+        usize::try_from(self.server.handle().stats().pool_threads).unwrap_or(usize::MAX)
+    }
+
+    /// Waits until the pool has `workers` workers, or `limit` is over. Returns how long it took.
+    pub(crate) fn wait_for_workers(&self, workers: usize, limit: Duration) -> Option<Duration> {
+        let begun = Instant::now();
+        while self.workers() != workers {
+            if begun.elapsed() > limit {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Some(begun.elapsed())
+    }
+
+    /// The handler's calls since the last time, in order of their beginning.
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        let mut calls: Vec<Call> =
+            self.notes.calls.iter().flat_map(|part| std::mem::take(&mut *lock(part))).collect();
+        calls.sort_by_key(|call| call.begun);
+        calls
+    }
+
+    /// Lets requests that block go on.
+    pub(crate) fn release(&self) {
+        *lock(&self.notes.released) = true;
+        self.notes.release.notify_all();
+    }
+}
+
+impl Notes {
+    fn handle(&self, request: &Request<'_>) {
+        let begun = EPOCH.elapsed();
+        let text = std::str::from_utf8(request.line()).unwrap_or_default();
+        let mut words = text.split(' ');
+        let letter = words.next().unwrap_or_default();
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
+        let (argument, sent) = (number(), Duration::from_nanos(number()));
+        let kind = [Kind::Sleep, Kind::Burn, Kind::Nest, Kind::Block]
+            .into_iter()
+            .find(|kind| letter.starts_with(kind.letter()));
+        let Some(kind) = kind else { return };
+        let part = self.next_part.fetch_add(1, SeqCst) % PARTS;
+        lock(&self.calls[part]).push(Call { sent, begun, thread: thread::current().id() });
+        match kind {
+            Kind::Sleep => thread::sleep(Duration::from_micros(argument)),
+            Kind::Burn => burn(Duration::from_micros(argument)),
+            Kind::Nest if argument > 0 => {
+                // A failure ends the connection of the client, which notices.
+                let asked = Client::connect(request.local_addr())
+                    .and_then(|mut client| client.ask(Kind::Nest, argument - 1));
+                assert!(asked.is_ok(), "the inner request failed: {asked:?}");
+            }
+            Kind::Nest => {}
+            Kind::Block => {
+                let mut released = lock(&self.released);
+                while !*released {
+                    released = self.release.wait(released).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+/// Uses a CPU for `work`, however long that takes.
+fn burn(work: Duration) {
+    let used = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::MAX, Duration::from);
+    let until = used().saturating_add(work);
+    while used() < until {
+        for _ in 0..200 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// One connection.
+pub(crate) struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    /// Connects.
+    pub(crate) fn connect(address: SocketAddr) -> Result<Client> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        Ok(Client { reader: BufReader::new(stream) })
+    }
+
+    /// So many of them.
+    pub(crate) fn connect_many(address: SocketAddr, count: usize) -> Result<Vec<Client>> {
+        (0..count).map(|_| Client::connect(address)).collect()
+    }
+
+    /// Sends a request.
+    pub(crate) fn send(&mut self, kind: Kind, argument: u64) -> Result<()> {
+        let line = format!("{} {argument} {}\n", kind.letter(), EPOCH.elapsed().as_nanos());
+        self.reader.get_mut().write_all(line.as_bytes())
+    }
+
+    /// Waits for a reply.
+    pub(crate) fn receive(&mut self) -> Result<()> {
+        let mut line = String::new();
+        self.reader.read_line(&mut line)?;
+        if line == "ok\n" { Ok(()) } else { Err(Error::new(ErrorKind::InvalidData, format!("got {line:?}"))) }
+    }
+
+    /// Sends a request and waits for its reply.
+    pub(crate) fn ask(&mut self, kind: Kind, argument: u64) -> Result<()> {
+        self.send(kind, argument)?;
+        self.receive()
+    }
+}
+
+/// Sends one request on each connection as fast as it can. Returns when it began.
+pub(crate) fn burst(clients: &mut [Client], kind: Kind, argument: u64) -> Result<Duration> {
+    let begun = EPOCH.elapsed();
+    clients.iter_mut().try_for_each(|client| client.send(kind, argument))?;
+    Ok(begun)
+}
+
+/// The reply to each.
+pub(crate) fn collect(clients: &mut [Client]) -> Result<()> {
+    clients.iter_mut().try_for_each(Client::receive)
+}
+
+/// When the first call on a thread that is not in `known` began; they are all known then.
+pub(crate) fn first_on_new_thread(calls: &[Call], known: &mut HashSet<ThreadId>) -> Option<Duration> {
+    let first = calls.iter().find(|call| !known.contains(&call.thread)).map(|call| call.begun);
+    known.extend(calls.iter().map(|call| call.thread));
+    first
+}
+
+/// Clients in threads of their own, of which a changing number is active: each sends its next request when it has the
+/// reply to the one before, after a pause.
+pub(crate) struct Crowd {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<Result<u64>>>,
+}
+
+struct Shared {
+    active: AtomicUsize,
+    stop: AtomicBool,
+    latencies: Mutex<Vec<Duration>>,
+}
+
+impl Crowd {
+    /// `count` clients, none of them active.
+    pub(crate) fn start(
+        address: SocketAddr,
+        count: usize,
+        kind: Kind,
+        argument: u64,
+        pause: Duration,
+    ) -> Result<Crowd> {
+        let shared = Arc::new(Shared {
+            active: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            latencies: Mutex::default(),
+        });
+        let clients = Client::connect_many(address, count)?;
+        let spawn = |(number, client)| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || shared.run(number, client, kind, argument, pause))
+        };
+        let threads = clients.into_iter().enumerate().map(spawn).collect();
+        Ok(Crowd { shared, threads })
+    }
+
+    /// The first `count` of them are active from now on; others stop after their reply.
+    pub(crate) fn set_active(&self, count: usize) {
+        let before = self.shared.active.swap(count, SeqCst);
+        for thread in self.threads.iter().take(count).skip(before) {
+            thread.thread().unpark();
+        }
+    }
+
+    /// Latencies of the replies since the last time.
+    pub(crate) fn take_latencies(&self) -> Vec<Duration> {
+        std::mem::take(&mut *lock(&self.shared.latencies))
+    }
+
+    /// Ends them. Returns how many replies they had in all.
+    ///
+    /// # Errors
+    /// A reply was wrong or missing.
+    pub(crate) fn finish(self) -> Result<u64> {
+        self.shared.stop.store(true, SeqCst);
+        let mut replies = 0;
+        for thread in self.threads {
+            thread.thread().unpark();
+            replies += thread.join().map_err(|_| Error::other("a client panicked"))??;
+        }
+        Ok(replies)
+    }
+}
+
+impl Shared {
+    fn run(
+        &self,
+        number: usize,
+        mut client: Client,
+        kind: Kind,
+        argument: u64,
+        pause: Duration,
+    ) -> Result<u64> {
+        let mut replies = 0;
+        while !self.stop.load(SeqCst) {
+            if number >= self.active.load(SeqCst) {
+                thread::park();
+                continue;
+            }
+            let sent = Instant::now();
+            client.ask(kind, argument)?;
+            replies += 1;
+            lock(&self.latencies).push(sent.elapsed());
+            if !pause.is_zero() {
+                thread::sleep(pause.saturating_sub(sent.elapsed()));
+            }
+        }
+        Ok(replies)
+    }
+}

@@ -1,0 +1,402 @@
+//! The rows with the server in a process of its own: over loopback (layer L), or as the system sees it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Error, Read, Result, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, Uid};
+use serde_json::Value;
+use tidemill::{Handler, Helo, Kind, PoolLimits, Reply, Request, Server};
+use tidemill_bench::machine::{CpuClock, Switches};
+
+use crate::lab::Lab;
+use crate::rows::{Effort, KEEP_ALIVE, LIMITS};
+use crate::score::{Check, Goal, Row, quantile};
+
+const MS: Duration = Duration::from_millis(1);
+/// A user without privileges, for the process whose threads are refused.
+const NOBODY: u32 = 65_534;
+
+/// The real server, and what it says of itself every 100 ms.
+struct Served {
+    process: Child,
+    address: SocketAddr,
+    last: Arc<Mutex<Value>>,
+}
+
+impl Served {
+    /// Starts `command`, which announces its address and then prints statistics.
+    fn start(command: &mut Command) -> Result<Served> {
+        let mut process =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut lines =
+            BufReader::new(process.stdout.take().ok_or_else(|| Error::other("no output"))?).lines();
+        let said = lines.next().transpose()?.unwrap_or_default();
+        let address = said.strip_prefix("listening on ").and_then(|address| address.parse().ok());
+        let Some(address) = address else {
+            let mut why = String::new();
+            process.stderr.take().map(|mut stderr| stderr.read_to_string(&mut why)).transpose()?;
+            return Err(Error::other(format!("the server says {said:?}: {why}")));
+        };
+        let last = Arc::new(Mutex::new(Value::Null));
+        let (out, err) = (Arc::clone(&last), Arc::clone(&last));
+        let keep = |last: &Mutex<Value>, line: &str| {
+            if let Ok(value @ Value::Object(_)) = serde_json::from_str(line) {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = value;
+            }
+        };
+        thread::spawn(move || lines.map_while(Result::ok).for_each(|line| keep(&out, &line)));
+        let stderr = BufReader::new(process.stderr.take().ok_or_else(|| Error::other("no errors"))?).lines();
+        thread::spawn(move || stderr.map_while(Result::ok).for_each(|line| keep(&err, &line)));
+        Ok(Served { process, address, last })
+    }
+
+    fn tidemill(tidemill: &Path, options: &str) -> Command {
+        let mut command = Command::new(tidemill);
+        command.args(["serve", "0", "--min-threads", "2", "--max-threads", "64", "--tolerance", "2"]);
+        command.args(["--log-level", "off", "--stats-every", "50ms"]).args(options.split_whitespace());
+        command
+    }
+
+    fn figure(&self, name: &str) -> f64 {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
+    }
+
+    fn grown(&self) -> f64 {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.pointer("/pool_resizes_total/grow").and_then(Value::as_f64).unwrap_or(f64::NAN)
+    }
+
+    fn wait_for(&self, what: &str, holds: impl Fn(&Served) -> bool) -> Result<Duration> {
+        let begun = Instant::now();
+        while !holds(self) {
+            if begun.elapsed() > 4 * KEEP_ALIVE {
+                return Err(Error::other(format!("it does not happen: {what}")));
+            }
+            thread::sleep(5 * MS);
+        }
+        Ok(begun.elapsed())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Runs `tidemill load` and returns its document.
+fn load(tidemill: &Path, address: SocketAddr, options: &str) -> Result<Value> {
+    let output = Command::new(tidemill)
+        .args(["load", &address.to_string(), "--json"])
+        .args(options.split_whitespace())
+        .stderr(Stdio::piped())
+        .output()?;
+    if !output.status.success() {
+        return Err(Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    serde_json::from_slice(&output.stdout).map_err(Error::other)
+}
+
+fn number(document: &Value, path: &str) -> f64 {
+    document.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
+}
+
+fn over_loopback(number: u32, workload: &'static str, checks: Vec<Check>) -> Row {
+    Row { number, workload, layer: 'L', checks, series: Vec::new() }
+}
+
+pub(crate) fn step(tidemill: &Path, effort: Effort) -> Result<Row> {
+    let served = Served::start(&mut Served::tidemill(tidemill, "--handler-delay 50ms --keep-alive 300ms"))?;
+    let mut last = Vec::new();
+    for _ in 0..if effort.quick { 5 } else { 20 } {
+        served.wait_for("the pool comes down", |served| served.figure("pool_threads") == 2.0)?;
+        let document = load(tidemill, served.address, "-c 64 -n 64")?;
+        last.push(number(&document, "/latency_us/max") / 1e3 - 50.0);
+    }
+    let checks = vec![
+        Check::time("slowest of 64 beyond its 50 ms, p50", quantile(&mut last, 0.5), 5.0),
+        Check::time("slowest of 64 beyond its 50 ms, p99", quantile(&mut last, 0.99), 15.0),
+    ];
+    Ok(over_loopback(1, "step: idle → 64 at once", checks))
+}
+
+pub(crate) fn flood(tidemill: &Path, effort: Effort) -> Result<Row> {
+    let served = Served::start(&mut Served::tidemill(tidemill, ""))?;
+    let seconds = if effort.quick { 2 } else { 8 };
+    let document = load(tidemill, served.address, &format!("-c 1000 -P 16 -d {seconds}s"))?;
+    thread::sleep(200 * MS);
+    let wrong = number(&document, "/total/sent") - number(&document, "/total/right");
+    let checks = vec![
+        Check::count("times the pool grew", served.grown(), Goal::AtMost(0.0)),
+        Check::count("replies missing or wrong", wrong, Goal::AtMost(0.0)),
+    ];
+    Ok(over_loopback(20, "trivial flood, 1000 connections, pipelined", checks))
+}
+
+/// The HELO service on two addresses that are slow by different times, in a child process of its own.
+pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
+    struct TwoDelays {
+        helo: Helo,
+        delays: Arc<Mutex<HashMap<SocketAddr, Duration>>>,
+    }
+    impl Handler for TwoDelays {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+            let delay = self
+                .delays
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get(&request.local_addr())
+                .copied();
+            thread::sleep(delay.unwrap_or_default());
+            self.helo.handle(request, reply);
+        }
+        fn classify(&self, line: &[u8]) -> Kind {
+            self.helo.classify(line)
+        }
+    }
+    let delays = Arc::new(Mutex::new(HashMap::new()));
+    let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = LIMITS;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = Server::builder(TwoDelays { helo: Helo::new(), delays: Arc::clone(&delays) })
+        .config(tidemill::Config {
+            listen: vec![any, any],
+            min_threads,
+            max_threads,
+            tolerance,
+            keep_alive,
+            ..Default::default()
+        })
+        .start()
+        .map_err(Error::other)?;
+    let handle = server.handle();
+    let addresses = handle.local_addrs().to_vec();
+    delays
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .extend(addresses.iter().copied().zip([first, second]));
+    println!("listening on {}", addresses[0]);
+    loop {
+        thread::sleep(50 * MS);
+        let mut stats = serde_json::to_value(handle.stats()).map_err(Error::other)?;
+        stats["second"] = addresses[1].to_string().into();
+        println!("{stats}");
+    }
+}
+
+/// A server by [`serve_two`], and its second address.
+fn two(first: &str, second: &str) -> Result<(Served, SocketAddr)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let served = Served::start(command.args(["--serve-two", first, second]))?;
+    served.wait_for("the first statistics", |served| !served.figure("pool_threads").is_nan())?;
+    let last = served.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let other = last.pointer("/second").and_then(Value::as_str).and_then(|address| address.parse().ok());
+    Ok((served, other.ok_or_else(|| Error::other("the second address is not told"))?))
+}
+
+pub(crate) fn trickle(tidemill: &Path, effort: Effort) -> Result<Row> {
+    let (served, second) = two("50ms", "1ms")?;
+    let seconds = if effort.quick { 8 } else { 36 };
+    let begun = Instant::now();
+    load(tidemill, served.address, "-c 64 -n 64")?;
+    let mut most = 0.0;
+    let mut trickle = Command::new(tidemill)
+        .args(["load", &second.to_string(), "-c", "4", "--rate", "20", "-d", &format!("{seconds}s")])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    while trickle.try_wait()?.is_none() {
+        if begun.elapsed() > KEEP_ALIVE + Duration::from_secs(1) {
+            most = served.figure("pool_threads").max(most);
+        }
+        thread::sleep(20 * MS);
+    }
+    let checks = vec![Check::count("most workers from 1 s after the window", most, Goal::AtMost(4.0))];
+    Ok(over_loopback(4, "64 at once, then 20/s of 1 ms", checks))
+}
+
+pub(crate) fn mixed(tidemill: &Path, effort: Effort) -> Result<Row> {
+    let mut p99 = Vec::new();
+    for _ in 0..if effort.quick { 2 } else { 5 } {
+        let (served, second) = two("1s", "1ms")?;
+        let (address, path) = (served.address, tidemill.to_owned());
+        let long = thread::spawn(move || {
+            thread::sleep(500 * MS);
+            load(&path, address, "-c 40 -n 40")
+        });
+        let document = load(tidemill, second, "-c 10 --rate 200 -d 6s")?;
+        long.join().map_err(|_| Error::other("a load panicked"))??;
+        p99.push(number(&document, "/latency_us/p99") / 1e3);
+    }
+    let checks = vec![Check::time("p99 of the short ones, the worst round", quantile(&mut p99, 1.0), 10.0)];
+    Ok(over_loopback(13, "40 requests of 1 s that block, beside 200/s of 1 ms", checks))
+}
+
+pub(crate) fn refused(tidemill: &Path, _: Effort) -> Result<Row> {
+    let mut command = Served::tidemill(tidemill, "--handler-delay 50ms");
+    if Uid::effective().is_root() {
+        // Root may have any number of threads.
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let served = Served::start(&mut command)?;
+    let pid = Pid::from_raw(i32::try_from(served.process.id()).map_err(Error::other)?);
+    let uid = fs::metadata(format!("/proc/{pid}"))?;
+    let limit = threads_of(std::os::unix::fs::MetadataExt::uid(&uid))? + 3;
+    limit_threads(pid, limit)?;
+
+    served.wait_for("the first statistics", |served| !served.figure("pool_threads").is_nan())?;
+    let (address, seconds) = (served.address, 3.0);
+    let before = served.figure("pool_threads_refused_total");
+    let document = load(tidemill, address, &format!("-c 64 -d {seconds}s"))?;
+    thread::sleep(200 * MS);
+    let tries = (served.figure("pool_threads_refused_total") - before) / seconds;
+    let lost = number(&document, "/total/sent") - number(&document, "/total/right");
+    let limited = served.figure("pool_threads");
+
+    let path = tidemill.to_owned();
+    let again = thread::spawn(move || load(&path, address, "-c 64 -d 4s"));
+    thread::sleep(Duration::from_secs(1));
+    let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)?;
+    limit_threads(pid, hard)?;
+    let back = served.wait_for("the pool grows again", |served| served.figure("pool_threads") >= 60.0)?;
+    let document = again.join().map_err(|_| Error::other("a load panicked"))??;
+    let lost = lost + number(&document, "/total/sent") - number(&document, "/total/right");
+    let panics = served.figure("handler_panics_total");
+    kill(pid, Signal::SIGTERM)?;
+    let checks = vec![
+        Check::count("workers while threads were refused", limited, Goal::AtMost(6.0)),
+        Check::count("tries a second", tries, Goal::AtMost(10.0)),
+        Check::count("was refused at all, tries a second", tries, Goal::AtLeast(0.3)),
+        Check::count("replies missing or wrong", lost, Goal::AtMost(0.0)),
+        Check::count("panics", panics, Goal::AtMost(0.0)),
+        Check::time("back at 60 workers when allowed", back.as_secs_f64() * 1e3, 1000.0),
+    ];
+    Ok(over_loopback(15, "the system refuses threads", checks))
+}
+
+/// Threads that a user has.
+fn threads_of(uid: u32) -> Result<u64> {
+    let mut threads = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        if field("Uid:").split_whitespace().next() == Some(&uid.to_string()) {
+            threads += field("Threads:").trim().parse::<u64>().unwrap_or_default();
+        }
+    }
+    Ok(threads)
+}
+
+/// Sets how many threads the user of process `pid` may have, for this process.
+fn limit_threads(pid: Pid, limit: u64) -> Result<()> {
+    let mut command = Command::new("prlimit");
+    if Uid::effective().is_root() {
+        // A user may do this to its own processes; root needs a capability that containers lack.
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let status = command.args([format!("--pid={pid}"), format!("--nproc={limit}:")]).status()?;
+    if status.success() { Ok(()) } else { Err(Error::other("prlimit failed")) }
+}
+
+pub(crate) fn idle(tidemill: &Path, effort: Effort) -> Result<Row> {
+    let mut command = Command::new(tidemill);
+    let served = Served::start(command.args(["serve", "0", "--min-threads", "2", "--log-level", "off"]))?;
+    // It has served somebody before.
+    let mut stream = TcpStream::connect(served.address)?;
+    stream.write_all(b"HELO x\n")?;
+    stream.read_exact(&mut [0; 10])?;
+    thread::sleep(Duration::from_secs(1));
+    let pid = served.process.id();
+    let clock = CpuClock::of(pid)?;
+    let (used, switches) = (clock.read()?, Switches::of(pid)?);
+    thread::sleep(Duration::from_secs(if effort.quick { 10 } else { 60 }));
+    let used = clock.read()? - used;
+    let switched = Switches::of(pid)?.since(switches).total();
+    let checks = vec![
+        Check::count("wake-ups that the kernel counts", switched as f64, Goal::AtMost(0.0)),
+        Check::count("CPU time in ms", used.as_secs_f64() * 1e3, Goal::AtMost(0.0)),
+    ];
+    Ok(over_loopback(17, "idle at min", checks))
+}
+
+/// What the child of [`churn`] does: threads started and let go, a thousand at a time.
+pub(crate) fn churn_child(threads: u64) -> Result<()> {
+    const AT_ONCE: usize = 1_000;
+    let small = PoolLimits { min_threads: 1, max_threads: 1, tolerance: 0, keep_alive: MS };
+    let large = PoolLimits { min_threads: AT_ONCE + 1, max_threads: AT_ONCE + 1, ..small };
+    let lab = Lab::start(small)?;
+    let own = || -> Result<[u64; 3]> {
+        let status = fs::read_to_string("/proc/self/status")?;
+        let field = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
+        };
+        Ok([field("Threads:"), fs::read_dir("/proc/self/fd")?.count() as u64, field("VmRSS:")])
+    };
+    let (mut first, mut worst) = (None, [0; 3]);
+    for _ in 0..threads / AT_ONCE as u64 {
+        for (limits, workers) in [(large, AT_ONCE + 1), (small, 1)] {
+            lab.handle().set_pool_limits(limits).map_err(Error::other)?;
+            lab.wait_for_workers(workers, 6 * KEEP_ALIVE).ok_or_else(|| Error::other("not obeyed"))?;
+        }
+        // Threads that end are still counted for a moment.
+        let begun = Instant::now();
+        let expected = first.map_or(4, |first: [u64; 3]| first[0]);
+        while own()?[0] > expected && begun.elapsed() < KEEP_ALIVE {
+            thread::sleep(MS);
+        }
+        let now = own()?;
+        let first = *first.get_or_insert(now);
+        for ((worst, now), first) in worst.iter_mut().zip(now).zip(first) {
+            *worst = (*worst).max(now.saturating_sub(first));
+        }
+    }
+    let resizes = lab.handle().stats().pool_resizes_total;
+    println!(
+        "{}",
+        serde_json::json!({"threads": worst[0], "descriptors": worst[1], "kib": worst[2], "grow": resizes.grow, "shrink": resizes.shrink})
+    );
+    Ok(())
+}
+
+pub(crate) fn churn(effort: Effort) -> Result<Row> {
+    let threads = if effort.quick { 10_000 } else { 100_000 };
+    let output = Command::new(std::env::current_exe()?).args(["--churn", &threads.to_string()]).output()?;
+    if !output.status.success() {
+        return Err(Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let document: Value = serde_json::from_slice(&output.stdout).map_err(Error::other)?;
+    let cycles = threads as f64 / 1000.0;
+    let off = (number(&document, "/grow") - cycles).abs() + (number(&document, "/shrink") - cycles).abs();
+    let checks = vec![
+        Check::count(
+            "threads more than after the first cycle",
+            number(&document, "/threads"),
+            Goal::AtMost(0.0),
+        ),
+        Check::count("descriptors more", number(&document, "/descriptors"), Goal::AtMost(0.0)),
+        Check::count("resizes miscounted", off, Goal::AtMost(0.0)),
+        Check::count("MiB of resident memory more", number(&document, "/kib") / 1024.0, Goal::AtMost(2.0)),
+    ];
+    Ok(Row { layer: 'R', ..over_loopback(18, "100 000 threads started and let go", checks) })
+}
+
+/// Lets this process have as many threads and descriptors as the system allows at all.
+pub(crate) fn raise_limits() -> Result<()> {
+    tidemill_bench::machine::raise_file_limit()?;
+    let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)?;
+    setrlimit(Resource::RLIMIT_NPROC, hard, hard)?;
+    Ok(())
+}

@@ -1,0 +1,533 @@
+//! The rows of the scorecard with real threads in one process (layer R).
+
+use std::collections::HashSet;
+use std::io::{Error, Read, Result, Write};
+use std::net::TcpStream;
+use std::ops::RangeInclusive;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tidemill::{Decision, PoolLimits};
+
+use crate::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, burst, collect, first_on_new_thread};
+use crate::score::{Check, Goal, Moment, Row, Series, quantile};
+
+const MS: Duration = Duration::from_millis(1);
+/// The handler sleeps so many microseconds unless a row says otherwise.
+pub(crate) const SLEEP: u64 = 50_000;
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// The limits of every row unless it says otherwise.
+pub(crate) const LIMITS: PoolLimits =
+    PoolLimits { min_threads: 2, max_threads: 64, tolerance: 2, keep_alive: KEEP_ALIVE };
+/// How often a row over time looks at the pool.
+const SAMPLE: Duration = Duration::from_millis(5);
+
+/// How long the rows take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Effort {
+    pub(crate) quick: bool,
+}
+
+impl Effort {
+    fn seconds(self, full: u64, quick: u64) -> Duration {
+        Duration::from_secs(if self.quick { quick } else { full })
+    }
+
+    fn rounds(self, full: usize, quick: usize) -> usize {
+        if self.quick { quick } else { full }
+    }
+}
+
+fn row(number: u32, workload: &'static str, checks: Vec<Check>) -> Row {
+    Row { number, workload, layer: 'R', checks, series: Vec::new() }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn grown(lab: &Lab) -> f64 {
+    lab.handle().stats().pool_resizes_total.grow as f64
+}
+
+fn resizes_since(lab: &Lab, start: Duration) -> Vec<Decision> {
+    lab.handle().decisions().into_iter().filter(|decision| decision.at >= start).collect()
+}
+
+/// How often the pool's size changed its direction.
+fn turns(decisions: &[Decision]) -> f64 {
+    let grew = |decision: &Decision| decision.to > decision.from;
+    decisions.windows(2).filter(|pair| grew(&pair[0]) != grew(&pair[1])).count() as f64
+}
+
+/// The server's time now.
+fn uptime(lab: &Lab) -> Duration {
+    Duration::from_secs_f64(lab.handle().stats().uptime_seconds)
+}
+
+fn waits(calls: &[Call]) -> Vec<f64> {
+    calls.iter().map(|call| ms(call.wait())).collect()
+}
+
+pub(crate) fn step(effort: Effort) -> Result<Row> {
+    let lab = Lab::start(PoolLimits { keep_alive: 300 * MS, ..LIMITS })?;
+    let mut clients = Client::connect_many(lab.address(), 64)?;
+    let (mut known, mut first, mut last) = (HashSet::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.rounds(40, 10) {
+        lab.wait_for_workers(2, KEEP_ALIVE).ok_or_else(|| Error::other("the pool does not come down"))?;
+        // Idle: the threads of the burst before have ended, not only left the pool.
+        thread::sleep(50 * MS);
+        let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
+        collect(&mut clients)?;
+        let calls = lab.take_calls();
+        if known.is_empty() {
+            // The two that were there from the start.
+            known.extend(calls.iter().take(2).map(|call| call.thread));
+        }
+        let new =
+            first_on_new_thread(&calls, &mut known).ok_or_else(|| Error::other("no worker was started"))?;
+        first.push(ms(new.saturating_sub(begun)));
+        last.push(calls.last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
+    }
+    let smaller = Lab::start(LIMITS)?;
+    let mut twenty = Client::connect_many(smaller.address(), 20)?;
+    burst(&mut twenty, Kind::Sleep, SLEEP)?;
+    collect(&mut twenty)?;
+    let most = smaller.handle().decisions().iter().map(|decision| decision.to).max().unwrap_or(2);
+    let checks = vec![
+        Check::time("first new worker at work, p50", quantile(&mut first, 0.5), 1.0),
+        Check::time("last request started, p50", quantile(&mut last, 0.5), 5.0),
+        Check::time("last request started, p99", quantile(&mut last, 0.99), 15.0),
+        Check::count("most workers for a burst of 20", most as f64, Goal::AtMost(20.0)),
+    ];
+    Ok(row(1, "step: idle → 64 at once", checks))
+}
+
+pub(crate) fn again(effort: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let mut clients = Client::connect_many(lab.address(), 64)?;
+    burst(&mut clients, Kind::Sleep, SLEEP)?;
+    collect(&mut clients)?;
+    lab.take_calls();
+    let (before, mut last) = (grown(&lab), Vec::new());
+    for _ in 0..effort.rounds(40, 10) {
+        thread::sleep(100 * MS);
+        let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
+        collect(&mut clients)?;
+        last.push(lab.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
+    }
+    let checks = vec![
+        Check::time("last request started, p50", quantile(&mut last, 0.5), 1.5),
+        Check::time("last request started, p90", quantile(&mut last, 0.9), 1.5),
+        Check::count("times the pool grew", grown(&lab) - before, Goal::AtMost(0.0)),
+    ];
+    Ok(row(2, "the same again within the window", checks))
+}
+
+pub(crate) fn down(_: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let mut clients = Client::connect_many(lab.address(), 64)?;
+    burst(&mut clients, Kind::Sleep, SLEEP)?;
+    collect(&mut clients)?;
+    let took = lab.wait_for_workers(2, 3 * KEEP_ALIVE).unwrap_or(Duration::MAX);
+    let checks = vec![Check::time("at min after the last request", ms(took), ms(KEEP_ALIVE) + 500.0)];
+    Ok(row(3, "step down 64 → 0, no traffic", checks))
+}
+
+pub(crate) fn trickle(effort: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let mut clients = Client::connect_many(lab.address(), 64)?;
+    let begun = Instant::now();
+    burst(&mut clients, Kind::Sleep, SLEEP)?;
+    collect(&mut clients)?;
+    let crowd = Crowd::start(lab.address(), 1, Kind::Sleep, 1_000, 50 * MS)?;
+    crowd.set_active(1);
+    let (mut most, mut series) = (0, Vec::new());
+    while begun.elapsed() < effort.seconds(36, 12) {
+        let workers = lab.workers();
+        if begun.elapsed() > KEEP_ALIVE + Duration::from_secs(1) {
+            most = most.max(workers);
+        }
+        series.push((begun.elapsed().as_secs_f64(), 1.0, workers as f64));
+        thread::sleep(50 * MS);
+    }
+    crowd.finish()?;
+    let checks = vec![Check::count("most workers from 1 s after the window", most as f64, Goal::AtMost(4.0))];
+    Ok(Row { series, ..row(4, "64 at once, then 20/s of 1 ms", checks) })
+}
+
+/// Plays `active` clients over time and looks at the pool meanwhile: time, clients, workers.
+fn play(lab: &Lab, crowd: &Crowd, length: Duration, mut active: impl FnMut(f64) -> usize) -> Series {
+    let begun = Instant::now();
+    let mut series = Vec::new();
+    while begun.elapsed() < length {
+        let t = begun.elapsed().as_secs_f64();
+        let clients = active(t);
+        crowd.set_active(clients);
+        series.push((t, clients as f64, lab.workers() as f64));
+        thread::sleep(SAMPLE);
+    }
+    series
+}
+
+/// Every tenth point is enough to draw.
+fn thinned(series: &[Moment]) -> Series {
+    series.iter().step_by(10).copied().collect()
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and not negative")]
+fn whole(value: f64) -> usize {
+    value.round() as usize
+}
+
+pub(crate) fn ramp(effort: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let half = effort.seconds(30, 10).as_secs_f64();
+    let length = Duration::from_secs_f64(2.0 * half) + KEEP_ALIVE + Duration::from_secs(1);
+    let series = play(&lab, &crowd, length, |t| whole(64.0 * (1.0 - (t / half - 1.0).abs()).max(0.0)));
+    crowd.finish()?;
+    let window = KEEP_ALIVE.as_secs_f64() * 17.0 / 16.0;
+    let (mut demand, mut unmet, mut unneeded) = (0.0, 0.0, 0.0);
+    for (at, (t, clients, workers)) in series.iter().enumerate() {
+        let recent = series[..=at].iter().rev().take_while(|(earlier, ..)| t - earlier <= window);
+        let needed = recent.map(|(_, clients, _)| *clients).fold(2.0, f64::max);
+        demand += clients;
+        unmet += (clients - workers).max(0.0);
+        unneeded += (workers - needed).max(0.0);
+    }
+    let decisions = lab.handle().decisions();
+    let checks = vec![
+        Check::count("demand not met, by area", unmet / demand, Goal::AtMost(0.02)),
+        Check::count("supply not needed, by area", unneeded / demand, Goal::AtMost(0.15)),
+        Check::count("changes of direction", turns(&decisions), Goal::AtMost(1.0)),
+    ];
+    Ok(Row { series: thinned(&series), ..row(5, "ramp 0 → 64 → 0", checks) })
+}
+
+/// An elastic pool and a fixed one under the same load at the same time, so that what disturbs one disturbs both.
+struct Pair {
+    labs: [Lab; 2],
+    crowds: [Crowd; 2],
+}
+
+impl Pair {
+    fn start(fixed: usize, clients: usize, kind: Kind, argument: u64) -> Result<Pair> {
+        let labs = [
+            Lab::start(LIMITS)?,
+            Lab::start(PoolLimits { min_threads: fixed, max_threads: fixed, ..LIMITS })?,
+        ];
+        let crowd = |lab: &Lab| Crowd::start(lab.address(), clients, kind, argument, Duration::ZERO);
+        let crowds = [crowd(&labs[0])?, crowd(&labs[1])?];
+        Ok(Pair { labs, crowds })
+    }
+
+    /// Plays both for `length`. Returns the elastic one's series.
+    fn play(&self, length: Duration, mut active: impl FnMut(f64) -> usize) -> Series {
+        play(&self.labs[0], &self.crowds[0], length, |t| {
+            let clients = active(t);
+            self.crowds[1].set_active(clients);
+            clients
+        })
+    }
+
+    fn finish(self) -> Result<()> {
+        self.crowds.into_iter().try_for_each(|crowd| crowd.finish().map(drop))
+    }
+}
+
+pub(crate) fn sawtooth(effort: Effort) -> Result<Row> {
+    let pair = Pair::start(64, 48, Kind::Sleep, SLEEP)?;
+    let tooth = |t: f64| whole(4.0 + 44.0 * (t / 2.0).fract());
+    let (mut ratios, mut series) = (Vec::new(), Vec::new());
+    for number in 0..effort.rounds(8, 7) {
+        let length = effort.seconds(8, 2);
+        let from = number as f64 * length.as_secs_f64();
+        let part = pair.play(length, tooth);
+        series.extend(part.into_iter().map(|(t, clients, workers)| (from + t, clients, workers)));
+        let [elastic, fixed] =
+            [0, 1].map(|which: usize| quantile(&mut waits(&pair.labs[which].take_calls()), 0.99));
+        // The first window grows the pool.
+        if number > 0 {
+            ratios.push(elastic / fixed);
+        }
+    }
+    let turned = turns(&pair.labs[0].handle().decisions());
+    pair.finish()?;
+    let checks = vec![
+        Check::count("changes of direction", turned, Goal::AtMost(2.0)),
+        Check::ratio("p99 queue wait to a fixed pool of 64", &ratios, Goal::AtMost(1.1)),
+    ];
+    Ok(Row { series: thinned(&series), ..row(6, "sawtooth 4 ↔ 48, period 2 s", checks) })
+}
+
+pub(crate) fn on_off(effort: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let cycle = |t: f64| if t.rem_euclid(2.0) < 1.0 { 64 } else { 0 };
+    let mut series = play(&lab, &crowd, Duration::from_secs(2), cycle);
+    let before = grown(&lab);
+    let more = play(&lab, &crowd, effort.seconds(58, 10), cycle);
+    series.extend(more.into_iter().map(|(t, clients, workers)| (t + 2.0, clients, workers)));
+    let checks =
+        vec![Check::count("times it grew after the first cycle", grown(&lab) - before, Goal::AtMost(0.0))];
+    crowd.finish()?;
+    Ok(Row { series: thinned(&series), ..row(7, "on/off 64, 1 s on, 1 s off", checks) })
+}
+
+/// Resizes after the first second while the number of clients is another one of `range` every 50 ms.
+fn noise(effort: Effort, range: RangeInclusive<usize>) -> Result<(f64, Series)> {
+    let lab = Lab::start(LIMITS)?;
+    let crowd = Crowd::start(lab.address(), *range.end(), Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut next = (0.0, 0);
+    let begun = uptime(&lab);
+    let series = play(&lab, &crowd, effort.seconds(60, 10), |t| {
+        if t >= next.0 {
+            next = (next.0 + 0.05, random.usize(range.clone()));
+        }
+        next.1
+    });
+    let late = resizes_since(&lab, begun + Duration::from_secs(1)).len() as f64;
+    crowd.finish()?;
+    Ok((late, thinned(&series)))
+}
+
+pub(crate) fn within(effort: Effort) -> Result<Row> {
+    let (resizes, series) = noise(effort, 14..=18)?;
+    let checks = vec![Check::count("resizes after the first second", resizes, Goal::AtMost(0.0))];
+    Ok(Row { series, ..row(8, "demand 16 ± 2, another every 50 ms", checks) })
+}
+
+pub(crate) fn beyond(effort: Effort) -> Result<Row> {
+    let (resizes, series) = noise(effort, 10..=22)?;
+    let checks = vec![Check::count("resizes a minute", resizes, Goal::AtMost(6.0))];
+    Ok(Row { series, ..row(9, "demand 16 ± 6", checks) })
+}
+
+pub(crate) fn stranded(_: Effort) -> Result<Row> {
+    let mut slowest: f64 = 0.0;
+    for more in 1..=8 {
+        let lab = Lab::start(PoolLimits { min_threads: 1, tolerance: 8, ..LIMITS })?;
+        let mut stuck = Client::connect(lab.address())?;
+        stuck.send(Kind::Block, 0)?;
+        while lab.take_calls().is_empty() {
+            thread::sleep(MS);
+        }
+        let mut clients = Client::connect_many(lab.address(), more)?;
+        let begun = burst(&mut clients, Kind::Sleep, 1_000)?;
+        collect(&mut clients)?;
+        slowest = slowest.max(ms(EPOCH.elapsed().saturating_sub(begun)));
+        lab.release();
+        stuck.receive()?;
+    }
+    let checks = vec![Check::time("the slowest reply, of 1 to 8 more", slowest, 10.0)];
+    Ok(row(10, "min 1, tolerance 8: one that never ends, then 1 to 8 more", checks))
+}
+
+pub(crate) fn nested(effort: Effort) -> Result<Row> {
+    let mut slowest: f64 = 0.0;
+    for _ in 0..effort.rounds(10, 3) {
+        let lab = Lab::start(LIMITS)?;
+        let begun = Instant::now();
+        Client::connect(lab.address())?.ask(Kind::Nest, 31)?;
+        slowest = slowest.max(ms(begun.elapsed()));
+    }
+    let checks = vec![Check::time("the slowest of all rounds", slowest, 32.0 * 5.0)];
+    Ok(row(11, "the handler calls its own server, 32 deep", checks))
+}
+
+/// Throughput and p99 of one round, in which all clients of the crowd are active for `length`.
+fn round(crowd: &Crowd, clients: usize, length: Duration) -> (f64, f64) {
+    crowd.take_latencies();
+    let begun = Instant::now();
+    crowd.set_active(clients);
+    thread::sleep(length);
+    let took = begun.elapsed();
+    let latencies = crowd.take_latencies();
+    crowd.set_active(0);
+    // Each client ends the request that it has begun.
+    thread::sleep(100 * MS);
+    let mut times: Vec<f64> = latencies.iter().copied().map(ms).collect();
+    (times.len() as f64 / took.as_secs_f64(), quantile(&mut times, 0.99))
+}
+
+pub(crate) fn for_the_cpu(effort: Effort) -> Result<Row> {
+    const CLIENTS: usize = 48;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    // Half as much again as the cores can do; as each client waits for its reply, 48 requests are there all the time.
+    let pause = Duration::from_secs_f64(CLIENTS as f64 / (1.5 * cores as f64 * 1000.0));
+    let limits = std::iter::once(LIMITS).chain((cores..=cores + 2).map(|fixed| PoolLimits {
+        min_threads: fixed,
+        max_threads: fixed,
+        ..LIMITS
+    }));
+    let labs: Vec<Lab> = limits.map(Lab::start).collect::<Result<_>>()?;
+    let crowd = |lab: &Lab| Crowd::start(lab.address(), CLIENTS, Kind::Burn, 1_000, pause);
+    let crowds: Vec<Crowd> = labs.iter().map(crowd).collect::<Result<_>>()?;
+    let mut figures = vec![Vec::new(); labs.len()];
+    let mut workers = Vec::new();
+    for _ in 0..effort.rounds(9, 6) {
+        for (which, crowd) in crowds.iter().enumerate() {
+            figures[which].push(round(crowd, CLIENTS, effort.seconds(3, 1)));
+            if which == 0 {
+                workers.push(labs[0].workers() as f64);
+            }
+        }
+    }
+    for crowd in crowds {
+        crowd.finish()?;
+    }
+    let median = |which: usize, pick: fn(&(f64, f64)) -> f64| {
+        let mut values: Vec<f64> = figures[which].iter().map(pick).collect();
+        quantile(&mut values, 0.5)
+    };
+    let fixed = || 1..figures.len();
+    let fastest = fixed().max_by(|a, b| median(*a, |it| it.0).total_cmp(&median(*b, |it| it.0))).unwrap_or(1);
+    let smoothest =
+        fixed().min_by(|a, b| median(*a, |it| it.1).total_cmp(&median(*b, |it| it.1))).unwrap_or(1);
+    let ratios = |which: usize, pick: fn(&(f64, f64)) -> f64| -> Vec<f64> {
+        figures[0].iter().zip(&figures[which]).map(|(ours, theirs)| pick(ours) / pick(theirs)).collect()
+    };
+    let mean = workers.iter().sum::<f64>() / workers.len() as f64;
+    let named = |what: &str, which: usize| format!("{what} to the best fixed size ({})", cores + which - 1);
+    let checks = vec![
+        Check::count("workers at the end of each round, mean", mean, Goal::AtMost(cores as f64 + 3.0)),
+        Check::ratio(named("throughput", fastest), &ratios(fastest, |it| it.0), Goal::AtLeast(0.97)),
+        Check::ratio(named("p99", smoothest), &ratios(smoothest, |it| it.1), Goal::AtMost(1.15)),
+    ];
+    Ok(row(12, "CPU-bound: 1 ms of work, 1.5 × capacity", checks))
+}
+
+pub(crate) fn mixed(effort: Effort) -> Result<Row> {
+    let mut latencies = Vec::new();
+    for _ in 0..effort.rounds(5, 2) {
+        let lab = Lab::start(LIMITS)?;
+        let crowd = Crowd::start(lab.address(), 10, Kind::Sleep, 1_000, 50 * MS)?;
+        crowd.set_active(10);
+        thread::sleep(500 * MS);
+        let mut long = Client::connect_many(lab.address(), 40)?;
+        burst(&mut long, Kind::Sleep, 1_000_000)?;
+        collect(&mut long)?;
+        thread::sleep(500 * MS);
+        latencies.extend(crowd.take_latencies().into_iter().map(ms));
+        crowd.finish()?;
+    }
+    let checks = vec![Check::time("p99 of the short ones", quantile(&mut latencies, 0.99), 10.0)];
+    Ok(row(13, "40 requests of 1 s that block, beside 200/s of 1 ms", checks))
+}
+
+pub(crate) fn lost_worker(effort: Effort) -> Result<Row> {
+    const CLIENTS: usize = 48;
+    let labs = [Lab::start(LIMITS)?, Lab::start(LIMITS)?];
+    let mut stuck = Client::connect(labs[0].address())?;
+    stuck.send(Kind::Block, 0)?;
+    let crowd = |lab: &Lab| Crowd::start(lab.address(), CLIENTS, Kind::Burn, 1_000, Duration::ZERO);
+    let crowds = [crowd(&labs[0])?, crowd(&labs[1])?];
+    let mut ratios = Vec::new();
+    for _ in 0..effort.rounds(9, 6) {
+        let [with, without] =
+            [0, 1].map(|which: usize| round(&crowds[which], CLIENTS, effort.seconds(3, 1)).0);
+        ratios.push(with / without);
+    }
+    for crowd in crowds {
+        crowd.finish()?;
+    }
+    labs[0].release();
+    stuck.receive()?;
+    let checks = vec![Check::ratio("throughput to that without", &ratios, Goal::AtLeast(0.98))];
+    Ok(row(14, "CPU-bound with one worker lost to a sleep", checks))
+}
+
+pub(crate) fn live_change(_: Effort) -> Result<Row> {
+    let lab = Lab::start(LIMITS)?;
+    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    crowd.set_active(40);
+    lab.wait_for_workers(40, KEEP_ALIVE).ok_or_else(|| Error::other("the pool does not grow to 40"))?;
+    let (mut up, mut down): (f64, f64) = (0.0, 0.0);
+    // Below the present size; back; a minimum above demand; far below again, with a tolerance above all.
+    for (min, max, tolerance, expected) in [(2, 10, 2, 10), (2, 64, 2, 40), (50, 64, 2, 50), (2, 3, 30, 3)] {
+        let limits = PoolLimits { min_threads: min, max_threads: max, tolerance, ..LIMITS };
+        let before = lab.workers();
+        lab.handle().set_pool_limits(limits).map_err(Error::other)?;
+        let took = lab.wait_for_workers(expected, KEEP_ALIVE).map_or(f64::INFINITY, ms);
+        if expected > before {
+            up = up.max(took);
+        } else {
+            down = down.max(took);
+        }
+        thread::sleep(300 * MS);
+    }
+    let answered = crowd.finish()?;
+    let stats = lab.handle().stats();
+    let lost = stats.requests_total.helo as f64 - answered as f64;
+    let checks = vec![
+        Check::time("up", up, 50.0),
+        Check::time("down, as requests of 50 ms finish", down, 100.0),
+        Check::count("requests without reply", lost, Goal::AtMost(0.0)),
+    ];
+    Ok(row(16, "min, max and tolerance changed under load", checks))
+}
+
+pub(crate) fn steady(effort: Effort) -> Result<Row> {
+    let pair = Pair::start(32, 32, Kind::Sleep, SLEEP)?;
+    let (mut throughput, mut p99) = (Vec::new(), Vec::new());
+    for number in 0..effort.rounds(10, 7) {
+        pair.play(effort.seconds(4, 1), |_| 32);
+        let [elastic, fixed] = [0, 1].map(|which: usize| {
+            let mut times: Vec<f64> = pair.crowds[which].take_latencies().into_iter().map(ms).collect();
+            (times.len() as f64, quantile(&mut times, 0.99))
+        });
+        // The first window grows the pool.
+        if number > 0 {
+            throughput.push(elastic.0 / fixed.0);
+            p99.push(elastic.1 / fixed.1);
+        }
+    }
+    pair.finish()?;
+    let checks = vec![
+        Check::ratio("throughput to a fixed pool of 32", &throughput, Goal::AtLeast(0.98)),
+        Check::ratio("p99 to a fixed pool of 32", &p99, Goal::AtMost(1.1)),
+    ];
+    Ok(row(19, "steady load at half capacity", checks))
+}
+
+pub(crate) fn flood(effort: Effort) -> Result<Row> {
+    const THREADS: usize = 8;
+    const CONNECTIONS: usize = 125;
+    const PIPELINE: usize = 16;
+    let lab = Lab::start(LIMITS)?;
+    let (address, until) = (lab.address(), Instant::now() + effort.seconds(5, 2));
+    let flood = move || -> Result<u64> {
+        let connect = |_| -> Result<TcpStream> {
+            let stream = TcpStream::connect(address)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(KEEP_ALIVE))?;
+            Ok(stream)
+        };
+        let mut streams = (0..CONNECTIONS).map(connect).collect::<Result<Vec<_>>>()?;
+        let (request, mut reply) = (b"x\n".repeat(PIPELINE), [0; 3 * PIPELINE]);
+        let mut replies = 0;
+        while Instant::now() < until {
+            streams.iter_mut().try_for_each(|stream| stream.write_all(&request))?;
+            for stream in &mut streams {
+                stream.read_exact(&mut reply)?;
+                if reply != *b"ok\n".repeat(PIPELINE) {
+                    return Err(Error::other("a wrong reply"));
+                }
+                replies += PIPELINE as u64;
+            }
+        }
+        Ok(replies)
+    };
+    let threads: Vec<_> = (0..THREADS).map(|_| thread::spawn(flood)).collect();
+    let mut replies = 0;
+    for thread in threads {
+        replies += thread.join().map_err(|_| Error::other("a client panicked"))??;
+    }
+    let checks = vec![
+        Check::count("times the pool grew", grown(&lab), Goal::AtMost(0.0)),
+        Check::count("replies right", replies as f64, Goal::AtLeast(1.0)),
+    ];
+    Ok(row(20, "trivial flood, 1000 connections, pipelined", checks))
+}
