@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::clock::Nanos;
 use crate::framing::{LineFramer, LineTooLong};
 use crate::handler::Kind;
 use crate::job::{Endpoint, Job};
@@ -129,6 +130,8 @@ struct Buffers {
     ready: Vec<u8>,
     /// Bytes of `ready` that jobs have taken.
     taken: usize,
+    /// When what is in `ready` was read: all of it by one read, as no other follows before it is gone.
+    kept_at: Nanos,
     outbound: Outbound,
     /// `outbound` came above the high watermark, and is not yet below the low one.
     choked: bool,
@@ -190,6 +193,8 @@ pub(crate) struct Intake<'a, C, S> {
     /// Takes up to `room` requests; those beyond are kept until the next [`Connection::fill`].
     pub(crate) job: Option<&'a mut Job>,
     pub(crate) room: usize,
+    /// The time of this read.
+    pub(crate) now: Nanos,
     /// What a line is; `None` if that cannot be told because the handler panicked.
     pub(crate) classify: C,
     /// Whether this peer may stop the service.
@@ -222,7 +227,7 @@ impl Connection {
         }
     }
 
-    /// The peer's hang-up or an error was announced; reading finds which.
+    /// The peer's hang-up, an error or urgent data was announced: a short read does not mean that all was read.
     pub(crate) fn set_hung_up(&mut self) {
         if self.input != Input::Ended {
             self.input = Input::HungUp;
@@ -283,7 +288,7 @@ impl Connection {
         C: Fn(&[u8]) -> Option<Kind>,
         S: Fn() -> bool,
     {
-        let Intake { max_line_bytes, mut job, room, classify, stop_allowed } = intake;
+        let Intake { max_line_bytes, mut job, room, now, classify, stop_allowed } = intake;
         // The common connection has no line begun and nothing kept: it needs no buffers of its own.
         let mut framer =
             self.buffers.as_mut().map(|buffers| std::mem::take(&mut buffers.framer)).unwrap_or_default();
@@ -297,7 +302,7 @@ impl Connection {
                 }
                 _ => {
                     kept_before = true;
-                    self.keep(line);
+                    self.keep(line, now);
                     0
                 }
             })
@@ -340,8 +345,9 @@ impl Connection {
         }
     }
 
-    fn keep(&mut self, line: &[u8]) {
+    fn keep(&mut self, line: &[u8], now: Nanos) {
         let buffers = self.buffers.get_or_insert_default();
+        buffers.kept_at = now;
         buffers.ready.extend_from_slice(line);
         buffers.ready.push(b'\n');
     }
@@ -367,6 +373,11 @@ impl Connection {
     /// Whether complete requests are kept that no job has taken.
     pub(crate) fn has_ready(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| !buffers.ready.is_empty())
+    }
+
+    /// When the requests that are kept were read.
+    pub(crate) fn kept_at(&self) -> Nanos {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.kept_at)
     }
 
     /// How many complete requests are kept that no job has taken.

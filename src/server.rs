@@ -87,6 +87,8 @@ pub struct Outcome {
     pub busy_workers: usize,
     /// Peers that had not read their replies.
     pub slow_peers: usize,
+    /// Peers of which lines had arrived that were not read any more: requests that were not received and are in no counter.
+    pub unread_peers: usize,
     /// The last statistics.
     pub stats: Stats,
 }
@@ -94,7 +96,7 @@ pub struct Outcome {
 impl Outcome {
     /// Whether the stop dropped nothing.
     pub fn is_clean(&self) -> bool {
-        self.dropped_requests == 0 && self.dropped_replies == 0
+        self.dropped_requests == 0 && self.dropped_replies == 0 && self.unread_peers == 0
     }
 }
 
@@ -333,13 +335,16 @@ impl ServerHandle {
             return Err(Error::WaitInHandler);
         }
         match self.inner.wait_until(None) {
-            Some(End::Stopped(Dropped { requests, replies, busy_workers, slow_peers })) => Ok(Outcome {
-                dropped_requests: requests,
-                dropped_replies: replies,
-                busy_workers,
-                slow_peers,
-                stats: self.stats(),
-            }),
+            Some(End::Stopped(Dropped { requests, replies, busy_workers, slow_peers, unread_peers })) => {
+                Ok(Outcome {
+                    dropped_requests: requests,
+                    dropped_replies: replies,
+                    busy_workers,
+                    slow_peers,
+                    unread_peers,
+                    stats: self.stats(),
+                })
+            }
             Some(End::Panicked) | None => Err(Error::ReactorPanicked),
         }
     }

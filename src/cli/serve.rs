@@ -373,6 +373,7 @@ fn conclude(outcome: &Outcome) {
             dropped_replies = outcome.dropped_replies,
             busy_workers = outcome.busy_workers,
             slow_peers = outcome.slow_peers,
+            unread_peers = outcome.unread_peers,
             %stats,
             "stopped with losses: held up by handlers that had not returned and peers that had not read"
         );

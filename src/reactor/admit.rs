@@ -9,6 +9,13 @@ use super::Reactor;
 use super::listener::Accepted;
 use crate::connection::{CloseReason, Connection, Phase};
 
+/// What is asked for from the start. Urgent data too, which is of no interest: reads stop short at it.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) const READ_INTEREST: Interest = Interest::READABLE.add(Interest::PRIORITY);
+/// What is asked for from the start.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(super) const READ_INTEREST: Interest = Interest::READABLE;
+
 /// Connections accepted in a turn.
 pub(super) const ACCEPT_BUDGET: usize = 64;
 /// Connections that may be told at a time that the server is full. One more is closed at once, and the line may not arrive.
@@ -37,6 +44,7 @@ impl Reactor {
             if self.counters.open >= self.settings.max_connections as u64 {
                 self.counters.rejected_full += 1;
                 tracing::debug!(%peer, "connection rejected: full");
+                self.announce(CloseReason::Full, peer);
                 if self.rejected >= MAX_REJECTED {
                     // Told, but not waited for: a reset may overtake the line.
                     if let Some(line) = self.last_line(CloseReason::Full) {
@@ -52,7 +60,7 @@ impl Reactor {
             let id = self.table.insert(stream, connection);
             let Some(entry) = self.table.get(id) else { continue };
             let token = Token(id.slot as usize);
-            let registered = self.poll.registry().register(&mut entry.stream, token, Interest::READABLE);
+            let registered = self.poll.registry().register(&mut entry.stream, token, READ_INTEREST);
             let rejected = entry.connection.is_rejected();
             if let Err(error) = registered {
                 self.warn("cannot watch a connection", &error);

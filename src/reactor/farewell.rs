@@ -135,7 +135,11 @@ impl Reactor {
             self.counters.open -= 1;
             self.counters.closed[reason as usize] += 1;
         }
-        tracing::debug!(peer = %connection.peer(), reason = reason.as_str(), lost, "connection closed");
+        let peer = connection.peer();
+        tracing::debug!(%peer, reason = reason.as_str(), lost, "connection closed");
+        if matches!(reason, CloseReason::LineTooLong | CloseReason::KillRefused | CloseReason::Panic) {
+            self.announce(reason, peer);
+        }
         // A descriptor is free again.
         self.listeners.retry();
     }

@@ -57,6 +57,8 @@ pub(super) struct Listeners {
     prune_at: usize,
     pause: Duration,
     retry_at: Option<Instant>,
+    /// Where the search for one that is ready begins.
+    next: usize,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Listeners {
             prune_at: FIRST_ENDPOINTS,
             pause: FIRST_PAUSE,
             retry_at: None,
+            next: 0,
         }
     }
 
@@ -126,9 +129,14 @@ impl Listeners {
 
     /// Accepts one connection from a listener that is ready.
     pub(super) fn accept(&mut self, now: Instant) -> Accepted {
-        let Some(number) = self.listeners.iter().position(|listener| listener.ready) else {
+        // From the one behind the last, so that a busy one does not keep the others waiting.
+        let count = self.listeners.len();
+        let Some(number) =
+            (0..count).map(|step| (self.next + step) % count).find(|number| self.listeners[*number].ready)
+        else {
             return Accepted::None;
         };
+        self.next = number + 1;
         loop {
             match self.listeners[number].socket.accept() {
                 Ok((stream, peer)) => {

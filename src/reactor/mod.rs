@@ -18,6 +18,7 @@ mod timers;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock::Nanos;
 use crate::config::Settings;
-use crate::connection::{Phase, Turn};
+use crate::connection::{CloseReason, Phase, Turn};
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::job::{ConnId, FreeJobs, Job};
@@ -151,6 +152,8 @@ pub(crate) struct Reactor {
     /// The tuner is not told again before this that work makes no progress.
     poke_at: Option<Instant>,
     warned: Option<Instant>,
+    /// When a connection that ended for each reason was last logged.
+    announced: [Option<Instant>; CloseReason::COUNT],
 }
 
 impl Reactor {
@@ -184,6 +187,7 @@ impl Reactor {
             stall_check: (Instant::now(), 0),
             poke_at: None,
             warned: None,
+            announced: [None; CloseReason::COUNT],
         }
     }
 
@@ -239,7 +243,7 @@ impl Reactor {
         for job in finished.drain(..) {
             self.finish(job, now);
         }
-        self.resume_stalled();
+        self.resume_stalled(now);
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             self.serve(id, now);
@@ -284,7 +288,7 @@ impl Reactor {
                 let Some(id) = self.table.id_of(slot) else { return };
                 let Some(entry) = self.table.get(id) else { return };
                 let connection = &mut entry.connection;
-                if event.is_read_closed() || event.is_error() {
+                if event.is_read_closed() || event.is_error() || event.is_priority() {
                     connection.set_hung_up();
                 } else if event.is_readable() {
                     connection.set_readable();
@@ -307,13 +311,17 @@ impl Reactor {
         }
     }
 
-    /// Lists connections that waited for `max_pending`, as many as may now go on.
-    fn resume_stalled(&mut self) {
-        for _ in 0..self.settings.max_pending.saturating_sub(self.lines_out) {
+    /// Serves connections that waited for `max_pending`, in the order in which they began to, while there is room. At
+    /// once, so that none that came later takes it; who finds none left keeps its place.
+    fn resume_stalled(&mut self, now: Instant) {
+        for _ in 0..self.stalled.len() {
+            if self.lines_out >= self.settings.max_pending {
+                break;
+            }
             let Some(id) = self.stalled.pop_front() else { break };
             if let Some(entry) = self.table.get(id) {
                 entry.connection.turn = Turn::Its;
-                self.list(id);
+                self.serve(id, now);
             }
         }
     }
@@ -352,6 +360,16 @@ impl Reactor {
 
     fn publish(&self) {
         *lock_std(&self.shared.counters) = self.counters;
+    }
+
+    /// Logs that a peer was turned away for a reason of ours; of each reason not more often than once in a while.
+    fn announce(&mut self, reason: CloseReason, peer: SocketAddr) {
+        let now = Instant::now();
+        let last = &mut self.announced[reason as usize];
+        if last.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {
+            *last = Some(now);
+            tracing::info!(%peer, reason = reason.as_str(), "connection ended by the server");
+        }
     }
 
     /// Warns, but not more often than once in a while.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use mio::{Interest, Token};
 
 use super::Reactor;
+use super::admit::READ_INTEREST;
 use super::table::Entry;
 use crate::connection::{CloseReason, Intake, Output, Phase, Received, Turn};
 use crate::handler;
@@ -56,7 +57,7 @@ impl Reactor {
             if room == 0 {
                 return self.stall(id);
             }
-            let mut job = self.free.take(id, &connection.local, connection.peer(), self.turn_at);
+            let mut job = self.free.take(id, &connection.local, connection.peer(), connection.kept_at());
             let accepted = connection.fill(&mut job, room);
             self.send_out(job, accepted);
         }
@@ -145,6 +146,7 @@ impl Reactor {
             max_line_bytes: self.settings.max_line_bytes,
             job: job.as_deref_mut(),
             room,
+            now: self.turn_at,
             classify: |line: &[u8]| handler::classify(&*self.handler, line),
             stop_allowed: || self.settings.stop_from.allows(peer.ip()),
         };
@@ -219,7 +221,9 @@ impl Reactor {
                 self.free.put(job);
             }
         }
-        if self.table.get(id).is_some_and(|entry| entry.connection.wants_service()) {
+        // One in the list is served later in this turn; twice would be beyond its budget.
+        let serve = |entry: &mut Entry| entry.connection.wants_service() && !entry.connection.listed;
+        if self.table.get(id).is_some_and(serve) {
             self.serve(id, now);
         }
     }
@@ -240,7 +244,8 @@ impl Reactor {
     fn reply(&mut self, id: ConnId, job: &Job) -> bool {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         let mut sent = 0;
-        if connection.is_writable() && connection.outbound().is_empty() {
+        let behind_others = !connection.outbound().is_empty();
+        if connection.is_writable() && !behind_others {
             match write_all(stream, &job.replies) {
                 Ok(written) => sent = written,
                 Err(_) => {
@@ -258,9 +263,14 @@ impl Reactor {
         let done = job.reply_ends.partition_point(|end| *end <= sent);
         let ends = job.reply_ends[done..].iter().map(|end| end - sent);
         connection.queue(&job.replies[sent..], ends, self.settings.high_watermark_bytes);
-        let blocked = connection.is_writable();
+        let writable = connection.is_writable();
         self.count_replied(done);
-        if blocked { self.watch_writes(id) } else { true }
+        match (writable, behind_others) {
+            // The event that says so came in this turn and is not announced again: nobody else would write.
+            (true, true) => self.flush(id),
+            (true, false) => self.watch_writes(id),
+            (false, _) => true,
+        }
     }
 
     /// Writes what waits. `false`: the connection is gone.
@@ -285,7 +295,7 @@ impl Reactor {
         }
         // Asking anew reports the socket at once if it has become writable meanwhile. It stays asked for: from now on
         // it costs no system call.
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        let interest = READ_INTEREST | Interest::WRITABLE;
         if let Err(error) = self.poll.registry().reregister(stream, Token(id.slot as usize), interest) {
             self.warn("cannot watch a connection for writing", &error);
             self.close(id, CloseReason::Reset);

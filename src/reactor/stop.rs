@@ -50,6 +50,8 @@ pub(crate) struct Dropped {
     pub(crate) busy_workers: usize,
     /// Peers that had not read their replies.
     pub(crate) slow_peers: usize,
+    /// Peers of which lines had arrived that were not read.
+    pub(crate) unread_peers: usize,
 }
 
 impl Reactor {
@@ -91,9 +93,13 @@ impl Reactor {
     pub(super) fn abort(mut self) -> Dropped {
         self.submit();
         let pending = self.counters.pending;
-        let (mut unread, mut kept, mut slow_peers) = (0, 0, 0);
+        let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, 0);
         for id in self.table.ids() {
-            let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+            let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
+            if connection.phase == Phase::Open && connection.drain_left() != Some(0) {
+                let queued = stream.peek(&mut self.buffer).unwrap_or(0);
+                unread_peers += usize::from(self.buffer[..queued].contains(&b'\n'));
+            }
             unread += connection.unsent_replies() as u64;
             slow_peers += usize::from(connection.unsent_replies() > 0);
             // Read, but in no job yet: accepted only to be dropped.
@@ -105,6 +111,7 @@ impl Reactor {
             replies: unread,
             busy_workers: self.shared.pool.census(Duration::ZERO).busy,
             slow_peers,
+            unread_peers,
         };
         // Those in jobs that are out, and those in no job; closing accounted for the rest.
         self.counters.requests += kept;
