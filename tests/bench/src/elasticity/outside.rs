@@ -331,11 +331,13 @@ pub(crate) fn idle(tidemill: &Path, effort: Effort) -> Result<Row> {
     Ok(over_loopback(17, "idle at min", checks))
 }
 
-/// What the child of [`churn`] does: threads started and let go, a thousand at a time.
+/// Threads started and let go in each cycle of [`churn`]: from the minimum to the maximum of every row.
+const AT_ONCE: usize = LIMITS.max_threads - LIMITS.min_threads;
+
+/// What the child of [`churn`] does: threads started and let go, in cycles.
 pub(crate) fn churn_child(threads: u64) -> Result<()> {
-    const AT_ONCE: usize = 1_000;
-    let small = PoolLimits { min_threads: 1, max_threads: 1, tolerance: 0, keep_alive: MS };
-    let large = PoolLimits { min_threads: AT_ONCE + 1, max_threads: AT_ONCE + 1, ..small };
+    let small = PoolLimits { max_threads: LIMITS.min_threads, ..LIMITS };
+    let large = PoolLimits { min_threads: LIMITS.max_threads, ..LIMITS };
     let lab = Lab::start(small)?;
     let own = || -> Result<[u64; 3]> {
         let status = fs::read_to_string("/proc/self/status")?;
@@ -346,14 +348,15 @@ pub(crate) fn churn_child(threads: u64) -> Result<()> {
         Ok([field("Threads:"), fs::read_dir("/proc/self/fd")?.count() as u64, field("VmRSS:")])
     };
     let (mut first, mut worst) = (None, [0; 3]);
-    for _ in 0..threads / AT_ONCE as u64 {
-        for (limits, workers) in [(large, AT_ONCE + 1), (small, 1)] {
+    for _ in 0..threads.div_ceil(AT_ONCE as u64) {
+        for limits in [large, small] {
+            let workers = limits.min_threads;
             lab.handle().set_pool_limits(limits).map_err(Error::other)?;
             lab.wait_for_workers(workers, 6 * KEEP_ALIVE).ok_or_else(|| Error::other("not obeyed"))?;
         }
         // Threads that end are still counted for a moment.
         let begun = Instant::now();
-        let expected = first.map_or(4, |first: [u64; 3]| first[0]);
+        let expected = first.map_or(5, |first: [u64; 3]| first[0]);
         while own()?[0] > expected && begun.elapsed() < KEEP_ALIVE {
             thread::sleep(MS);
         }
@@ -372,13 +375,13 @@ pub(crate) fn churn_child(threads: u64) -> Result<()> {
 }
 
 pub(crate) fn churn(effort: Effort) -> Result<Row> {
-    let threads = if effort.quick { 10_000 } else { 100_000 };
+    let threads: u64 = if effort.quick { 10_000 } else { 100_000 };
     let output = Command::new(std::env::current_exe()?).args(["--churn", &threads.to_string()]).output()?;
     if !output.status.success() {
         return Err(Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
     }
     let document: Value = serde_json::from_slice(&output.stdout).map_err(Error::other)?;
-    let cycles = threads as f64 / 1000.0;
+    let cycles = (threads as f64 / AT_ONCE as f64).ceil();
     let off = (number(&document, "/grow") - cycles).abs() + (number(&document, "/shrink") - cycles).abs();
     let checks = vec![
         Check::count(
