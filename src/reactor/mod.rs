@@ -49,8 +49,9 @@ const WAKER: Token = Token(usize::MAX);
 /// The listener of number `n` has the token `LISTENERS - n`.
 const LISTENERS: usize = usize::MAX - 1;
 
-/// Most events taken from one poll. Those left come first at the next.
-const MAX_EVENTS: usize = 1024;
+/// Most events taken from one poll. Those left come first at the next. With many more, the sockets that a turn reads are out of
+/// the cache again when their replies are written.
+const MAX_EVENTS: usize = 64;
 /// How long what still comes is discarded, after our side was shut down, until the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 /// How often the tuner is told of work that makes no progress.
