@@ -12,7 +12,7 @@ use crate::error::Error;
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
-pub const MAX_WORKERS: usize = 8_192;
+pub const MAX_WORKERS: usize = 10_000;
 /// Longest line that can be asked for, in bytes: what one peer may make the server hold.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 /// Longest duration that can be asked for: a year. Longer is "never", which has a setting of its own where it makes sense.
@@ -235,8 +235,8 @@ mod tests {
     #[test]
     fn the_setting_out_of_range_is_named_with_its_value() {
         let cases: [(Config, &str); 7] = [
-            (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 8192"),
-            (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 8192"),
+            (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 10000"),
+            (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 10000"),
             (
                 Config { min_threads: 9, max_threads: 8, ..Config::default() },
                 "min_threads is 9, but must be at most max_threads, which is 8",

@@ -90,9 +90,9 @@ impl Curve {
                 }
                 let edge = now + 0.5_f64.copysign(slope);
                 let crossing = start + (edge - stage.from) / slope;
-                if slope != 0.0 && crossing > seconds && crossing < end {
-                    // Just behind the edge, on whose side rounding may put it.
-                    return Some(crossing + 1e-9);
+                if slope != 0.0 && crossing < end {
+                    // Just behind the edge: on which side of it `at` puts a moment so near is up to the rounding of floats.
+                    return Some(crossing.max(seconds) + 1e-9);
                 }
             }
             start = end;
@@ -330,6 +330,24 @@ mod tests {
         let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x1@2s").curve, 0.5, None);
         let all = due(&mut arrivals, 2.499);
         assert!((148..=150).contains(&all.len()) && all.iter().all(|&at| at <= 1.5 + 1e-9), "{all:?}");
+    }
+
+    #[test]
+    fn every_whole_value_of_a_ramp_is_a_change() {
+        for (from, to) in [(0.0, 10_000.0), (9_999.0, 7.0), (0.0, 64.0)] {
+            let curve: Curve = format!("hold:{from}@1s,ramp:{from}..{to}@30s,hold:{to}@1s").parse().unwrap();
+            let (mut seconds, mut seen) = (0.0, vec![from]);
+            while let Some(next) = curve.next_change(seconds).filter(|next| *next < curve.seconds()) {
+                // In whole nanoseconds, as the simulator counts.
+                seconds = ((next * 1e9).floor() / 1e9).max(seconds + 1e-9);
+                let value = curve.at(seconds).round();
+                if seen.last() != Some(&value) {
+                    seen.push(value);
+                }
+            }
+            let (low, high) = (seen.iter().copied().fold(f64::MAX, f64::min), curve.highest());
+            assert_eq!(seen.len() as f64, high - low + 1.0, "{from}..{to}");
+        }
     }
 
     #[test]
