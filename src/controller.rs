@@ -291,8 +291,10 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     };
     memory.holds = if reason == Reason::CpuBound { memory.holds.saturating_add(1) } else { 0 };
     if target > workers {
-        // The new workers are not surplus before a window has passed without need of them.
-        memory.window.record(sample.now, policy.keep_alive, target);
+        // The new workers are not surplus before a window has passed without need of them. What a valve has added has to be
+        // there until it may open again, however short the window is: so the window begins later by that.
+        let later = if reason == Reason::Stalled { CPU_PATIENCE * 2 } else { Duration::ZERO };
+        memory.window.record(sample.now + later, policy.keep_alive, target);
         memory.short_since = None;
     }
 

@@ -6,11 +6,11 @@ use proptest::prelude::*;
 use tidemill::controller::{CPU_PATIENCE, Memory, PATIENCE, Policy, Reason, Sample, Verdict, decide};
 
 fn policies() -> impl Strategy<Value = Policy> {
-    (0_usize..100, 0_usize..10_000, 0_usize..50, 0_u64..60_000).prop_map(
-        |(min, more, tolerance, keep_alive)| {
-            Policy::new(min, min + more, tolerance, Duration::from_millis(keep_alive))
-        },
-    )
+    // Windows shorter than the valves' patience too.
+    let keep_alive = prop_oneof![0_u64..60_000, 0_u64..250];
+    (0_usize..100, 0_usize..10_000, 0_usize..50, keep_alive).prop_map(|(min, more, tolerance, keep_alive)| {
+        Policy::new(min, min + more, tolerance, Duration::from_millis(keep_alive))
+    })
 }
 
 fn samples() -> impl Strategy<Value = Vec<Sample>> {
@@ -40,7 +40,7 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// `min <= target <= max`, whatever comes, and no panic.
     #[test]
@@ -126,7 +126,9 @@ proptest! {
         for sample in samples {
             pool.step(sample.now, sample);
         }
-        let part = policy.keep_alive() / 16 + Duration::from_nanos(1);
+        // What a valve has added stays a little longer.
+        let window = policy.keep_alive() + CPU_PATIENCE * 2;
+        let part = window / 16 + Duration::from_nanos(1);
         let mut late = 0;
         for step in 0..60 {
             let before = pool.workers;
@@ -164,7 +166,7 @@ proptest! {
         }
         let patience = if burning { CPU_PATIENCE } else { PATIENCE };
         let mut last_taken = pool.now;
-        let mut after = Duration::ZERO;
+        let (mut after, mut has_grown) = (Duration::ZERO, false);
         while pool.workers < jobs.min(policy.max()) {
             let busy = pool.workers.min(jobs);
             let before = pool.workers;
@@ -178,7 +180,9 @@ proptest! {
                 ..Sample::default()
             };
             let verdict = pool.step(after, sample);
-            prop_assert!(pool.workers >= before, "{:?}", verdict);
+            // What was there before may be surplus; what was added for these jobs is not.
+            prop_assert!(pool.workers >= before || !has_grown, "{:?}", verdict);
+            has_grown |= pool.workers > before;
             let waits = pool.now - last_taken;
             prop_assert!(waits <= patience * 2, "{:?} for {:?}", waits, verdict);
             if pool.workers > before {
