@@ -4,7 +4,7 @@
 #   scripts/elasticity.sh                            everything: about 13 minutes
 #   scripts/elasticity.sh --quick                    a look: about 4 minutes
 #   scripts/elasticity.sh --rows 1,4,13              only these
-#   scripts/elasticity.sh --json FILE --page FILE.html --markdown FILE.md
+#   scripts/elasticity.sh --json FILE --page FILE.html --markdown FILE.md --picture FILE.svg
 #
 # Rows in simulated time (layer S) are in `cargo test` (tests/it/controller_sim.rs). Exits with 1 where a count fails, a time is
 # beyond three times its goal, or the 95 % interval of a ratio lies wholly beyond its goal. It wants a quiet machine.

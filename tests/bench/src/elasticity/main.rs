@@ -5,6 +5,7 @@ mod outside;
 #[path = "../../../../src/report/page.rs"]
 #[expect(dead_code, reason = "the program's own skeleton of pages, of which this page needs a part")]
 mod page;
+mod picture;
 mod rows;
 mod score;
 
@@ -50,6 +51,10 @@ struct Options {
     /// Write the table as Markdown, as the README has it
     #[arg(long, value_name = "FILE.md")]
     markdown: Option<PathBuf>,
+
+    /// Draw demand and workers of four rows, as the README has them
+    #[arg(long, value_name = "FILE.svg")]
+    picture: Option<PathBuf>,
 
     #[arg(long, hide = true, num_args = 2, value_parser = humantime::parse_duration)]
     serve_two: Vec<Duration>,
@@ -152,6 +157,9 @@ fn run(options: &Options) -> Result<bool> {
     if let Some(path) = &options.markdown {
         fs::write(path, markdown(&results))?;
     }
+    if let Some(path) = &options.picture {
+        picture::write(path, &results).map_err(|error| io::Error::other(error.to_string()))?;
+    }
     Ok(failed == 0)
 }
 
@@ -173,23 +181,20 @@ fn print(row: &Row) -> Result<()> {
     out.flush()
 }
 
+/// A line for each row: its figures, and each goal behind it.
 fn markdown(results: &[Row]) -> String {
-    let mut text = "| # | workload | | figure | goal | result |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut text = "| # | workload | | measured (goal) |\n|---|---|---|---|\n".to_owned();
     for row in results {
-        for (at, check) in row.checks.iter().enumerate() {
-            let (number, workload) =
-                if at == 0 { (row.number.to_string(), row.workload) } else { (String::new(), "") };
-            let missed = if check.verdict == Verdict::Met {
-                String::new()
-            } else {
-                format!(" **{}**", word(check.verdict))
+        let figure = |check: &score::Check| {
+            let missed = match check.verdict {
+                Verdict::Met => String::new(),
+                verdict => format!(" **{}**", word(verdict)),
             };
-            let (value, goal) = (check.shown(), check.goal_shown());
-            text += &format!(
-                "| {number} | {workload} | {} | {} | {goal} | {value}{missed} |\n",
-                row.layer, check.what
-            );
-        }
+            format!("{}: {} ({}){missed}", check.what, check.shown(), check.goal_shown())
+        };
+        let figures: Vec<String> = row.checks.iter().map(figure).collect();
+        text +=
+            &format!("| {} | {} | {} | {} |\n", row.number, row.workload, row.layer, figures.join("<br>"));
     }
     text
 }
