@@ -14,6 +14,18 @@ pub(crate) use std::{
     thread,
 };
 
+/// The CPU that the caller runs on, by the time it knows perhaps another.
+#[cfg(not(loom))]
+pub(crate) fn current_cpu() -> usize {
+    rustix::thread::sched_getcpu()
+}
+
+/// Every model runs on one.
+#[cfg(loom)]
+pub(crate) fn current_cpu() -> usize {
+    0
+}
+
 /// Locks `mutex`, also when a thread panicked while it held the lock.
 ///
 /// Nothing in this crate leaves a guarded value half changed: handlers, the only foreign code, run under no lock.

@@ -21,11 +21,13 @@ use crate::job::Job;
 use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
 use crate::sync::lock_std;
-use sleep::Sleep;
+use sleep::{Sleep, Which};
 
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
 /// the wake-up itself costs. Less is done sooner by the worker that is awake.
 const WORTH_UNPARKING: Duration = Duration::from_micros(20);
+/// Less work than this, all of it together, is given to a worker that was last on the reactor's CPU.
+const WORTH_ANOTHER_CPU: Duration = Duration::from_micros(100);
 /// Jobs that take this long on average get a worker each at once, not one after the other: a wake-up costs a hundredth.
 const WORTH_A_WORKER: Duration = Duration::from_millis(1);
 /// Until a job has finished, jobs are taken to need this long, in nanoseconds: enough to unpark workers for them, and to
@@ -137,8 +139,10 @@ impl<W: Wake> Pool<W> {
         for job in jobs.drain(..) {
             self.injector.push(job);
         }
-        let wanted = if self.mean_or_assumed() >= nanos(WORTH_A_WORKER) { self.waiting() } else { 1 };
-        self.sleep.unpark(wanted, |parked| self.nobody_takes_it(parked) || self.is_worth_unparking());
+        let mean = self.mean_or_assumed();
+        let wanted = if mean >= nanos(WORTH_A_WORKER) { self.waiting() } else { 1 };
+        let which = if self.waiting_work() < nanos(WORTH_ANOTHER_CPU) { Which::Near } else { Which::Latest };
+        self.sleep.unpark(wanted, which, |parked| self.nobody_takes_it(parked) || self.is_worth_unparking());
     }
 
     /// Whether every worker that is not parked is stuck.
@@ -311,8 +315,12 @@ impl<W: Wake> Pool<W> {
     }
 
     fn is_worth_unparking(&self) -> bool {
-        let work = self.mean_or_assumed().saturating_mul(self.waiting() as u64);
-        work > nanos(WORTH_UNPARKING)
+        self.waiting_work() > nanos(WORTH_UNPARKING)
+    }
+
+    /// How long one worker would take for the jobs that wait.
+    fn waiting_work(&self) -> Nanos {
+        self.mean_or_assumed().saturating_mul(self.waiting() as u64)
     }
 
     /// A worker that others may have counted on is not available: unparks another if there is work.

@@ -1,7 +1,9 @@
 //! Who parks and who is unparked.
 //!
 //! The state is one packed atomic (parked workers, searching workers) and a mutex-protected stack of the parked ones, most
-//! recent on top, so that surplus workers stay cold and can be let go from its bottom. A worker is *searching* from
+//! recent on top, so that surplus workers stay cold and can be let go from its bottom. For short work the one is taken, of
+//! the few on top, that was last on the CPU of who unparks it: the work's data is in that cache, and no other CPU has to be
+//! interrupted, which on a virtual machine costs more than such work. A worker is *searching* from
 //! the moment it was unparked or started until it finds a job or parks again; while somebody searches, nobody else
 //! need be unparked, because every searcher looks once more after it stops counting as one.
 //!
@@ -11,12 +13,15 @@
 //! of rayon-core's `sleep` module.
 
 use crate::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*, fence};
-use crate::sync::{Arc, Mutex, lock, thread};
+use crate::sync::{Arc, Mutex, current_cpu, lock, thread};
 
 /// One searching worker; the low half of the state.
 const SEARCHING: usize = 1;
 /// One parked worker; the high half.
 const PARKED: usize = 1 << (usize::BITS / 2);
+
+/// Parked workers among which one on the same CPU is looked for.
+const MAX_LOOKED_AT: usize = 8;
 
 /// Takes the packed state apart.
 fn parked(state: usize) -> usize {
@@ -36,12 +41,23 @@ pub(super) enum Unparked {
     Exit,
 }
 
+/// Which parked workers to unpark. A hint: none is passed over if only others are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// Those that parked last.
+    Latest,
+    /// One that was last on the caller's CPU.
+    Near,
+}
+
 /// A worker's place to park.
 #[derive(Debug)]
 pub(super) struct Bed {
     thread: thread::Thread,
     /// Written under the lock of the stack, and read by the parked worker: pairs release with acquire.
     order: AtomicU8,
+    /// Where it parked. Written and read under the lock of the stack, and only a hint.
+    cpu: std::sync::atomic::AtomicUsize,
 }
 
 const STAY: u8 = 0;
@@ -51,7 +67,7 @@ const EXIT: u8 = 2;
 impl Bed {
     /// For the calling thread.
     pub(super) fn new() -> Arc<Bed> {
-        Arc::new(Bed { thread: thread::current(), order: AtomicU8::new(STAY) })
+        Arc::new(Bed { thread: thread::current(), order: AtomicU8::new(STAY), cpu: Default::default() })
     }
 }
 
@@ -81,26 +97,27 @@ impl Sleep {
 
     /// After a push: unparks one worker, if nobody searches and `worth(parked)` says so.
     pub(super) fn unpark_one(&self, worth: impl FnOnce(usize) -> bool) {
-        self.unpark(1, worth);
+        self.unpark(1, Which::Latest, worth);
     }
 
     /// After a push: unparks workers until `count` search, if `worth(parked)` says so.
     ///
     /// One is enough for the jobs to be found, as whoever searches last looks for more. Several at once are for jobs so
     /// long that each is worth a worker, where a chain in which each wakes the next takes its time.
-    pub(super) fn unpark(&self, count: usize, worth: impl FnOnce(usize) -> bool) {
+    pub(super) fn unpark(&self, count: usize, which: Which, worth: impl FnOnce(usize) -> bool) {
         fence(SeqCst);
         let state = self.state.load(Relaxed);
         if parked(state) == 0 || searching(state) >= count || !worth(parked(state)) {
             return;
         }
+        let near = (which == Which::Near).then(current_cpu);
         for _ in 0..count {
             let bed = {
                 let mut stack = lock(&self.stack);
                 if searching(self.state.load(Relaxed)) >= count {
                     return;
                 }
-                let Some(bed) = stack.pop() else { return };
+                let Some(bed) = take(&mut stack, near) else { return };
                 // One addition, so that nobody sees it in neither count: parked one less, searching one more.
                 self.state.fetch_sub(PARKED - SEARCHING, Relaxed);
                 bed.order.store(SEARCH, Release);
@@ -124,6 +141,7 @@ impl Sleep {
         {
             let mut stack = lock(&self.stack);
             bed.order.store(STAY, Relaxed);
+            bed.cpu.store(current_cpu(), Relaxed);
             stack.push(Arc::clone(bed));
             self.state.fetch_add(if searching { PARKED - SEARCHING } else { PARKED }, Relaxed);
         }
@@ -160,6 +178,45 @@ impl Sleep {
             bed.thread.unpark();
         }
         released.len()
+    }
+}
+
+/// Takes the worker to unpark from the stack: the one that parked last, on CPU `near` if there is one among the last few.
+fn take(stack: &mut Vec<Arc<Bed>>, near: Option<usize>) -> Option<Arc<Bed>> {
+    let is_near = |bed: &Arc<Bed>| Some(bed.cpu.load(Relaxed)) == near;
+    let below = near.and_then(|_| stack.iter().rev().take(MAX_LOOKED_AT).position(is_near));
+    let place = stack.len().checked_sub(1 + below.unwrap_or(0))?;
+    Some(stack.remove(place))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn parked_on(cpus: &[usize]) -> Vec<Arc<Bed>> {
+        let bed = |cpu: &usize| {
+            let bed = Bed::new();
+            bed.cpu.store(*cpu, Relaxed);
+            bed
+        };
+        cpus.iter().map(bed).collect()
+    }
+
+    fn taken(cpus: &[usize], near: Option<usize>) -> Option<usize> {
+        let mut stack = parked_on(cpus);
+        let before = stack.clone();
+        let bed = take(&mut stack, near)?;
+        assert_eq!(stack.len() + 1, before.len());
+        before.iter().position(|other| Arc::ptr_eq(other, &bed))
+    }
+
+    #[test]
+    fn the_worker_that_parked_last_is_taken_or_one_near_by() {
+        assert_eq!(taken(&[1, 1, 2], None), Some(2));
+        assert_eq!(taken(&[1, 1, 2], Some(1)), Some(1));
+        assert_eq!(taken(&[1, 1, 2], Some(3)), Some(2), "nobody is near");
+        assert_eq!(taken(&[], Some(1)), None);
+        assert_eq!(taken(&[1, 2, 2, 2, 2, 2, 2, 2, 2], Some(1)), Some(8), "too far down");
     }
 }
 
@@ -294,7 +351,7 @@ mod loom_tests {
         two_jobs_for_two_workers(|pool| {
             pool.queue.push();
             pool.queue.push();
-            pool.sleep.unpark(2, |_| true);
+            pool.sleep.unpark(2, Which::Near, |_| true);
         });
     }
 
