@@ -67,6 +67,11 @@ impl<T, W: Wake> Replies<T, W> {
         }
     }
 
+    /// Whether nothing is here.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.mailbox).queue.is_empty()
+    }
+
     /// The reactor is about to block: `false` if something is here, and it must not.
     pub(crate) fn try_sleep(&self) -> bool {
         let mut mailbox = lock(&self.mailbox);

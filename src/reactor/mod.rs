@@ -20,6 +20,7 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -56,6 +57,9 @@ const MAX_EVENTS: usize = 64;
 const LINGER: Duration = Duration::from_secs(1);
 /// How often the tuner is told of work that makes no progress.
 const POKE_INTERVAL: Duration = Duration::from_millis(16);
+/// For a lone job as short as this on average the reactor lets a worker have its CPU before it goes to sleep. For a long one it
+/// would come back late to others.
+const SHORT_JOB: Duration = Duration::from_micros(20);
 /// How long a job may wait, or be finished, without anyone having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
@@ -197,16 +201,21 @@ impl Reactor {
         self.shared.pool.enter_reactor();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut finished = Vec::new();
+        let mut sent_lone_job = false;
         loop {
-            let timeout = self.timeout();
-            match self.poll.poll(&mut events, timeout) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    // Only by a bug of ours: a closed or foreign descriptor.
-                    tracing::error!(%error, "poll failed");
-                    return self.abort();
+            let polls = !sent_lone_job || !self.lone_job_is_back();
+            if polls {
+                match self.poll.poll(&mut events, self.timeout()) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        // Only by a bug of ours: a closed or foreign descriptor.
+                        tracing::error!(%error, "poll failed");
+                        return self.abort();
+                    }
                 }
+            } else {
+                events.clear();
             }
             let now = Instant::now();
             self.turn_at = self.shared.pool.clock.now();
@@ -217,6 +226,8 @@ impl Reactor {
             if self.shared.stop.is_set() && self.drain_until.is_none() {
                 self.begin_drain(now);
             }
+            // Not twice in a row: others must be heard.
+            sent_lone_job = polls && self.outgoing.len() == 1 && self.jobs_out == 1;
             self.submit();
             self.watch_progress(now);
             self.publish();
@@ -259,6 +270,22 @@ impl Reactor {
         }
     }
 
+    /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only keep its reply
+    /// waiting.
+    ///
+    /// Often it is, where a worker on this CPU has taken over. Where jobs are short it is given the chance to: that costs
+    /// less than sleep until it wakes this thread.
+    fn lone_job_is_back(&self) -> bool {
+        let replies = &self.shared.pool.replies;
+        if !self.ready.is_empty() {
+            return false;
+        }
+        if replies.is_empty() && self.shared.pool.time_per_job() < SHORT_JOB {
+            thread::yield_now();
+        }
+        !replies.is_empty()
+    }
+
     /// How long poll may block. `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
         let pool = &self.shared.pool;
@@ -266,8 +293,9 @@ impl Reactor {
         if !self.ready.is_empty() || resumes || self.listeners.is_ready() || !pool.replies.try_sleep() {
             return Some(Duration::ZERO);
         }
-        // A worker may have published a job without a wake, or left a waiting one for later: see that it happens.
-        let tick = pool.waiting() > 0 || pool.started() != self.started_before;
+        // A worker may have published a job without a wake, or left a waiting one for later, because it has another: see
+        // that it happens.
+        let tick = self.jobs_out > 1 && (pool.waiting() > 0 || pool.started() != self.started_before);
         let deadlines = [self.lingering.next(), self.listeners.retry_at(), self.drain_until];
         let next = deadlines.into_iter().flatten().min();
         let until = next.map(|at| at.saturating_duration_since(Instant::now()));

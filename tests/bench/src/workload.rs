@@ -51,6 +51,9 @@ pub struct Workload {
 
 const ALL: &[&str] = &["tidemill", "tokio", "floor", "channel", "threads"];
 
+/// Servers whose CPU time per request is looked at from one connection to many.
+const SCALING: &[&str] = &["tidemill", "tokio", "floor"];
+
 const PLAIN: Workload = Workload {
     name: "",
     about: "",
@@ -107,9 +110,50 @@ pub const WORKLOADS: &[Workload] = &[
         ..PLAIN
     },
     Workload {
+        name: "free-1x1",
+        about: "one connection, one request at a time, on any CPU",
+        connections: 1,
+        servers: SCALING,
+        usual: false,
+        ..PLAIN
+    },
+    Workload {
+        name: "4x1",
+        about: "4 connections, one request at a time",
+        connections: 4,
+        servers: SCALING,
+        usual: false,
+        ..PLAIN
+    },
+    Workload {
+        name: "16x1",
+        about: "16 connections, one request at a time",
+        connections: 16,
+        servers: SCALING,
+        usual: false,
+        ..PLAIN
+    },
+    Workload {
+        name: "256x1",
+        about: "256 connections, one request at a time",
+        connections: 256,
+        servers: SCALING,
+        usual: false,
+        ..PLAIN
+    },
+    Workload {
+        name: "4000x1",
+        about: "4000 connections, one request at a time",
+        connections: 4000,
+        servers: SCALING,
+        usual: false,
+        ..PLAIN
+    },
+    Workload {
         name: "10000x1",
         about: "10 000 connections, one request at a time",
         connections: 9_900,
+        servers: SCALING,
         usual: false,
         ..PLAIN
     },
