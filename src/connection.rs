@@ -296,7 +296,7 @@ impl Connection {
         let mut kept_before = self.has_ready();
         let flow = framer.feed(chunk, max_line_bytes, |line| {
             received.line(classify(line), &stop_allowed, || match &mut job {
-                Some(job) if !kept_before && job.lines_left < room => {
+                Some(job) if !kept_before && job.lines_left() < room => {
                     job.push_line(line);
                     1
                 }

@@ -14,7 +14,7 @@ pub(crate) const MAX_JOB_LINES: usize = 256;
 /// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
 const MAX_RECYCLED_BYTES: usize = 16 << 10;
 /// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
-/// buffers and the ends of their replies this keeps 34 MiB at the most, and usually some hundred bytes each.
+/// buffers and the ends of their lines and replies this keeps 36 MiB at the most, and usually some hundred bytes each.
 const MAX_RECYCLED_JOBS: usize = 1024;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.
@@ -60,12 +60,12 @@ pub(crate) struct Job {
     pub(crate) peer: SocketAddr,
     /// When the reactor took these lines in, by the pool's clock. Waiting is counted from here.
     pub(crate) accepted_at: Nanos,
-    /// The lines, each ended by `\n`.
+    /// The lines, back to back, without terminators.
     lines: Vec<u8>,
-    /// Bytes of `lines` that have been handled.
-    handled_bytes: usize,
-    /// Lines not handled yet.
-    pub(crate) lines_left: usize,
+    /// Where in `lines` each line ends.
+    line_ends: Vec<usize>,
+    /// Lines that have been handled, in this slice and before.
+    taken: usize,
     /// Replies of this slice, back to back.
     pub(crate) replies: Vec<u8>,
     /// Where in `replies` each reply ends.
@@ -78,21 +78,24 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Adds a line, which must not hold a `\n`.
+    /// Adds a line.
     pub(crate) fn push_line(&mut self, line: &[u8]) {
         self.lines.extend_from_slice(line);
-        self.lines.push(b'\n');
-        self.lines_left += 1;
+        self.line_ends.push(self.lines.len());
+    }
+
+    /// Lines not handled yet.
+    pub(crate) fn lines_left(&self) -> usize {
+        self.line_ends.len() - self.taken
     }
 
     /// Takes the next line, and the place for its reply; `None` when all are handled.
     pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Endpoint, &mut Vec<u8>)> {
-        let rest = &self.lines[self.handled_bytes..];
-        let line = &rest[..memchr::memchr(b'\n', rest)?];
-        self.handled_bytes += line.len() + 1;
-        self.lines_left -= 1;
+        let end = *self.line_ends.get(self.taken)?;
+        let begin = self.taken.checked_sub(1).map_or(0, |before| self.line_ends[before]);
+        self.taken += 1;
         self.handled += 1;
-        Some((line, &self.local, &mut self.replies))
+        Some((&self.lines[begin..end], &self.local, &mut self.replies))
     }
 
     /// Forgets the replies and figures of the last slice, so that the job can be handed out again.
@@ -106,8 +109,8 @@ impl Job {
 
     fn clear(&mut self) {
         self.lines.clear();
-        self.handled_bytes = 0;
-        self.lines_left = 0;
+        self.line_ends.clear();
+        self.taken = 0;
         self.begin_slice();
         self.lines.shrink_to(MAX_RECYCLED_BYTES);
         self.replies.shrink_to(MAX_RECYCLED_BYTES);
@@ -138,8 +141,8 @@ impl FreeJobs {
                 peer,
                 accepted_at: now,
                 lines: Vec::new(),
-                handled_bytes: 0,
-                lines_left: 0,
+                line_ends: Vec::new(),
+                taken: 0,
                 replies: Vec::new(),
                 reply_ends: Vec::new(),
                 handled: 0,
@@ -186,7 +189,7 @@ mod tests {
             seen.push(line.to_vec());
         }
         assert_eq!(seen, [&b"one"[..], b"", b"three\r"]);
-        assert_eq!((job.handled, job.lines_left), (3, 0));
+        assert_eq!((job.handled, job.lines_left()), (3, 0));
     }
 
     #[test]
@@ -198,7 +201,7 @@ mod tests {
         free.put(job);
         let mut job = take(&mut free);
         assert!(job.next_line().is_none());
-        assert_eq!((job.lines_left, job.replies.len(), job.reply_ends.len()), (0, 0, 0));
+        assert_eq!((job.lines_left(), job.replies.len(), job.reply_ends.len()), (0, 0, 0));
         assert!(job.lines.capacity() <= MAX_RECYCLED_BYTES && job.replies.capacity() <= MAX_RECYCLED_BYTES);
     }
 }

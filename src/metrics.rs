@@ -83,9 +83,10 @@ impl Times {
         Times { histogram, sum_nanos: 0 }
     }
 
-    fn record(&mut self, nanos: Nanos, count: usize) {
+    /// Adds `count` times of `nanos` each, about; all together they are `sum`.
+    fn record(&mut self, nanos: Nanos, count: usize, sum: Nanos) {
         self.histogram.saturating_record_n(nanos, count as u64);
-        self.sum_nanos += u128::from(nanos) * count as u128;
+        self.sum_nanos += u128::from(sum);
     }
 
     fn add(&mut self, other: &Times) {
@@ -120,11 +121,16 @@ impl Timings {
         let shard = usize::try_from(worker % self.shards.len() as u64).unwrap_or(0);
         let mut shard = lock_std(&self.shards[shard]);
         for Lap { wait, took, requests } in laps {
-            shard.wait.record(wait, requests);
+            shard.wait.record(wait, requests, wait * requests as u64);
             // Timed together, they are short. Where they were not, one of them is the likely cause.
-            let short = (took / requests as u64).min(SHORT_REQUEST);
-            shard.service.record(short, requests - 1);
-            shard.service.record(took - short * (requests as u64 - 1), 1);
+            let mean = took / requests as u64;
+            if mean <= SHORT_REQUEST {
+                shard.service.record(mean, requests, took);
+            } else {
+                let others = SHORT_REQUEST * (requests as u64 - 1);
+                shard.service.record(SHORT_REQUEST, requests - 1, others);
+                shard.service.record(took - others, 1, took - others);
+            }
         }
     }
 

@@ -160,12 +160,12 @@ impl<W: Wake> Worker<'_, W> {
                 Handled::Panicked => job.end = JobEnd::Panicked,
             }
             let full = replied >= MAX_SLICE_BYTES;
-            if lap == most || full || job.lines_left == 0 || job.end != JobEnd::Done {
+            if lap == most || full || job.lines_left() == 0 || job.end != JobEnd::Done {
                 let took = pool.clock.now() - now;
                 self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
                 most = if took < SHORT_REQUEST * lap as u64 { (most * 2).min(MAX_LAP) } else { 1 };
                 (now, lap) = (now + took, 0);
-                if job.lines_left > 0 && job.end == JobEnd::Done && (full || now - begun >= MAX_SLICE) {
+                if job.lines_left() > 0 && job.end == JobEnd::Done && (full || now - begun >= MAX_SLICE) {
                     job.end = JobEnd::Unfinished;
                 }
                 if job.end != JobEnd::Done {

@@ -124,7 +124,7 @@ impl Reactor {
         let connection = &mut entry.connection;
         let mut lost = connection.unsent_replies();
         if let Some(job) = connection.take_held() {
-            lost += job.lines_left;
+            lost += job.lines_left();
             self.free.put(job);
         }
         self.drop_requests(lost);

@@ -217,8 +217,9 @@ impl Reactor {
             } else {
                 events.clear();
             }
-            let now = Instant::now();
-            self.turn_at = self.shared.pool.clock.now();
+            let clock = &self.shared.pool.clock;
+            self.turn_at = clock.now();
+            let now = clock.instant(self.turn_at);
             self.turn(&events, &mut finished, now);
             if self.stop_requested {
                 self.shared.stop.drain();

@@ -85,7 +85,7 @@ impl Reactor {
             entry.connection.job_out = true;
         }
         self.jobs_out += 1;
-        self.lines_out += job.lines_left;
+        self.lines_out += job.lines_left();
         self.outgoing.push(job);
         if self.outgoing.len() >= MAX_BATCH {
             self.submit();
@@ -179,7 +179,7 @@ impl Reactor {
         let replies = job.reply_ends.len();
         let panicked = job.end == JobEnd::Panicked;
         self.jobs_out -= 1;
-        self.lines_out -= job.handled + job.lines_left;
+        self.lines_out -= job.handled + job.lines_left();
         self.shared.pool.learn_time_per_job(job.took);
 
         let silent = (job.handled - replies - usize::from(panicked)) as u64;
@@ -191,14 +191,14 @@ impl Reactor {
         }
         let Some(entry) = self.table.get(id) else {
             self.counters.stale_replies += 1;
-            self.drop_requests(replies + job.lines_left);
+            self.drop_requests(replies + job.lines_left());
             self.free.put(job);
             return;
         };
         entry.connection.job_out = false;
         if replies > 0 && !self.reply(id, &job) {
             // Gone in the attempt, with all that was left of this job.
-            self.drop_requests(job.lines_left);
+            self.drop_requests(job.lines_left());
             self.free.put(job);
             return;
         }
@@ -217,7 +217,7 @@ impl Reactor {
                 connection.discard_input();
                 let reason = if panicked { CloseReason::Panic } else { CloseReason::Handler };
                 connection.phase = Phase::Closing(reason);
-                self.drop_requests(job.lines_left);
+                self.drop_requests(job.lines_left());
                 self.free.put(job);
             }
         }
