@@ -5,18 +5,21 @@
 //!
 //! - **Work is weighed, not counted.** A thousand pipelined requests of 2 µs are 2 ms of work for one worker; 64 requests
 //!   that block 5 ms each are worth 64 workers. [`weigh`]: the workers that would finish what is there within
-//!   [`DRAIN_TARGET`].
+//!   [`DRAIN_TARGET`]. A job that has run for longer than that holds one worker, whatever the others take.
+//! - **Work on its way is no demand yet.** Short jobs that wait while most workers are free are about to be taken.
 //! - **Blocked workers are replaced, runnable ones are not.** Where a share β of the busy workers is blocked and the rest
 //!   wants a CPU, `cores / (1 - β)` workers keep every core busy, and more only stand in line (B. Goetz, *Java
 //!   Concurrency in Practice*, 8.2: `N = cores × (1 + wait/compute)`). Demand never exceeds that.
 //! - **Tolerance is a dead band** of "more than": a difference of exactly `tolerance` is no reason to resize.
 //! - **The valve** keeps the dead band from stranding work: when work waits, every worker is busy and nothing has been
-//!   taken for [`PATIENCE`] (or [`CPU_PATIENCE`] where every worker wants a CPU), the pool grows all the same. It also does
-//!   when work has waited at every look for [`CPU_PATIENCE`] and more workers would be of use: one worker lost to a
-//!   blocking call must not cost a core for as long as the others make progress.
-//! - **What is not known is looked at again.** Until a job has finished, age is the only evidence of how long jobs take. Where
-//!   the reactor, which assumes more, saw a demand that age does not show yet, the controller asks again within a fraction
-//!   of a millisecond.
+//!   taken for [`PATIENCE`], the pool grows all the same. Where every worker wants a CPU one more gives fairness, not
+//!   speed: then it takes [`CPU_PATIENCE`], and twice as long each further time ([`MAX_CPU_PATIENCE`] at most), or long
+//!   computations would grow the pool to its maximum. It also grows when work has waited at every look for
+//!   [`CPU_PATIENCE`] and more workers would be of use: one worker lost to a blocking call must not cost a core for as long
+//!   as the others make progress.
+//! - **What is not known is looked at again.** Until a job has finished, the age of those that run is the evidence of how long
+//!   jobs take; where all stand still, the time since one was taken is, whatever the mean says. Where the reactor, which assumes more, saw a demand that this does
+//!   not show yet, the controller asks again within a fraction of a millisecond.
 //! - **Growth is one jump, shrinking follows a window.** The pool comes down to the highest demand seen within the
 //!   keep-alive window, so that a burst that recurs finds its workers, and a trickle does not keep them.
 
@@ -26,9 +29,11 @@ use std::time::Duration;
 pub const DRAIN_TARGET: Duration = Duration::from_millis(1);
 /// How long waiting work may make no progress, where a worker is blocked, until the pool grows inside the tolerance.
 pub const PATIENCE: Duration = Duration::from_millis(2);
-/// The same where every worker wants a CPU: another thread gives fairness then, not speed. Also how long work that makes
-/// progress may wait without a break while more workers would be of use.
+/// The same where every worker wants a CPU, the first time. Also how long work that makes progress may wait without a break
+/// while more workers would be of use.
 pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
+/// The longest it becomes where every worker wants a CPU. It begins anew once no work has waited for a window.
+pub const MAX_CPU_PATIENCE: Duration = Duration::from_millis(6400);
 /// First pause before growth is considered again that was held back because the workers want a CPU; it doubles up to
 /// 256 times this.
 const HOLD: Duration = Duration::from_micros(250);
@@ -103,7 +108,9 @@ pub struct Sample {
     pub blocked: Option<usize>,
     /// CPUs that this process may use.
     pub cores: usize,
-    /// Recent mean wall time of a job; at least the median age of those that run.
+    /// How many of the busy ones have had their job for [`DRAIN_TARGET`] or longer.
+    pub old: usize,
+    /// Recent mean wall time of a job. Until one has finished, the median age of those that run.
     pub time_per_job: Duration,
     /// Highest weighed demand since the previous sample.
     pub peak: usize,
@@ -114,7 +121,9 @@ pub struct Sample {
 impl Sample {
     /// The workers wanted for the jobs that wait and run, blocked or not.
     pub fn weighed(&self) -> usize {
-        weigh(self.waiting + self.busy, self.time_per_job)
+        let old = self.old.min(self.busy);
+        let standstill = if self.starved() { self.stalled } else { Duration::ZERO };
+        old + weigh(self.waiting + self.busy - old, self.time_per_job.max(standstill))
     }
 
     /// Work waits and nobody is free to take it.
@@ -122,9 +131,9 @@ impl Sample {
         self.waiting > 0 && self.busy >= self.workers
     }
 
-    /// How long this sample's waiting work may make no progress.
-    fn patience(&self) -> Duration {
-        if self.blocked == Some(0) { CPU_PATIENCE } else { PATIENCE }
+    /// Short jobs wait while most workers are free, so they are about to be taken.
+    fn is_on_its_way(&self) -> bool {
+        self.busy * 2 < self.workers && self.time_per_job < DRAIN_TARGET
     }
 }
 
@@ -149,6 +158,8 @@ pub enum Reason {
     Steady,
     /// More is wanted, but the workers want a CPU: more of them would not help.
     CpuBound,
+    /// More is wanted, but most workers are free and about to take it.
+    OnItsWay,
     /// Demand is above the pool by more than the tolerance.
     Demand,
     /// Work waited and nothing was taken for too long.
@@ -162,11 +173,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether growth was held back, so that it is considered again soon without a poke.
+    pub fn holds(self) -> bool {
+        matches!(self, Reason::CpuBound | Reason::OnItsWay)
+    }
+
     /// The word for logs and statistics.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Steady => "steady",
             Reason::CpuBound => "cpu_bound",
+            Reason::OnItsWay => "on_its_way",
             Reason::Demand => "demand",
             Reason::Stalled => "stalled",
             Reason::Backlog => "backlog",
@@ -228,6 +245,12 @@ pub struct Memory {
     holds: u32,
     /// Since when work waited at every look while more workers would have been of use.
     short_since: Option<Duration>,
+    /// Since when work waited at every look and every worker was busy.
+    starved_since: Option<Duration>,
+    /// When that was seen last.
+    last_starved: Duration,
+    /// How often in this time of need the pool grew although every worker wanted a CPU.
+    cpu_grants: u32,
 }
 
 impl Memory {
@@ -240,6 +263,24 @@ impl Memory {
             _ => share,
         };
         self.blocking = Some((smoothed, sample.now));
+    }
+
+    /// Takes in whether work waits, and returns how long it may make no progress, and how long it made none.
+    fn wait(&mut self, policy: &Policy, sample: &Sample) -> (Duration, Duration) {
+        if sample.now.saturating_sub(self.last_starved) >= policy.keep_alive {
+            self.cpu_grants = 0;
+        }
+        if sample.starved() {
+            self.last_starved = sample.now;
+        }
+        self.starved_since = sample.starved().then(|| self.starved_since.unwrap_or(sample.now));
+        if sample.blocked != Some(0) {
+            return (PATIENCE, sample.stalled);
+        }
+        // Computations take their time: what has just come has not waited for as long as nothing was taken.
+        let waited = self.starved_since.map_or(Duration::ZERO, |since| sample.now.saturating_sub(since));
+        let patience = CPU_PATIENCE.saturating_mul(1 << self.cpu_grants.min(16)).min(MAX_CPU_PATIENCE);
+        (patience, sample.stalled.min(waited))
     }
 
     /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides.
@@ -269,7 +310,8 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     let within = |workers: usize| workers.clamp(policy.min, policy.max);
     let wanted = within(demand);
     let highest = memory.window.highest();
-    let stalled = sample.starved() && sample.stalled >= sample.patience();
+    let (patience, standstill) = memory.wait(policy, sample);
+    let stalled = sample.starved() && standstill >= patience;
     let short = sample.starved() && wanted > workers;
     memory.short_since = short.then(|| memory.short_since.unwrap_or(sample.now));
     let short_for = memory.short_since.map(|since| sample.now.saturating_sub(since));
@@ -277,9 +319,10 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     let (target, reason) = if workers != within(workers) {
         (within(workers), Reason::Limits)
     } else if wanted > workers && demand > workers.saturating_add(policy.tolerance) {
-        (wanted, Reason::Demand)
+        if sample.is_on_its_way() { (workers, Reason::OnItsWay) } else { (wanted, Reason::Demand) }
     } else if stalled && workers < policy.max {
-        (wanted.max(workers + 1), Reason::Stalled)
+        // Workers above the target that are busy are not going to take anything.
+        (within(wanted.max(workers.max(sample.busy) + 1)), Reason::Stalled)
     } else if short_for.is_some_and(|time| time >= CPU_PATIENCE) {
         (wanted, Reason::Backlog)
     } else if workers > within(highest) && workers > highest.saturating_add(policy.tolerance) {
@@ -289,22 +332,23 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     } else {
         (workers, Reason::Steady)
     };
-    memory.holds = if reason == Reason::CpuBound { memory.holds.saturating_add(1) } else { 0 };
+    memory.holds = if reason.holds() { memory.holds.saturating_add(1) } else { 0 };
+    memory.cpu_grants += u32::from(reason == Reason::Stalled && sample.blocked == Some(0));
     if target > workers {
         // The new workers are not surplus before a window has passed without need of them. What a valve has added has to be
         // there until it may open again, however short the window is: so the window begins later by that.
-        let later = if reason == Reason::Stalled { CPU_PATIENCE * 2 } else { Duration::ZERO };
+        let later = if reason == Reason::Stalled { patience.max(CPU_PATIENCE) * 2 } else { Duration::ZERO };
         memory.window.record(sample.now + later, policy.keep_alive, target);
-        memory.short_since = None;
+        (memory.short_since, memory.starved_since) = (None, None);
     }
 
     // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten; one that holds growth back looks again; so does
     // one whose work waits, and one that does not know yet how long its work takes. The earliest counts.
     let shrinks = target > policy.min && memory.window.highest() > 0;
     let shrink = shrinks.then(|| memory.window.until_next_part(sample.now));
-    let hold = (reason == Reason::CpuBound).then(|| HOLD * (1 << (memory.holds - 1).min(8)));
-    let valve = (sample.starved() && workers < policy.max)
-        .then(|| sample.patience().saturating_sub(sample.stalled).max(HOLD));
+    let hold = reason.holds().then(|| HOLD * (1 << (memory.holds - 1).min(8)));
+    let valve =
+        (sample.starved() && workers < policy.max).then(|| patience.saturating_sub(standstill).max(HOLD));
     let backlog = short_for.map(|time| CPU_PATIENCE.saturating_sub(time).max(HOLD));
     let attention = policy.attention(workers);
     let unknown = (sample.peak > attention && weighed <= attention && sample.starved()).then_some(HOLD);
@@ -417,7 +461,49 @@ mod tests {
         assert_eq!(verdict(waiting(PATIENCE, Some(2))).target, 3);
         assert_eq!(verdict(waiting(PATIENCE, None)).target, 3);
         assert_eq!(verdict(waiting(PATIENCE, Some(0))).target, 2);
-        assert_eq!(verdict(waiting(CPU_PATIENCE, Some(0))).target, 3);
+        assert_eq!(verdict(waiting(CPU_PATIENCE, Some(0))).target, 2, "it was not seen to wait");
+    }
+
+    #[test]
+    fn computations_get_another_worker_after_twice_the_time_each() {
+        let policy = policy();
+        let (mut memory, mut workers, mut grew, mut taken_at) = (Memory::default(), 2, Vec::new(), 0);
+        for now in (1000..4000).step_by(10) {
+            let burning = Sample {
+                stalled: MS * (now - taken_at),
+                blocked: Some(0),
+                old: workers,
+                ..sample(now, workers, 20, workers)
+            };
+            let (next, verdict) = decide(&policy, memory, &burning);
+            if verdict.target > workers {
+                assert_eq!((verdict.target, verdict.reason), (workers + 1, Reason::Stalled));
+                grew.push(now);
+                taken_at = now;
+            }
+            (memory, workers) = (next, verdict.target);
+        }
+        let waits: Vec<_> = grew.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(
+            grew[0] == 1100
+                && waits.iter().zip([200, 400, 800]).all(|(is, least)| (least..least + 50).contains(is)),
+            "{grew:?}"
+        );
+    }
+
+    #[test]
+    fn short_jobs_that_free_workers_are_about_to_take_grow_nothing() {
+        let flood = Sample { time_per_job: Duration::from_micros(10), ..sample(0, 2, 512, 0) };
+        let verdict = verdict(flood);
+        assert_eq!((verdict.target, verdict.reason), (2, Reason::OnItsWay));
+        assert!(verdict.check_after.is_some(), "it looks again");
+    }
+
+    #[test]
+    fn a_stuck_job_counts_as_one_and_says_nothing_of_the_others() {
+        let mostly_stuck =
+            Sample { old: 20, time_per_job: Duration::from_micros(100), ..sample(0, 22, 198, 22) };
+        assert_eq!(mostly_stuck.weighed(), 40);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::PoolLimits;
-use crate::controller::{self, Decision, Memory, Policy, Reason, Sample};
+use crate::controller::{self, Decision, Memory, Policy, Sample};
 use crate::error::Error;
 use crate::pool::{Census, Pool};
 use crate::replies::Wake;
@@ -23,7 +23,7 @@ pub const MAX_DECISIONS: usize = 256;
 const MAX_STATES_READ: usize = 16;
 /// First pause after the system refused a thread; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_millis(800);
 
 /// The seam between the planes: what the reactor shows the tuner, and what the tuner decided.
 #[derive(Debug)]
@@ -155,8 +155,10 @@ impl Tuner {
                 });
             }
             let pause = refusals.pause_left(now);
-            let check_after = [verdict.check_after, pause].into_iter().flatten().min();
-            let held = verdict.reason == Reason::CpuBound || pause.is_some();
+            // While the system refuses threads there is nothing to do for work that waits.
+            let refused = verdict.target > to;
+            let check_after = pause.filter(|_| refused).or(verdict.check_after);
+            let held = verdict.reason.holds() || pause.is_some();
             self.attention.store(if held { usize::MAX } else { policy.attention(to) }, Relaxed);
             check_at = check_after.map(|after| epoch + now + after);
         }
@@ -186,7 +188,7 @@ impl Tuner {
     }
 
     fn sample<W: Wake>(&self, policy: &Policy, pool: &Pool<W>, now: Duration, cores: usize) -> Sample {
-        let Census { busy, last_taken, median_age, busy_tids, .. } = pool.census(now);
+        let Census { busy, last_taken, old, median_age, busy_tids, .. } = pool.census(now);
         let mut sample = Sample {
             now,
             workers: pool.target(),
@@ -194,8 +196,9 @@ impl Tuner {
             busy,
             blocked: None,
             cores,
+            old,
             // Of a first burst nothing is known but how long it has been running.
-            time_per_job: pool.known_time_per_job().unwrap_or_default().max(median_age),
+            time_per_job: pool.known_time_per_job().unwrap_or(median_age),
             peak: self.peak.swap(self.demand(), Relaxed),
             stalled: now.saturating_sub(last_taken),
         };
@@ -223,7 +226,9 @@ impl Tuner {
                 return pool.target();
             }
         }
-        refusals.clear();
+        if missing > 0 {
+            refusals.clear();
+        }
         pool.target()
     }
 

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tidemill::Config;
 
 /// Exit status for wrong usage.
 const USAGE: u8 = 2;
@@ -58,6 +59,18 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     fail(USAGE, &one_line(&error.to_string()))
+}
+
+/// Least and most workers; where only one was given, the other's default yields to it.
+fn pool_bounds(min: Option<usize>, max: Option<usize>) -> (usize, usize) {
+    let defaults = Config::default();
+    match (min, max) {
+        (Some(min), Some(max)) => (min, max),
+        (Some(min), None) => (min, defaults.max_threads.max(min)),
+        // A maximum of 0 is refused as such, and not for a minimum that nobody gave.
+        (None, Some(max)) => (defaults.min_threads.min(max).max(1), max),
+        (None, None) => (defaults.min_threads, defaults.max_threads),
+    }
 }
 
 /// Writes one line to standard error and returns `status`.

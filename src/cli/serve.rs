@@ -205,13 +205,7 @@ fn insist(log: &NonBlocking, write: impl Fn()) {
 
 fn start(args: &ServeArgs) -> Result<Server, Error> {
     let mut config = Config::default();
-    (config.min_threads, config.max_threads) = match (args.min_threads, args.max_threads) {
-        (Some(min), Some(max)) => (min, max),
-        (Some(min), None) => (min, config.max_threads.max(min)),
-        // A maximum of 0 is refused as such, and not for a minimum that nobody gave.
-        (None, Some(max)) => (config.min_threads.min(max).max(1), max),
-        (None, None) => (config.min_threads, config.max_threads),
-    };
+    (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
     let anyone = if args.assignment { StopFrom::Any } else { StopFrom::Loopback };
     config.listen = vec![SocketAddr::new(args.bind.unwrap_or(everywhere.into()), args.port)];

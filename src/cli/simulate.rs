@@ -37,13 +37,13 @@ pub(crate) struct SimulateArgs {
     /// A name, or a description of what comes
     workload: String,
 
-    /// Least workers
-    #[arg(long, value_name = "N", env = "MIN_THREADS", default_value_t = Config::default().min_threads, value_parser = workers)]
-    min_threads: usize,
+    /// Least workers [default: 4]
+    #[arg(long, value_name = "N", env = "MIN_THREADS", value_parser = workers)]
+    min_threads: Option<usize>,
 
-    /// Most workers
-    #[arg(long, value_name = "N", env = "MAX_THREADS", default_value_t = Config::default().max_threads, value_parser = workers)]
-    max_threads: usize,
+    /// Most workers [default: 32]
+    #[arg(long, value_name = "N", env = "MAX_THREADS", value_parser = workers)]
+    max_threads: Option<usize>,
 
     /// Workers that the pool may differ from demand by without being resized
     #[arg(long, value_name = "N", env = "TOLERANCE", default_value_t = Config::default().tolerance)]
@@ -115,12 +115,12 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
         Ok(workload) => workload,
         Err(error) => return fail(USAGE, &format!("the workload cannot be read: {error}")),
     };
-    if args.min_threads > args.max_threads {
-        let (min, max) = (args.min_threads, args.max_threads);
-        return fail(
-            USAGE,
-            &format!("min_threads is {min}, but must be at most max_threads, which is {max}"),
+    let (min_threads, max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
+    if min_threads > max_threads {
+        let problem = format!(
+            "--min-threads is {min_threads}, but must be at most --max-threads, which is {max_threads}"
         );
+        return fail(USAGE, &problem);
     }
     let duration = args.duration.unwrap_or_else(|| workload.duration());
     if duration.is_zero() || duration > MAX_SIMULATED {
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
     if args.keep_alive.is_zero() {
         return fail(USAGE, "--keep-alive must be more than 0");
     }
-    let policy = Policy::new(args.min_threads, args.max_threads, args.tolerance, args.keep_alive);
+    let policy = Policy::new(min_threads, max_threads, args.tolerance, args.keep_alive);
     let cores = args.cores.map_or_else(available_cores, |cores| cores as usize);
     let machine = Machine { cores, ..Machine::default() };
     let mut rules: Vec<Rule> = Vec::new();
@@ -142,9 +142,7 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
     let runs: Vec<Run> = rules.into_iter().map(|rule| simulate::run(&setup(rule), &workload)).collect();
 
     let pool = format!(
-        "min {}, max {}, tolerance {}, keep-alive {}, {cores} cores, {}",
-        args.min_threads,
-        args.max_threads,
+        "min {min_threads}, max {max_threads}, tolerance {}, keep-alive {}, {cores} cores, {}",
         args.tolerance,
         humantime::format_duration(args.keep_alive),
         humantime::format_duration(duration),
@@ -159,8 +157,8 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
         let document = Document {
             tidemill: env!("CARGO_PKG_VERSION"),
             workload: &args.workload,
-            min_threads: args.min_threads,
-            max_threads: args.max_threads,
+            min_threads,
+            max_threads,
             tolerance: args.tolerance,
             keep_alive_seconds: args.keep_alive.as_secs_f64(),
             cores,

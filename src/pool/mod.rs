@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_deque::{Injector, Stealer};
 
 use crate::clock::{Clock, Nanos, nanos};
+use crate::controller::DRAIN_TARGET;
 use crate::handler::Handler;
 use crate::job::Job;
 use crate::metrics::Timings;
@@ -76,6 +77,8 @@ struct Crew {
     /// Once set, the target stays 0.
     stopping: bool,
     next_id: u64,
+    /// When one of those who have left took its last job.
+    last_taken: Duration,
     workers: Vec<(u64, Arc<WorkerState>)>,
 }
 
@@ -89,6 +92,16 @@ struct WorkerState {
     last: AtomicU64,
 }
 
+impl WorkerState {
+    fn last_taken(&self) -> Duration {
+        Duration::from_nanos(self.last.load(Relaxed) / 2)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.last.load(Relaxed) % 2 == 1
+    }
+}
+
 /// How the workers are doing: what the controller needs to know of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Census {
@@ -96,8 +109,9 @@ pub(crate) struct Census {
     pub(crate) busy: usize,
     /// When a worker last took a job.
     pub(crate) last_taken: Duration,
-    /// How long half of the busy workers have had their jobs, at least. The median, so that a few that never return do
-    /// not make all work look long.
+    /// Busy workers that have had their jobs for `controller::DRAIN_TARGET` or longer.
+    pub(crate) old: usize,
+    /// How long half of the busy workers have had their jobs, at least.
     pub(crate) median_age: Duration,
     /// The threads of busy workers.
     pub(crate) busy_tids: Vec<u32>,
@@ -158,7 +172,7 @@ impl<W: Wake> Pool<W> {
     /// Unparks a worker whether it is worth it or not: what waits has made no progress. For the reactor.
     pub(crate) fn nudge(&self) {
         self.stuck.store(self.live.load(Relaxed).saturating_sub(self.parked()), Relaxed);
-        self.sleep.unpark_one(|_| true);
+        self.sleep.unpark_another();
     }
 
     /// Called by the reactor's thread, so that it is known as such.
@@ -265,6 +279,19 @@ impl<W: Wake> Pool<W> {
         self.left.notify_all();
     }
 
+    /// A worker ends: it is not in the crew any more. `unwinds`: by a bug of ours, and it still counts as live.
+    fn leave(&self, id: u64, unwinds: bool) {
+        let mut crew = lock_std(&self.crew);
+        if let Some(place) = crew.workers.iter().position(|(other, _)| *other == id) {
+            let (_, state) = crew.workers.remove(place);
+            crew.last_taken = crew.last_taken.max(state.last_taken());
+        }
+        if unwinds {
+            crew.live -= 1;
+            self.show(&crew);
+        }
+    }
+
     /// Whether the calling thread is one of the workers, or the reactor's: the server cannot end while it waits.
     pub(crate) fn is_on_own_thread(&self) -> bool {
         let tid = worker::thread_id();
@@ -275,19 +302,19 @@ impl<W: Wake> Pool<W> {
     /// Looks at every worker. `now` is in the time of its clock.
     pub(crate) fn census(&self, now: Duration) -> Census {
         let crew = lock_std(&self.crew);
-        let mut census = Census { live: crew.live, ..Census::default() };
+        let mut census = Census { live: crew.live, last_taken: crew.last_taken, ..Census::default() };
         let mut ages = Vec::new();
         for (_, state) in &crew.workers {
-            let last = state.last.load(Relaxed);
-            let taken = Duration::from_nanos(last / 2);
+            let taken = state.last_taken();
             census.last_taken = census.last_taken.max(taken);
-            if last % 2 == 1 {
+            if state.is_busy() {
                 census.busy += 1;
                 census.busy_tids.push(state.tid.load(Relaxed));
                 ages.push(now.saturating_sub(taken));
             }
         }
         ages.sort_unstable();
+        census.old = ages.len() - ages.partition_point(|age| *age < DRAIN_TARGET);
         census.median_age = ages.get(ages.len().saturating_sub(1) / 2).copied().unwrap_or_default();
         census
     }

@@ -127,6 +127,12 @@ impl Sleep {
         }
     }
 
+    /// Unparks one worker, also while others search: they may have been unparked and have no CPU yet.
+    pub(super) fn unpark_another(&self) {
+        fence(SeqCst);
+        self.unpark(searching(self.state.load(Relaxed)) + 1, Which::Latest, |_| true);
+    }
+
     /// A searching worker found a job, or ends. `true` if it was the last one that searched: it then has to look
     /// whether more is there, and unpark another for it, as a pusher may have counted on it.
     pub(super) fn stops_searching(&self) -> bool {

@@ -204,7 +204,7 @@ impl<W: Wake> Drop for Worker<'_, W> {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .retain(|(id, _)| *id != self.id);
-        lock_std(&pool.crew).workers.retain(|(id, _)| *id != self.id);
+        pool.leave(self.id, std::thread::panicking());
         pool.unpark_for_work();
         pool.left.notify_all();
     }

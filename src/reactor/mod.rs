@@ -74,7 +74,7 @@ pub(crate) struct ReactorWaker(Waker);
 impl Wake for ReactorWaker {
     fn wake(&self) {
         if let Err(error) = self.0.wake() {
-            // Only without memory. The safety tick finds what this wake was for.
+            // An eventfd that is open takes any wake. The next event, or the safety tick, finds what this one was for.
             tracing::error!(%error, "cannot wake the reactor");
         }
     }
@@ -152,8 +152,8 @@ pub(crate) struct Reactor {
     stop_requested: bool,
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
     started_before: u64,
-    /// When waiting work was last looked at, and `pool.started()` then.
-    stall_check: (Instant, u64),
+    /// Since when work waits and none was taken, and `pool.started()` then; `None` while nothing waits.
+    stall_check: (Instant, Option<u64>),
     /// The tuner is not told again before this that work makes no progress.
     poke_at: Option<Instant>,
     warned: Option<Instant>,
@@ -189,7 +189,7 @@ impl Reactor {
             drain_until: None,
             stop_requested: false,
             started_before: 0,
-            stall_check: (Instant::now(), 0),
+            stall_check: (Instant::now(), None),
             poke_at: None,
             warned: None,
             announced: [None; CloseReason::COUNT],
@@ -369,12 +369,13 @@ impl Reactor {
     fn watch_progress(&mut self, now: Instant) {
         let Shared { pool, tuner, .. } = &self.shared;
         tuner.observe(self.jobs_out, pool.time_per_job());
-        let (checked, started_then) = self.stall_check;
-        if now.saturating_duration_since(checked) < SAFETY_TICK {
-            return;
-        }
-        let started = pool.started();
-        if pool.waiting() > 0 && started == started_then {
+        let started = (pool.waiting() > 0).then(|| pool.started());
+        let (since, started_then) = self.stall_check;
+        if started.is_none() || started != started_then {
+            // Nothing waits, or something was taken, or work has just come: the clock begins anew.
+            self.poke_at = None;
+            self.stall_check = (now, started);
+        } else if now.saturating_duration_since(since) >= SAFETY_TICK {
             if pool.parked() > 0 {
                 pool.nudge();
             } else if self.poke_at.is_none_or(|at| now >= at) {
@@ -382,10 +383,8 @@ impl Reactor {
                 tuner.poke();
                 self.poke_at = Some(now + POKE_INTERVAL);
             }
-        } else {
-            self.poke_at = None;
+            self.stall_check = (now, started);
         }
-        self.stall_check = (now, started);
     }
 
     fn publish(&self) {

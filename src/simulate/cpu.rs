@@ -13,6 +13,8 @@ pub(super) struct Cpu {
     cores: f64,
     /// What every worker that is runnable has got since the start, in nanoseconds.
     shared: f64,
+    /// CPU time used since the start, in nanoseconds.
+    used: f64,
     updated: Nanos,
     /// When each runnable worker is done, by the shared clock. The bits of floats that are not negative order like them.
     ends: BinaryHeap<Reverse<(u64, usize)>>,
@@ -20,11 +22,17 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub(super) fn new(cores: usize) -> Cpu {
-        Cpu { cores: cores.max(1) as f64, shared: 0.0, updated: 0, ends: BinaryHeap::new() }
+        Cpu { cores: cores.max(1) as f64, shared: 0.0, used: 0.0, updated: 0, ends: BinaryHeap::new() }
     }
 
     pub(super) fn runnable(&self) -> usize {
         self.ends.len()
+    }
+
+    /// CPU time used until `now`, in nanoseconds.
+    pub(super) fn used(&mut self, now: Nanos) -> f64 {
+        self.advance(now);
+        self.used
     }
 
     /// A worker becomes runnable, for `work` of a CPU.
@@ -55,7 +63,9 @@ impl Cpu {
 
     fn advance(&mut self, now: Nanos) {
         if !self.ends.is_empty() {
-            self.shared += (now - self.updated) as f64 * self.pace();
+            let advanced = (now - self.updated) as f64 * self.pace();
+            self.shared += advanced;
+            self.used += advanced * self.ends.len() as f64;
         }
         self.updated = now;
     }
@@ -90,5 +100,6 @@ mod tests {
         assert_eq!(cpu.next_end(), Some(1_500), "500 alone, then 500 at half the pace");
         assert_eq!(cpu.pop_ended(1_500), Some(1));
         assert_eq!(cpu.next_end(), Some(2_000));
+        assert!((cpu.used(1_800) - 1_800.0).abs() < 1.0, "one core, always in use");
     }
 }

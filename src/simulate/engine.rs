@@ -75,8 +75,13 @@ struct Source {
 #[derive(Debug)]
 enum SourceKind {
     Rate(Box<Arrivals>),
-    Bursts(Vec<(Nanos, u32)>),
-    Clients { curve: Curve, wanted: u64, there: u64 },
+    /// The next one first; each comes again after a pass of the workload.
+    Bursts(VecDeque<(Nanos, u32)>),
+    Clients {
+        curve: Curve,
+        wanted: u64,
+        there: u64,
+    },
 }
 
 /// What the tuner keeps.
@@ -94,6 +99,8 @@ struct Tuner {
 pub(super) struct Engine<'a> {
     setup: &'a Setup,
     policy: Policy,
+    /// How long one pass of the workload takes.
+    pass: Nanos,
     now: Nanos,
     events: BinaryHeap<Reverse<(Nanos, u64, Event)>>,
     events_ever: u64,
@@ -118,6 +125,8 @@ pub(super) struct Engine<'a> {
     /// Work that makes no progress is not told to the tuner again before this.
     poke_at: Nanos,
     idle_timer: bool,
+    /// CPU time that was used when the gate looked last.
+    used_at_gate: f64,
     mean: Nanos,
     tuner: Tuner,
     tally: Tally,
@@ -138,8 +147,8 @@ impl<'a> Engine<'a> {
                 }
                 Load::Bursts(bursts) => {
                     let mut bursts: Vec<_> = bursts.iter().map(|(at, count)| (nanos(*at), *count)).collect();
-                    bursts.sort_unstable_by_key(|burst| Reverse(burst.0));
-                    SourceKind::Bursts(bursts)
+                    bursts.sort_unstable();
+                    SourceKind::Bursts(bursts.into())
                 }
             };
             Source { service: stream.service, kind }
@@ -150,6 +159,7 @@ impl<'a> Engine<'a> {
         Engine {
             setup,
             policy: setup.policy,
+            pass: nanos(workload.duration()),
             now: 0,
             events: BinaryHeap::new(),
             events_ever: 0,
@@ -170,6 +180,7 @@ impl<'a> Engine<'a> {
             ticking: false,
             poke_at: 0,
             idle_timer: false,
+            used_at_gate: 0.0,
             mean: 0,
             tuner: Tuner {
                 memory: Memory::default(),
@@ -268,7 +279,7 @@ impl<'a> Engine<'a> {
     fn await_arrival(&mut self, stream: usize) {
         let next = match &self.sources[stream].kind {
             SourceKind::Rate(arrivals) => (arrivals.peek() * 1e9) as Nanos,
-            SourceKind::Bursts(bursts) => match bursts.last() {
+            SourceKind::Bursts(bursts) => match bursts.front() {
                 Some((at, _)) => *at,
                 None => return,
             },
@@ -283,7 +294,10 @@ impl<'a> Engine<'a> {
                 arrivals.advance();
                 1
             }
-            SourceKind::Bursts(bursts) => bursts.pop().map_or(0, |(_, count)| count),
+            SourceKind::Bursts(bursts) => bursts.pop_front().map_or(0, |(at, count)| {
+                bursts.push_back((at.saturating_add(self.pass), count));
+                count
+            }),
             SourceKind::Clients { .. } => 0,
         };
         for _ in 0..count {
@@ -321,7 +335,7 @@ impl<'a> Engine<'a> {
         match self.setup.rule {
             Rule::Tidemill => self.observe(),
             other => {
-                let target = other.on_request(&self.policy, self.live, self.jobs(), idle.is_some());
+                let target = other.on_request(&self.policy, self.target, self.jobs(), idle.is_some());
                 self.resize(target, self.jobs(), Reason::Demand, None);
             }
         }
@@ -377,7 +391,7 @@ impl<'a> Engine<'a> {
         match self.setup.rule {
             Rule::Tidemill => self.observe(),
             Rule::Assignment => {
-                let target = Rule::Assignment.on_request(&self.policy, self.live, self.jobs(), false);
+                let target = Rule::Assignment.on_request(&self.policy, self.target, self.jobs(), false);
                 self.resize(target, self.jobs(), Reason::Surplus, None);
             }
             Rule::Jdk | Rule::Tokio | Rule::DotNet => {}
@@ -450,6 +464,7 @@ impl<'a> Engine<'a> {
 
     fn tune(&mut self) {
         let mut ages: Vec<Nanos> = self.running.iter().map(|(_, job)| self.now - job.taken).collect();
+        let old = ages.iter().filter(|age| **age >= nanos(controller::DRAIN_TARGET)).count();
         let middle = ages.len().saturating_sub(1) / 2;
         let median_age = if ages.is_empty() { 0 } else { *ages.select_nth_unstable(middle).1 };
         let demand = self.demand();
@@ -460,7 +475,8 @@ impl<'a> Engine<'a> {
             busy: self.running.len(),
             blocked: None,
             cores: self.setup.machine.cores,
-            time_per_job: Duration::from_nanos(self.mean.max(median_age)),
+            old,
+            time_per_job: Duration::from_nanos(if self.mean == 0 { median_age } else { self.mean }),
             peak: std::mem::replace(&mut self.tuner.peak, demand),
             stalled: Duration::from_nanos(self.now - self.last_taken),
         };
@@ -474,7 +490,7 @@ impl<'a> Engine<'a> {
         self.spawning_until = self.spawning_until.max(done_at);
         self.resize(verdict.target, verdict.demand, verdict.reason, sample.blocked);
         self.tuner.busy_until = if verdict.target > sample.workers { self.spawning_until } else { done_at };
-        let held = verdict.reason == Reason::CpuBound;
+        let held = verdict.reason.holds();
         self.tuner.attention = if held { usize::MAX } else { self.policy.attention(self.target) };
         if let Some(after) = verdict.check_after {
             self.tune_at(self.now.saturating_add(nanos(after)));
@@ -484,7 +500,9 @@ impl<'a> Engine<'a> {
     /// As the gate thread of .NET.
     fn look_through_gate(&mut self) {
         self.at(self.now + GATE, Event::Gate);
-        let in_use = self.cpu.runnable() * 10 >= self.setup.machine.cores * 8;
+        let used = self.cpu.used(self.now);
+        let in_use = used - self.used_at_gate >= 0.8 * GATE as f64 * self.setup.machine.cores as f64;
+        self.used_at_gate = used;
         let patience = if in_use { GATE_BUSY * self.live as u64 } else { GATE };
         let starved = !self.waiting.is_empty() && self.now - self.last_taken > patience;
         if starved && self.live < self.policy.max() {

@@ -60,8 +60,8 @@ pub struct Service {
     pub exponential: bool,
 }
 
-/// Workloads with a name, and what each is for. With the default limits of the server (2 to 64 workers, tolerance 2, a
-/// keep-alive of 5 s) they are rows of its scorecard.
+/// Workloads with a name, and what each is for. With 2 to 64 workers, tolerance 2 and a keep-alive of 5 s they are rows of
+/// the server's scorecard.
 pub const NAMED: [(&str, &str, &str); 11] = [
     (
         "step",

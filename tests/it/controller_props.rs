@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tidemill::controller::{CPU_PATIENCE, Memory, PATIENCE, Policy, Reason, Sample, Verdict, decide};
+use tidemill::controller::{
+    CPU_PATIENCE, MAX_CPU_PATIENCE, Memory, PATIENCE, Policy, Reason, Sample, Verdict, decide,
+};
 
 fn policies() -> impl Strategy<Value = Policy> {
     // Windows shorter than the valves' patience too.
@@ -22,9 +24,11 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
         1_usize..128,
         0_u64..u64::MAX,
         0_usize..100_000,
-        0_u64..10_000_000_000,
+        // Short ones too: most of what the valves do is decided below a tenth of a second.
+        prop_oneof![0_u64..10_000_000_000, 0_u64..150_000_000],
+        0_usize..12_000,
     );
-    let sample = sample.prop_map(|(step, waiting, busy, blocked, cores, time, peak, stalled)| Sample {
+    let sample = sample.prop_map(|(step, waiting, busy, blocked, cores, time, peak, stalled, old)| Sample {
         // The step to the previous one; turned into a time below.
         now: Duration::from_nanos(step),
         workers: 0,
@@ -32,6 +36,7 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
         busy,
         blocked,
         cores,
+        old,
         time_per_job: Duration::from_nanos(time >> (time % 64)),
         peak,
         stalled: Duration::from_nanos(stalled),
@@ -102,16 +107,24 @@ proptest! {
         }
     }
 
-    /// It grows only for demand above the tolerance or work that makes no progress.
+    /// It grows only for demand above the tolerance, for work that makes no progress, or for work that waited at every look.
     #[test]
     fn it_grows_for_a_reason(policy in policies(), samples in samples(), start in 0_usize..12_000) {
         let mut pool = Pool::new(policy, start.clamp(policy.min(), policy.max()));
+        let mut short_since = None;
         for sample in samples {
             let before = pool.workers;
             let verdict = pool.step(sample.now, sample);
+            let starved = sample.waiting > 0 && sample.busy >= before;
+            let short = starved && verdict.demand.min(policy.max()) > before;
+            short_since = short.then(|| short_since.unwrap_or(pool.now));
             if verdict.target > before {
-                let stalled = sample.waiting > 0 && sample.busy >= before && sample.stalled >= PATIENCE;
-                prop_assert!(stalled || verdict.demand > before + policy.tolerance(), "{:?} {:?}", verdict, sample);
+                let stalled = starved && sample.stalled >= PATIENCE;
+                let backlog = short_since.is_some_and(|since| pool.now - since >= CPU_PATIENCE);
+                prop_assert!(
+                    stalled || backlog || verdict.demand > before + policy.tolerance(), "{:?} {:?}", verdict, sample
+                );
+                short_since = None;
             }
         }
     }
@@ -155,7 +168,7 @@ proptest! {
     }
 
     /// Nothing arrives any more and no worker gets free: by its own timers alone the pool grows until every job is taken
-    /// or it is at its maximum, one step a patience at most.
+    /// or it is at its maximum, one step a patience at most; for computations that becomes longer each time.
     #[test]
     fn no_job_waits_for_the_next_arrival(
         policy in policies(), samples in samples(), jobs in 1_usize..200, burning in any::<bool>(),
@@ -164,7 +177,7 @@ proptest! {
         for sample in samples {
             pool.step(sample.now, sample);
         }
-        let patience = if burning { CPU_PATIENCE } else { PATIENCE };
+        let mut patience = if burning { CPU_PATIENCE } else { PATIENCE };
         let mut last_taken = pool.now;
         let (mut after, mut has_grown) = (Duration::ZERO, false);
         while pool.workers < jobs.min(policy.max()) {
@@ -187,6 +200,7 @@ proptest! {
             prop_assert!(waits <= patience * 2, "{:?} for {:?}", waits, verdict);
             if pool.workers > before {
                 last_taken = pool.now;
+                patience = if burning { (patience * 2).min(MAX_CPU_PATIENCE) } else { patience };
             }
             let asked = verdict.check_after;
             prop_assert!(asked.is_some() || pool.workers >= jobs.min(policy.max()), "it does not ask again: {:?}", verdict);

@@ -56,6 +56,48 @@ fn it_grows_for_requests_that_block_and_shrinks_when_they_are_gone_without_furth
 }
 
 #[test]
+fn the_decisions_played_again_give_the_sizes_that_the_pool_had() {
+    let gate = Gate::closed();
+    let server = held_by(&gate, 2, 20, 2);
+    let handle = server.handle();
+    let mut peers = send_from_each(&server, 16);
+    eventually("each request has a worker", || handle.stats().pool_busy == 16);
+    let sixteen = handle.stats().pool_threads;
+    gate.open();
+    peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
+    eventually("it is back within tolerance of the minimum", || handle.stats().pool_threads <= 4);
+    handle.set_pool_limits(PoolLimits { min_threads: 7, ..handle.pool_limits() }).unwrap();
+    eventually("it has the new minimum, and has said so", || handle.decisions().last().unwrap().to == 7);
+    let mut workers = 2;
+    let mut sizes = Vec::new();
+    for decision in handle.decisions() {
+        assert_eq!(decision.from, workers, "{decision:?}");
+        workers = decision.to;
+        sizes.push(workers as u64);
+    }
+    assert_eq!(handle.stats().pool_threads, workers as u64);
+    assert!(sizes.contains(&sixteen), "{sixteen} in {sizes:?}");
+}
+
+#[test]
+fn another_keep_alive_holds_at_once() {
+    let gate = Gate::closed();
+    let server = held_by(&gate, 2, 20, 2);
+    let handle = server.handle();
+    let long = PoolLimits { keep_alive: Duration::from_secs(3600), ..handle.pool_limits() };
+    handle.set_pool_limits(long).unwrap();
+    let mut peers = send_from_each(&server, 16);
+    eventually("each request has a worker", || handle.stats().pool_busy == 16);
+    gate.open();
+    peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
+    eventually("none is busy any more", || handle.stats().pool_busy == 0);
+    let shrunk = handle.stats().pool_resizes_total.shrink;
+    assert_eq!(shrunk, 0, "an hour has not passed");
+    handle.set_pool_limits(PoolLimits { keep_alive: Duration::from_millis(50), ..long }).unwrap();
+    eventually("it comes down, without any traffic", || handle.stats().pool_threads <= 4);
+}
+
+#[test]
 fn it_never_grows_above_its_maximum() {
     let running = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
     let gate = Gate::closed();

@@ -58,6 +58,8 @@ fn a_longer_duration_plays_the_workload_again() {
         document["runs"][0]["streams"][0]["arrived"].as_u64().unwrap()
     };
     assert_eq!((arrived(&[]), arrived(&["-d", "10s"])), (99, 999));
+    let document = document(&["burst=5@1s,3@2s block=1ms", "--json", "-d", "9s"]);
+    assert_eq!(document["runs"][0]["streams"][0]["arrived"], 24, "a pass takes three seconds");
 }
 
 #[test]
@@ -78,13 +80,23 @@ fn the_report_draws_demand_workers_and_decisions() {
 }
 
 #[test]
+fn the_default_of_one_bound_yields_to_the_other() {
+    for arguments in [["--max-threads", "3"], ["--min-threads", "40"]] {
+        let document = document(&[&["stuck", "--json"], &arguments[..]].concat());
+        let bounds =
+            [&document["min_threads"], &document["max_threads"]].map(|bound| bound.as_u64().unwrap());
+        assert!(bounds == [3, 3] || bounds == [40, 40], "{bounds:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_one_line_and_exit_status_2() {
     for (arguments, named) in [
         (&["steps"][..], "`steps` is none of step"),
         (&[], "<WORKLOAD>"),
         (&["rate=hold:5@1s"], "cpu= or block="),
         (&["rate=hold:5@1s cpu=1ms", "--rule", "go"], "tidemill, jdk, tokio, dotnet, assignment"),
-        (&["step", "--min-threads", "9", "--max-threads", "8"], "min_threads is 9"),
+        (&["step", "--min-threads", "9", "--max-threads", "8"], "--min-threads is 9"),
         (&["step", "--duration", "0s"], "--duration"),
         (&["step", "--keep-alive", "0s"], "--keep-alive"),
         (&["step", "--cores", "0"], "--cores"),
