@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::measure::Metric;
 use crate::results::{Measured, Results, Row, show_ratio, show_value};
+use crate::scaling;
 use crate::target::{Judged, Verdict};
 
 /// What bars and dots are drawn of.
@@ -51,6 +52,7 @@ fn write_page(out: &mut String, results: &Results) -> fmt::Result {
     writeln!(out, "<p>{date}, {} CPUs, {processor}, {kernel}<br>", machine.cpus)?;
     writeln!(out, "<code>{}</code></p>", escape(&results.command))?;
     write_targets(out, &results.judged())?;
+    scaling::write_picture(out, results)?;
     for measured in &results.workloads {
         write_workload(out, measured, &results.reference)?;
     }

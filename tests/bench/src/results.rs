@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::machine::Machine;
 use crate::measure::{DISTURBED, Metric, Run};
+use crate::scaling;
 use crate::stats::Estimate;
 use crate::target::{Judged, TARGETS};
 use crate::workload::{Pace, Workload};
@@ -272,6 +273,7 @@ impl fmt::Display for Results {
         for measured in &self.workloads {
             write_measured(&mut text, measured, &self.reference)?;
         }
+        scaling::write_text(&mut text, self)?;
         let judged = self.judged();
         if !judged.is_empty() {
             writeln!(text, "Targets")?;

@@ -51,9 +51,6 @@ pub struct Workload {
 
 const ALL: &[&str] = &["tidemill", "tokio", "floor", "channel", "threads"];
 
-/// Servers whose CPU time per request is looked at from one connection to many.
-const SCALING: &[&str] = &["tidemill", "tokio", "floor"];
-
 const PLAIN: Workload = Workload {
     name: "",
     about: "",
@@ -113,7 +110,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "free-1x1",
         about: "one connection, one request at a time, on any CPU",
         connections: 1,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },
@@ -121,7 +117,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "4x1",
         about: "4 connections, one request at a time",
         connections: 4,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },
@@ -129,7 +124,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "16x1",
         about: "16 connections, one request at a time",
         connections: 16,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },
@@ -137,7 +131,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "256x1",
         about: "256 connections, one request at a time",
         connections: 256,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },
@@ -145,7 +138,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "4000x1",
         about: "4000 connections, one request at a time",
         connections: 4000,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },
@@ -153,7 +145,6 @@ pub const WORKLOADS: &[Workload] = &[
         name: "10000x1",
         about: "10 000 connections, one request at a time",
         connections: 9_900,
-        servers: SCALING,
         usual: false,
         ..PLAIN
     },

@@ -12,11 +12,11 @@ use clap::Parser;
 use tidemill_bench::flood::Flood;
 use tidemill_bench::machine::{Machine, raise_file_limit};
 use tidemill_bench::measure::{Metric, Run, measure, measure_quietly};
-use tidemill_bench::page;
 use tidemill_bench::results::{Measured, Results, Row, Settings};
 use tidemill_bench::server::{OURS, ServerSpec};
 use tidemill_bench::stats::Estimate;
 use tidemill_bench::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
+use tidemill_bench::{markdown, page, scaling};
 
 /// Times that the reference's capacity is measured before the load that is half of it.
 const CALIBRATIONS: usize = 3;
@@ -25,9 +25,12 @@ const CALIBRATIONS: usize = 3;
 #[derive(Debug, Parser)]
 #[command(name = "scripts/bench.sh", version)]
 struct Args {
-    /// Workloads to measure [default: all but 10000x1]
+    /// Workloads to measure [default: all but those for --scaling alone]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = Workload::named)]
     workloads: Vec<&'static Workload>,
+    /// Measures one request at a time on one connection to 10 000, tidemill, tokio and the floor
+    #[arg(long, conflicts_with = "workloads")]
+    scaling: bool,
     /// Servers to measure [default: those that a workload is meant for]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     servers: Vec<String>,
@@ -58,6 +61,9 @@ struct Args {
     /// Writes a page with pictures
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
+    /// Writes a small table, for the README
+    #[arg(long, value_name = "FILE.md")]
+    markdown: Option<PathBuf>,
     /// The binary to measure, which also generates the load
     #[arg(long, value_name = "PATH", default_value = "target/release/tidemill")]
     tidemill: PathBuf,
@@ -130,6 +136,9 @@ impl Bench {
         if let Some(path) = &self.args.json {
             fs::write(path, format!("{:#}\n", results.to_json()))?;
         }
+        if let Some(path) = &self.args.markdown {
+            fs::write(path, markdown::render(&results))?;
+        }
         if let Some(path) = &self.args.page {
             fs::write(path, page::render(&results))?;
         }
@@ -138,7 +147,10 @@ impl Bench {
 
     /// Which servers are measured under which workloads; nothing measured yet but the half load's rate.
     fn plan(&self) -> Result<Vec<Measured>> {
-        let usual = WORKLOADS.iter().filter(|workload| workload.usual);
+        let usual = WORKLOADS.iter().filter(|workload| match self.args.scaling {
+            true => scaling::counts(workload),
+            false => workload.usual,
+        });
         let workloads: Vec<&'static Workload> =
             if self.args.workloads.is_empty() { usual.collect() } else { self.args.workloads.clone() };
         let plan = |workload: &'static Workload| {
@@ -158,8 +170,9 @@ impl Bench {
         if !self.args.servers.is_empty() {
             return self.args.servers.clone();
         }
-        let quick = |name: &str| [OURS, "floor", &self.args.reference].contains(&name);
-        let usual = workload.servers.iter().filter(|name| !self.args.quick || quick(name));
+        let few = |name: &str| [OURS, "floor", &self.args.reference].contains(&name);
+        let usual =
+            workload.servers.iter().filter(|name| !(self.args.quick || self.args.scaling) || few(name));
         let mut names: Vec<String> = usual.map(|name| (*name).to_owned()).collect();
         names.extend(self.args.more.iter().map(|spec| spec.name.clone()));
         names

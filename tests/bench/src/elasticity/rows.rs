@@ -89,6 +89,15 @@ pub(crate) fn step(effort: Effort) -> Result<Row> {
         first.push(ms(new.saturating_sub(begun)));
         last.push(calls.last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
     }
+    // Nothing is known yet of how long a request takes.
+    let mut unknown = Vec::new();
+    for _ in 0..effort.rounds(20, 5) {
+        let new = Lab::start(LIMITS)?;
+        let mut clients = Client::connect_many(new.address(), 64)?;
+        let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
+        collect(&mut clients)?;
+        unknown.push(new.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
+    }
     let smaller = Lab::start(LIMITS)?;
     let mut twenty = Client::connect_many(smaller.address(), 20)?;
     burst(&mut twenty, Kind::Sleep, SLEEP)?;
@@ -98,6 +107,8 @@ pub(crate) fn step(effort: Effort) -> Result<Row> {
         Check::time("first new worker at work, p50", quantile(&mut first, 0.5), 1.0),
         Check::time("last request started, p50", quantile(&mut last, 0.5), 5.0),
         Check::time("last request started, p99", quantile(&mut last, 0.99), 15.0),
+        Check::time("last request started on a new server, p50", quantile(&mut unknown, 0.5), 5.0),
+        Check::time("last request started on a new server, p99", quantile(&mut unknown, 0.99), 15.0),
         Check::count("most workers for a burst of 20", most as f64, Goal::AtMost(20.0)),
     ];
     Ok(row(1, "step: idle → 64 at once", checks))
@@ -407,9 +418,10 @@ pub(crate) fn mixed(effort: Effort) -> Result<Row> {
         crowd.set_active(10);
         thread::sleep(500 * MS);
         let mut long = Client::connect_many(lab.address(), 40)?;
+        // Only those count that have the long ones beside them.
+        crowd.take_latencies();
         burst(&mut long, Kind::Sleep, 1_000_000)?;
         collect(&mut long)?;
-        thread::sleep(500 * MS);
         latencies.extend(crowd.take_latencies().into_iter().map(ms));
         crowd.finish()?;
     }
