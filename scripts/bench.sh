@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Compares tidemill with other servers on this machine: requests/s, CPU time and latency, paired with tokio's.
 #
-#   scripts/bench.sh                                 everything: 8 workloads, 7 rounds, about 15 minutes
+#   scripts/bench.sh                                 everything: 8 workloads, 7 rounds, about 15 minutes; then redis-server
+#                                                    and memcached, if installed, with their own lines
 #   scripts/bench.sh --quick                         a look: 3 short rounds against tokio and the floor
 #   scripts/bench.sh --workloads 64x1,64x16          only these; --servers tidemill,tokio likewise; --rounds N
+#   scripts/bench.sh --scaling                       one request at a time on one connection to 10 000
 #   scripts/bench.sh --server 'old=./old serve {port}' --reference old     one build against another
-#   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with pictures
-#   scripts/bench.sh scale                           redis-server and memcached too, if installed, with their own lines
+#   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with pictures; --markdown FILE.md the README's table
+#   scripts/bench.sh scale                           only redis-server and memcached beside ours
 #   scripts/bench.sh --help                          all options
 #
 # It wants a quiet machine: what a neighbour disturbs is measured again. Exits with 1 when any reply was wrong or lost.
@@ -15,9 +17,20 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bench=$repository/tests/bench
 cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
 cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml"
-program=bench
+tidemill=$repository/target/release/tidemill
 if [[ ${1-} == scale ]]; then
-  program=scale
   shift
+  exec "$bench/target/release/scale" --tidemill "$tidemill" "$@"
 fi
-exec "$bench/target/release/$program" --tidemill "$repository/target/release/tidemill" "$@"
+status=0
+"$bench/target/release/bench" --tidemill "$tidemill" "$@" || status=$?
+case " $* " in
+*" --quick "* | *" --workloads"* | *" --servers"* | *" --scaling "* | *" --help "*) ;;
+*)
+  if [[ $status -eq 0 ]] && { command -v redis-server || command -v memcached; } >/dev/null; then
+    echo
+    "$bench/target/release/scale" --tidemill "$tidemill" || status=$?
+  fi
+  ;;
+esac
+exit $status

@@ -7,6 +7,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::job::Endpoint;
 
@@ -82,11 +83,13 @@ pub struct Request<'a> {
     line: &'a [u8],
     local: &'a Endpoint,
     peer: SocketAddr,
+    /// See [`blocking`](Self::blocking). Written by the worker, read by the tuner. Relaxed: a statistic.
+    blocks: &'a AtomicBool,
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn new(line: &'a [u8], local: &'a Endpoint, peer: SocketAddr) -> Self {
-        Request { line, local, peer }
+    pub(crate) fn new(line: &'a [u8], local: &'a Endpoint, peer: SocketAddr, blocks: &'a AtomicBool) -> Self {
+        Request { line, local, peer, blocks }
     }
 
     /// The line without its terminator. Any bytes but `\n`.
@@ -102,6 +105,36 @@ impl<'a> Request<'a> {
     /// The peer's address.
     pub fn peer_addr(&self) -> SocketAddr {
         self.peer
+    }
+
+    /// Runs `work` and tells the pool meanwhile that this worker waits for something other than a CPU.
+    ///
+    /// It is never needed: the pool looks which workers are blocked before it grows. This spares it the look, and on systems
+    /// that do not tell (all but Linux) it sets waiting apart from computing. Blocks for as long as `work` does.
+    ///
+    /// # Panics
+    /// As `work` does.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::{fs, path::Path};
+    /// use tidemill::{Reply, Request};
+    ///
+    /// fn handle(request: &Request<'_>, reply: &mut Reply<'_>) {
+    ///     let name = String::from_utf8_lossy(request.line());
+    ///     let file = request.blocking(|| fs::read(Path::new("/srv").join(&*name)));
+    ///     reply.push(&file.unwrap_or_default());
+    /// }
+    /// ```
+    pub fn blocking<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct Declared<'a>(&'a AtomicBool, bool);
+        impl Drop for Declared<'_> {
+            fn drop(&mut self) {
+                self.0.store(self.1, Relaxed);
+            }
+        }
+        let _declared = Declared(self.blocks, self.blocks.swap(true, Relaxed));
+        work()
     }
 
     /// Bytes that depend on nothing but the local address: rendered by the first request that asks, then shared by all
@@ -201,7 +234,8 @@ mod tests {
     #[test]
     fn a_panicking_handler_leaves_earlier_replies_untouched() {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let request = Request::new(b"x", &endpoint, endpoint.address);
+        let blocks = AtomicBool::new(false);
+        let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
         let mut replies = b"earlier\n".to_vec();
         let handler = |_: &Request<'_>, reply: &mut Reply<'_>| {
             reply.push(b"half of a");
@@ -209,5 +243,20 @@ mod tests {
         };
         assert_eq!(call(&handler, &request, &mut replies), Handled::Panicked);
         assert_eq!(replies, b"earlier\n");
+    }
+
+    #[test]
+    fn what_is_declared_ends_with_the_work_however_it_ends() {
+        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let blocks = AtomicBool::new(false);
+        let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
+        let inner = request.blocking(|| {
+            request.blocking(|| ());
+            blocks.load(Relaxed)
+        });
+        assert!(inner, "the outer one goes on");
+        assert!(!blocks.load(Relaxed));
+        panic::catch_unwind(AssertUnwindSafe(|| request.blocking(|| panic!("on purpose")))).unwrap_err();
+        assert!(!blocks.load(Relaxed));
     }
 }

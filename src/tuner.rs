@@ -188,7 +188,7 @@ impl Tuner {
     }
 
     fn sample<W: Wake>(&self, policy: &Policy, pool: &Pool<W>, now: Duration, cores: usize) -> Sample {
-        let Census { busy, last_taken, old, median_age, busy_tids, .. } = pool.census(now);
+        let Census { busy, last_taken, old, median_age, declared, busy_tids, .. } = pool.census(now);
         let mut sample = Sample {
             now,
             workers: pool.target(),
@@ -203,7 +203,10 @@ impl Tuner {
             stalled: now.saturating_sub(last_taken),
         };
         if policy.considers_growth(&sample) {
-            sample.blocked = blocked_among(&busy_tids);
+            let others = blocked_among(&busy_tids);
+            // A handler that declares some knows of all: what it does not declare computes.
+            let known = others.is_some() || declared > 0;
+            sample.blocked = known.then(|| declared + others.unwrap_or(0));
         }
         sample
     }

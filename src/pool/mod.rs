@@ -8,7 +8,7 @@ mod sleep;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -90,6 +90,8 @@ struct WorkerState {
     /// When it took its last job, by the pool's clock, times two, plus one while it runs it. Written by the
     /// worker only. Relaxed: a statistic.
     last: AtomicU64,
+    /// Its handler says that it is blocked: see [`Request::blocking`](crate::Request::blocking).
+    blocks: AtomicBool,
 }
 
 impl WorkerState {
@@ -113,7 +115,9 @@ pub(crate) struct Census {
     pub(crate) old: usize,
     /// How long half of the busy workers have had their jobs, at least.
     pub(crate) median_age: Duration,
-    /// The threads of busy workers.
+    /// Busy workers whose handlers say that they are blocked.
+    pub(crate) declared: usize,
+    /// The threads of the other busy workers.
     pub(crate) busy_tids: Vec<u32>,
 }
 
@@ -309,7 +313,11 @@ impl<W: Wake> Pool<W> {
             census.last_taken = census.last_taken.max(taken);
             if state.is_busy() {
                 census.busy += 1;
-                census.busy_tids.push(state.tid.load(Relaxed));
+                if state.blocks.load(Relaxed) {
+                    census.declared += 1;
+                } else {
+                    census.busy_tids.push(state.tid.load(Relaxed));
+                }
                 ages.push(now.saturating_sub(taken));
             }
         }

@@ -1,7 +1,7 @@
 //! The loop of a worker thread: find a job, run a slice of it, hand it back, park when there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
 use crossbeam_deque::{Steal, Worker as Deque};
 
@@ -39,6 +39,7 @@ pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
     let state = Arc::new(WorkerState {
         tid: AtomicU32::new(thread_id()),
         last: AtomicU64::new(pool.clock.now() * 2),
+        blocks: AtomicBool::new(false),
     });
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();
@@ -145,7 +146,8 @@ impl<W: Wake> Worker<'_, W> {
         let (accepted_at, peer) = (job.accepted_at, job.peer);
         let (mut now, mut lap, mut most) = (begun, 0, 1);
         while let Some((line, local, replies)) = job.next_line() {
-            let handled = handler::call(&*pool.handler, &Request::new(line, local, peer), replies);
+            let handled =
+                handler::call(&*pool.handler, &Request::new(line, local, peer, &self.state.blocks), replies);
             lap += 1;
             let replied = job.replies.len();
             match handled {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tidemill::{PoolLimits, Reply, Request, Server};
+use tidemill::{Decision, PoolLimits, Reply, Request, Server};
 
 use rustix::process::Signal;
 
@@ -95,6 +95,34 @@ fn another_keep_alive_holds_at_once() {
     assert_eq!(shrunk, 0, "an hour has not passed");
     handle.set_pool_limits(PoolLimits { keep_alive: Duration::from_millis(50), ..long }).unwrap();
     eventually("it comes down, without any traffic", || handle.stats().pool_threads <= 4);
+}
+
+#[test]
+fn a_handler_may_declare_that_it_blocks() {
+    let gate = Arc::new(AtomicBool::new(false));
+    // It computes, so that it counts as blocked by what it says alone.
+    let handler = {
+        let gate = Arc::clone(&gate);
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            request.blocking(|| {
+                while !gate.load(SeqCst) {
+                    std::hint::spin_loop();
+                }
+            });
+            echo(request, reply);
+        }
+    };
+    let server = configure(handler, |config| {
+        (config.min_threads, config.max_threads, config.tolerance) = (1, 8, 0);
+    });
+    let handle = server.handle();
+    let mut peers = send_from_each(&server, 6);
+    eventually("each request has a worker", || handle.stats().pool_busy == 6);
+    gate.store(true, SeqCst);
+    peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
+    let decisions = handle.decisions();
+    let believed = |decision: &Decision| decision.blocked.is_some_and(|blocked| blocked > 0);
+    assert!(decisions.iter().any(believed), "{decisions:?}");
 }
 
 #[test]
