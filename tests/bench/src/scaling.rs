@@ -17,7 +17,7 @@ const LEFT: f64 = 40.0;
 const RIGHT: f64 = 80.0;
 const BOTTOM: f64 = 24.0;
 /// What is above this many times the last value is cut off: a single connection costs many times a thousandth.
-const TALLEST: f64 = 6.0;
+const TALLEST: f64 = 2.5;
 
 /// Whether `workload` differs from others of its kind by its connections only.
 pub fn counts(workload: &Workload) -> bool {
