@@ -25,7 +25,7 @@ fi
 status=0
 "$bench/target/release/bench" --tidemill "$tidemill" "$@" || status=$?
 case " $* " in
-*" --quick "* | *" --workloads"* | *" --servers"* | *" --scaling "* | *" --help "*) ;;
+*" --quick "* | *" --workloads"* | *" --server"* | *" --scaling "* | *" -h "* | *" --help "* | *" -V "* | *" --version "*) ;;
 *)
   if [[ $status -eq 0 ]] && { command -v redis-server || command -v memcached; } >/dev/null; then
     echo

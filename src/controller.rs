@@ -32,7 +32,7 @@ pub const PATIENCE: Duration = Duration::from_millis(2);
 /// The same where every worker wants a CPU, the first time. Also how long work that makes progress may wait without a break
 /// while more workers would be of use.
 pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
-/// The longest it becomes where every worker wants a CPU. It begins anew once no work has waited for a window.
+/// The longest it becomes where every worker wants a CPU. It begins anew once no work has waited for as long, and for a window.
 pub const MAX_CPU_PATIENCE: Duration = Duration::from_millis(6400);
 /// First pause before growth is considered again that was held back because the workers want a CPU; it doubles up to
 /// 256 times this.
@@ -267,7 +267,7 @@ impl Memory {
 
     /// Takes in whether work waits, and returns how long it may make no progress, and how long it made none.
     fn wait(&mut self, policy: &Policy, sample: &Sample) -> (Duration, Duration) {
-        if sample.now.saturating_sub(self.last_starved) >= policy.keep_alive {
+        if sample.now.saturating_sub(self.last_starved) >= policy.keep_alive.max(MAX_CPU_PATIENCE) {
             self.cpu_grants = 0;
         }
         if sample.starved() {
@@ -342,8 +342,9 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         (memory.short_since, memory.starved_since) = (None, None);
     }
 
-    // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten; one that holds growth back looks again; so does
-    // one whose work waits, and one that does not know yet how long its work takes. The earliest counts.
+    // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten; one that holds
+    // growth back looks again; so does one whose work waits, and one that does not know yet how long its work takes. The
+    // earliest counts.
     let shrinks = target > policy.min && memory.window.highest() > 0;
     let shrink = shrinks.then(|| memory.window.until_next_part(sample.now));
     let hold = reason.holds().then(|| HOLD * (1 << (memory.holds - 1).min(8)));

@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::job::Endpoint;
 
@@ -83,12 +83,17 @@ pub struct Request<'a> {
     line: &'a [u8],
     local: &'a Endpoint,
     peer: SocketAddr,
-    /// See [`blocking`](Self::blocking). Written by the worker, read by the tuner. Relaxed: a statistic.
-    blocks: &'a AtomicBool,
+    /// Calls of [`blocking`](Self::blocking) under way. Written by the handler, read by the tuner. Relaxed: a statistic.
+    blocks: &'a AtomicUsize,
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn new(line: &'a [u8], local: &'a Endpoint, peer: SocketAddr, blocks: &'a AtomicBool) -> Self {
+    pub(crate) fn new(
+        line: &'a [u8],
+        local: &'a Endpoint,
+        peer: SocketAddr,
+        blocks: &'a AtomicUsize,
+    ) -> Self {
         Request { line, local, peer, blocks }
     }
 
@@ -109,8 +114,9 @@ impl<'a> Request<'a> {
 
     /// Runs `work` and tells the pool meanwhile that this worker waits for something other than a CPU.
     ///
-    /// It is never needed: the pool looks which workers are blocked before it grows. This spares it the look, and on systems
-    /// that do not tell (all but Linux) it sets waiting apart from computing. Blocks for as long as `work` does.
+    /// It is never needed where `/proc` can be read: there the pool looks which workers are blocked before it grows. This spares
+    /// it the look. Where `/proc` cannot be read it sets waiting apart from computing; there a handler should declare either
+    /// all that blocks or nothing, as what it leaves out counts as computing. Blocks for as long as `work` does.
     ///
     /// # Panics
     /// As `work` does.
@@ -127,13 +133,15 @@ impl<'a> Request<'a> {
     /// }
     /// ```
     pub fn blocking<R>(&self, work: impl FnOnce() -> R) -> R {
-        struct Declared<'a>(&'a AtomicBool, bool);
+        struct Declared<'a>(&'a AtomicUsize);
         impl Drop for Declared<'_> {
             fn drop(&mut self) {
-                self.0.store(self.1, Relaxed);
+                self.0.fetch_sub(1, Relaxed);
             }
         }
-        let _declared = Declared(self.blocks, self.blocks.swap(true, Relaxed));
+        // A count: a handler may nest these, and have threads of its own that do it side by side.
+        self.blocks.fetch_add(1, Relaxed);
+        let _declared = Declared(self.blocks);
         work()
     }
 
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn a_panicking_handler_leaves_earlier_replies_untouched() {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let blocks = AtomicBool::new(false);
+        let blocks = AtomicUsize::new(0);
         let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
         let mut replies = b"earlier\n".to_vec();
         let handler = |_: &Request<'_>, reply: &mut Reply<'_>| {
@@ -248,15 +256,15 @@ mod tests {
     #[test]
     fn what_is_declared_ends_with_the_work_however_it_ends() {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let blocks = AtomicBool::new(false);
+        let blocks = AtomicUsize::new(0);
         let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
         let inner = request.blocking(|| {
             request.blocking(|| ());
             blocks.load(Relaxed)
         });
-        assert!(inner, "the outer one goes on");
-        assert!(!blocks.load(Relaxed));
+        assert_eq!(inner, 1, "the outer one goes on");
+        assert_eq!(blocks.load(Relaxed), 0);
         panic::catch_unwind(AssertUnwindSafe(|| request.blocking(|| panic!("on purpose")))).unwrap_err();
-        assert!(!blocks.load(Relaxed));
+        assert_eq!(blocks.load(Relaxed), 0);
     }
 }

@@ -155,9 +155,11 @@ impl Tuner {
                 });
             }
             let pause = refusals.pause_left(now);
-            // While the system refuses threads there is nothing to do for work that waits.
-            let refused = verdict.target > to;
-            let check_after = pause.filter(|_| refused).or(verdict.check_after);
+            // While the system refuses threads there is nothing to do for work that waits; at the end of the pause there is.
+            let check_after = match pause {
+                Some(pause) if verdict.target > to => Some(pause),
+                pause => [verdict.check_after, pause].into_iter().flatten().min(),
+            };
             let held = verdict.reason.holds() || pause.is_some();
             self.attention.store(if held { usize::MAX } else { policy.attention(to) }, Relaxed);
             check_at = check_after.map(|after| epoch + now + after);
@@ -204,7 +206,7 @@ impl Tuner {
         };
         if policy.considers_growth(&sample) {
             let others = blocked_among(&busy_tids);
-            // A handler that declares some knows of all: what it does not declare computes.
+            // Where the system does not say, a handler that declares some has declared all: the others compute.
             let known = others.is_some() || declared > 0;
             sample.blocked = known.then(|| declared + others.unwrap_or(0));
         }

@@ -8,7 +8,7 @@ mod sleep;
 mod worker;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -90,8 +90,8 @@ struct WorkerState {
     /// When it took its last job, by the pool's clock, times two, plus one while it runs it. Written by the
     /// worker only. Relaxed: a statistic.
     last: AtomicU64,
-    /// Its handler says that it is blocked: see [`Request::blocking`](crate::Request::blocking).
-    blocks: AtomicBool,
+    /// Above 0 while its handler says that it is blocked: see [`Request::blocking`](crate::Request::blocking).
+    blocks: AtomicUsize,
 }
 
 impl WorkerState {
@@ -292,6 +292,8 @@ impl<W: Wake> Pool<W> {
         }
         if unwinds {
             crew.live -= 1;
+            // So that the tuner misses it.
+            crew.target = crew.target.min(crew.live);
             self.show(&crew);
         }
     }
@@ -313,7 +315,7 @@ impl<W: Wake> Pool<W> {
             census.last_taken = census.last_taken.max(taken);
             if state.is_busy() {
                 census.busy += 1;
-                if state.blocks.load(Relaxed) {
+                if state.blocks.load(Relaxed) > 0 {
                     census.declared += 1;
                 } else {
                     census.busy_tids.push(state.tid.load(Relaxed));

@@ -1,7 +1,7 @@
 //! The loop of a worker thread: find a job, run a slice of it, hand it back, park when there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 
 use crossbeam_deque::{Steal, Worker as Deque};
 
@@ -39,7 +39,7 @@ pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
     let state = Arc::new(WorkerState {
         tid: AtomicU32::new(thread_id()),
         last: AtomicU64::new(pool.clock.now() * 2),
-        blocks: AtomicBool::new(false),
+        blocks: AtomicUsize::new(0),
     });
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();

@@ -30,6 +30,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{CloseReason, Phase, Turn};
+use crate::controller::CPU_PATIENCE;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::job::{ConnId, FreeJobs, Job};
@@ -60,6 +61,10 @@ const POKE_INTERVAL: Duration = Duration::from_millis(16);
 /// For a lone job as short as this on average the reactor lets a worker have its CPU before it goes to sleep. For a long one it
 /// would come back late to others.
 const SHORT_JOB: Duration = Duration::from_micros(20);
+/// It did not pay to give way if that took longer, in nanoseconds.
+const MAX_GIVEN_WAY: Nanos = 100_000;
+/// After so many times in a row in which it did not pay, and after more, it is tried for one lone job in 2 to the power of this.
+const MAX_VAIN: u32 = 6;
 /// How long a job may wait, or be finished, without anyone having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
@@ -146,6 +151,9 @@ pub(crate) struct Reactor {
     buffer: Box<[u8]>,
     /// When this turn began, by the pool's clock.
     turn_at: Nanos,
+    /// Times in a row that giving way for a lone job did not pay, and for how many of them it is not tried.
+    vain: u32,
+    give_way_again_after: u32,
     /// Set when a graceful stop has begun: when it ends at the latest.
     drain_until: Option<Instant>,
     /// A peer that may do so asked for a stop.
@@ -154,6 +162,8 @@ pub(crate) struct Reactor {
     started_before: u64,
     /// Since when work waits and none was taken, and `pool.started()` then; `None` while nothing waits.
     stall_check: (Instant, Option<u64>),
+    /// Since when work waits at every look and no worker is parked.
+    short_since: Instant,
     /// The tuner is not told again before this that work makes no progress.
     poke_at: Option<Instant>,
     warned: Option<Instant>,
@@ -186,10 +196,13 @@ impl Reactor {
             lines_out: 0,
             buffer: vec![0; READ_BUDGET].into_boxed_slice(),
             turn_at: 0,
+            vain: 0,
+            give_way_again_after: 0,
             drain_until: None,
             stop_requested: false,
             started_before: 0,
             stall_check: (Instant::now(), None),
+            short_since: Instant::now(),
             poke_at: None,
             warned: None,
             announced: [None; CloseReason::COUNT],
@@ -276,15 +289,29 @@ impl Reactor {
     ///
     /// Often it is, where a worker on this CPU has taken over. Where jobs are short it is given the chance to: that costs
     /// less than sleep until it wakes this thread.
-    fn lone_job_is_back(&self) -> bool {
-        let replies = &self.shared.pool.replies;
+    fn lone_job_is_back(&mut self) -> bool {
+        let Pool { replies, clock, .. } = &*self.shared.pool;
         if !self.ready.is_empty() {
             return false;
         }
-        if replies.is_empty() && self.shared.pool.time_per_job() < SHORT_JOB {
-            thread::yield_now();
+        if !replies.is_empty() {
+            return true;
         }
-        !replies.is_empty()
+        if self.shared.pool.time_per_job() >= SHORT_JOB {
+            return false;
+        }
+        if self.give_way_again_after > 0 {
+            self.give_way_again_after -= 1;
+            return false;
+        }
+        let before = clock.now();
+        thread::yield_now();
+        let back = !replies.is_empty();
+        // In vain where the worker has another CPU, and dear where somebody else took this one: tried less often then.
+        self.vain =
+            if back && clock.now() - before < MAX_GIVEN_WAY { 0 } else { (self.vain + 1).min(MAX_VAIN) };
+        self.give_way_again_after = (1 << self.vain) - 1;
+        back
     }
 
     /// How long poll may block. `None`: until something happens.
@@ -370,6 +397,13 @@ impl Reactor {
         let Shared { pool, tuner, .. } = &self.shared;
         tuner.observe(self.jobs_out, pool.time_per_job());
         let started = (pool.waiting() > 0).then(|| pool.started());
+        // Some may be stuck while the others make progress: only the tuner can tell.
+        if started.is_none() || pool.parked() > 0 {
+            self.short_since = now;
+        } else if now.saturating_duration_since(self.short_since) >= CPU_PATIENCE {
+            self.short_since = now;
+            tuner.poke();
+        }
         let (since, started_then) = self.stall_check;
         if started.is_none() || started != started_then {
             // Nothing waits, or something was taken, or work has just come: the clock begins anew.

@@ -124,6 +124,8 @@ pub(super) struct Engine<'a> {
     ticking: bool,
     /// Work that makes no progress is not told to the tuner again before this.
     poke_at: Nanos,
+    /// Since when work waits at every tick and nobody is idle.
+    short_since: Nanos,
     idle_timer: bool,
     /// CPU time that was used when the gate looked last.
     used_at_gate: f64,
@@ -179,6 +181,7 @@ impl<'a> Engine<'a> {
             last_taken: 0,
             ticking: false,
             poke_at: 0,
+            short_since: 0,
             idle_timer: false,
             used_at_gate: 0.0,
             mean: 0,
@@ -341,6 +344,7 @@ impl<'a> Engine<'a> {
         }
         if !self.waiting.is_empty() && !self.ticking {
             self.ticking = true;
+            self.short_since = self.now;
             self.taken_at_tick = self.taken;
             self.at(self.now + TICK, Event::Tick);
         }
@@ -436,6 +440,12 @@ impl<'a> Engine<'a> {
 
     fn tick(&mut self) {
         self.ticking = !self.waiting.is_empty();
+        if !self.ticking || !self.idle.is_empty() {
+            self.short_since = self.now;
+        } else if self.now - self.short_since >= nanos(controller::CPU_PATIENCE) {
+            self.short_since = self.now;
+            self.poke();
+        }
         if self.ticking {
             if self.taken > self.taken_at_tick {
                 self.poke_at = 0;

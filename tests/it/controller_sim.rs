@@ -191,6 +191,19 @@ fn a_few_stuck_jobs_beside_short_ones_do_not_make_it_swing() {
     assert!(run.turns <= 1, "{:?}", run.decisions);
 }
 
+/// Too little to be told of by demand alone: only work that waits at every look shows it.
+#[test]
+fn workers_lost_to_sleep_are_replaced_while_the_last_one_makes_progress() {
+    // The few requests before tell how short they are, so that the tuner sleeps when the stuck ones come.
+    let load =
+        "rate=hold:100@10s cpu=2us + burst=3@10s block=1h + clients=hold:0@10s,hold:60@10s block=100us";
+    let (setup, workload) = setup(load);
+    let run = simulate::run(&Setup { policy: limits(4, 64, 4), ..setup }, &workload);
+    let then = run.decisions.iter().find(|decision| decision.at >= 10_000 * MS);
+    assert!(then.is_some_and(|decision| decision.at <= 10_200 * MS), "{:?}", run.decisions);
+    assert!(run.last_workers >= 9, "three stuck, and six for the others: {:?}", run.decisions);
+}
+
 /// Another worker is no help for computations, however long they take.
 #[test]
 fn long_computations_do_not_grow_it_to_its_maximum() {
