@@ -18,8 +18,8 @@
 //!   [`CPU_PATIENCE`] and more workers would be of use: one worker lost to a blocking call must not cost a core for as long
 //!   as the others make progress.
 //! - **What is not known is looked at again.** Until a job has finished, the age of those that run is the evidence of how long
-//!   jobs take; where all stand still, the time since one was taken is, whatever the mean says. Where the reactor, which assumes more, saw a demand that this does
-//!   not show yet, the controller asks again within a fraction of a millisecond.
+//!   jobs take; where all stand still, the time since one was taken is, whatever the mean says. Where the reactor, which
+//!   assumes more, saw a demand that this does not show yet, the controller asks again within a fraction of a millisecond.
 //! - **Growth is one jump, shrinking follows a window.** The pool comes down to the highest demand seen within the
 //!   keep-alive window, so that a burst that recurs finds its workers, and a trickle does not keep them.
 

@@ -284,8 +284,8 @@ impl Reactor {
         }
     }
 
-    /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only keep its reply
-    /// waiting.
+    /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only
+    /// keep its reply waiting.
     ///
     /// Often it is, where a worker on this CPU has taken over. Where jobs are short it is given the chance to: that costs
     /// less than sleep until it wakes this thread.
