@@ -28,7 +28,8 @@ pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where to listen. Port 0 lets the system pick one. Default: `127.0.0.1:8000`.
+    /// Where to listen. Port 0 lets the system pick one. `[::]` serves IPv4 too, unless an IPv4 address with the same port is
+    /// in the list. Default: `127.0.0.1:8000`.
     pub listen: Vec<SocketAddr>,
     /// Least workers at any time, 1 to [`MAX_WORKERS`]. Default: 4.
     pub min_threads: usize,

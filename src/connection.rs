@@ -246,6 +246,10 @@ impl Connection {
         if self.input != Input::Ended {
             self.input = Input::Empty;
         }
+        // All that was in the receive queue when the stop began has been read, whatever was counted then.
+        if let Some(left) = self.buffers.as_mut().and_then(|buffers| buffers.drain_left.as_mut()) {
+            *left = 0;
+        }
     }
 
     /// Whether the socket may have something to read.
@@ -413,7 +417,8 @@ impl Connection {
     /// Limits what is read from now on to the `bytes` that the receive queue holds.
     pub(crate) fn begin_drain(&mut self, bytes: usize) {
         self.buffers.get_or_insert_default().drain_left = Some(bytes);
-        self.set_readable();
+        // A read stops short at an urgent byte, and no event tells of what is behind it.
+        self.set_hung_up();
     }
 
     /// Bytes that may still be read, if the connection is draining.

@@ -1,7 +1,7 @@
 //! Wiring: from a [`Config`] and a [`Handler`] to running threads, and the handle to them.
 //!
 //! Starting: check the settings, bind, start the workers, the tuner and the reactor. A graceful stop, step by step (the
-//! reactor does them, see `reactor`): 1. accept what is in the accept queue; 2. close the listeners; 3. read of each
+//! reactor does them, see `reactor`): 1. shut the door; 2. accept what is in the accept queue; 3. read of each
 //! connection what its receive queue held; 4. answer it; 5. end the stream, and discard what still comes until the peer
 //! closes, for a second at most; 6. when no connection and no job is left, let the workers go.
 
@@ -188,8 +188,7 @@ impl Builder {
     /// [`Error::Setting`], [`Error::Bind`], [`Error::Poll`] or [`Error::Thread`]. Nothing is left running.
     pub fn start(self) -> Result<Server, Error> {
         let settings = self.config.check()?;
-        let sockets =
-            settings.listen.iter().map(|address| reactor::bind(*address)).collect::<Result<Vec<_>, _>>()?;
+        let sockets = reactor::bind(&settings.listen)?;
         let local_addrs = sockets
             .iter()
             .zip(&settings.listen)

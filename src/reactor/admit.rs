@@ -1,6 +1,6 @@
 //! Letting connections in, or turning them away.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use mio::{Interest, Token};
@@ -18,15 +18,13 @@ pub(super) const READ_INTEREST: Interest = Interest::READABLE;
 
 /// Connections accepted in a turn.
 pub(super) const ACCEPT_BUDGET: usize = 64;
-/// Connections that may be told at a time that the server is full. One more is closed at once, and the line may not arrive.
+/// Connections that may be told at a time that the server is full. For one more the oldest that has been told is let go.
 const MAX_REJECTED: usize = 256;
 
 impl Reactor {
     /// Accepts up to `budget` connections.
     pub(super) fn accept(&mut self, budget: usize, now: Instant) {
-        if self.listeners.retry_at().is_some_and(|at| at <= now) {
-            self.listeners.retry();
-        }
+        self.listeners.retry_due(now);
         for _ in 0..budget {
             if !self.listeners.is_ready() {
                 return;
@@ -35,8 +33,12 @@ impl Reactor {
                 Accepted::Connection(stream, peer, local) => (stream, peer, local),
                 Accepted::None => return,
                 Accepted::Refused(error) => {
+                    if is_out_of_descriptors(&error) && self.let_one_go() {
+                        continue;
+                    }
                     self.counters.accept_errors += 1;
-                    return self.warn("cannot accept connections for now", &error);
+                    self.warn("cannot accept connections for now", &error);
+                    continue;
                 }
             };
             self.counters.accepted += 1;
@@ -45,7 +47,7 @@ impl Reactor {
                 self.counters.rejected_full += 1;
                 tracing::debug!(%peer, "connection rejected: full");
                 self.announce(CloseReason::Full, peer);
-                if self.rejected >= MAX_REJECTED {
+                if self.rejected >= MAX_REJECTED && !self.let_one_go() {
                     // Told, but not waited for: a reset may overtake the line.
                     if let Some(line) = self.last_line(CloseReason::Full) {
                         drop(stream.write(line.as_bytes()));
@@ -67,9 +69,15 @@ impl Reactor {
                 self.close(id, CloseReason::Reset);
             } else if rejected {
                 self.list(id);
-            } else if self.drain_until.is_some() {
+            } else if self.drain.is_some() {
                 self.drain(id);
             }
         }
     }
+}
+
+/// Whether the process or the system has no descriptor left.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
 }

@@ -99,6 +99,20 @@ impl Reactor {
         }
     }
 
+    /// Lets the connection go that has been told everything and has been waited for longest: somebody else needs its place.
+    /// `false`: there is none.
+    pub(super) fn let_one_go(&mut self) -> bool {
+        while let Some(id) = self.lingering.pop() {
+            let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+            let Phase::Lingering(reason) = connection.phase else { continue };
+            // What has come meanwhile would turn the close into a reset, which may overtake the last line.
+            self.discard(id, reason);
+            self.close(id, reason);
+            return true;
+        }
+        false
+    }
+
     /// Reads and throws away, within a budget, until the peer closes.
     fn discard(&mut self, id: ConnId, reason: CloseReason) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };

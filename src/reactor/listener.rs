@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::error::Error;
 use crate::job::Endpoint;
@@ -22,21 +22,72 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// what was left, so that looking costs each new address the same.
 const FIRST_ENDPOINTS: usize = 64;
 
-/// Binds a listener whose accepted sockets have `TCP_NODELAY`, which Linux lets them inherit.
+/// How long a connection is silent before the system asks whether its peer is still there, how often it asks again, and
+/// after how many questions without an answer the connection is over: two minutes after the peer vanished. An idle peer
+/// that lives pays for it with a packet a minute.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(6);
+
+/// Binds a listener to each address. Accepted sockets have `TCP_NODELAY` and `SO_KEEPALIVE`, which Linux lets them inherit.
+///
+/// `[::]` serves both families, but IPv6 only where an IPv4 listener of the same port stands beside it.
 ///
 /// # Errors
-/// [`Error::Bind`] with what the system said.
-pub(crate) fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    let bind = || {
+/// [`Error::Bind`] with the address and what the system said.
+pub(crate) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
+    let bind = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            // Said either way: the system's default is a setting of the machine.
+            socket.set_only_v6(has_ipv4_beside(address, addresses))?;
+        }
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG)?;
         Ok(TcpListener::from_std(socket.into()))
     };
-    bind().map_err(|source| Error::Bind { address, source })
+    let bind = |address| bind(address).map_err(|source| Error::Bind { address, source });
+    addresses.iter().copied().map(bind).collect()
+}
+
+/// Whether an IPv4 listener of the same port is asked for besides the IPv6 one at `address`, which then leaves IPv4 to it.
+fn has_ipv4_beside(address: SocketAddr, addresses: &[SocketAddr]) -> bool {
+    let mapped = address.ip().to_canonical().is_ipv4();
+    !mapped && addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port())
+}
+
+/// Lets no new connection begin at `socket` any more, while those that have begun can still be accepted: drops whatever
+/// has the SYN flag, which no packet of an established connection has, as accepted sockets inherit this.
+///
+/// The filter belongs to the socket, so whoever else holds it has a closed door too. A peer that is turned away here tries
+/// again after a second, and is refused then, as the socket is closed by that time.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn shut_door(socket: &TcpListener) -> io::Result<()> {
+    use socket2::SockFilter;
+    /// Load a byte; jump if any of these bits is set; return. (`linux/bpf_common.h`)
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_ANY: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    /// Where the flags stand in a TCP header, and the one that begins a connection.
+    const FLAGS_OFFSET: u32 = 13;
+    const SYN: u32 = 0x02;
+    SockRef::from(socket).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_OFFSET),
+        SockFilter::new(JUMP_IF_ANY, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
+}
+
+/// Nothing can be done here: who connects in the moment of the stop may be reset.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn shut_door(_socket: &TcpListener) -> io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
 }
 
 /// What a call of [`Listeners::accept`] came to.
@@ -55,8 +106,6 @@ pub(super) struct Listeners {
     endpoints: HashMap<SocketAddr, Arc<Endpoint>>,
     /// Endpoints at which those without connections are let go.
     prune_at: usize,
-    pause: Duration,
-    retry_at: Option<Instant>,
     /// Where the search for one that is ready begins.
     next: usize,
 }
@@ -68,20 +117,34 @@ struct Listener {
     endpoint: Option<Arc<Endpoint>>,
     /// An edge was seen, and the queue was not emptied since.
     ready: bool,
+    /// The system refused: it is left alone until then.
+    retry_at: Option<Instant>,
+    /// How long it is left alone after the next refusal in a row.
+    pause: Duration,
+}
+
+impl Listener {
+    fn may_accept(&self) -> bool {
+        self.ready && self.retry_at.is_none()
+    }
 }
 
 impl Listeners {
     pub(super) fn new(sockets: Vec<TcpListener>) -> Listeners {
         let listener = |socket: TcpListener| {
             let bound = socket.local_addr().ok().filter(|address| !address.ip().is_unspecified());
-            Listener { socket, endpoint: bound.map(Endpoint::new), ready: true }
+            Listener {
+                socket,
+                endpoint: bound.map(Endpoint::new),
+                ready: true,
+                retry_at: None,
+                pause: FIRST_PAUSE,
+            }
         };
         Listeners {
             listeners: sockets.into_iter().map(listener).collect(),
             endpoints: HashMap::new(),
             prune_at: FIRST_ENDPOINTS,
-            pause: FIRST_PAUSE,
-            retry_at: None,
             next: 0,
         }
     }
@@ -100,47 +163,73 @@ impl Listeners {
 
     /// Any listener may have something, whatever the last edge or refusal said.
     pub(super) fn set_all_ready(&mut self) {
-        self.retry_at = None;
         for listener in &mut self.listeners {
-            listener.ready = true;
+            (listener.ready, listener.retry_at) = (true, None);
+        }
+    }
+
+    /// Lets no connection begin any more. Those that have begun can still be accepted.
+    pub(super) fn shut_doors(&self) {
+        for listener in &self.listeners {
+            if let Err(error) = shut_door(&listener.socket) {
+                tracing::debug!(%error, "cannot shut the door before the last accept");
+            }
         }
     }
 
     /// Closes the listening sockets. Who is in their queues is reset by the system.
     pub(super) fn close(&mut self) {
         self.listeners.clear();
-        self.retry_at = None;
+    }
+
+    /// Whether the listening sockets are closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.listeners.is_empty()
     }
 
     /// Whether there may be something to accept now.
     pub(super) fn is_ready(&self) -> bool {
-        self.retry_at.is_none() && self.listeners.iter().any(|listener| listener.ready)
+        self.listeners.iter().any(Listener::may_accept)
+    }
+
+    /// Whether all queues were seen empty.
+    pub(super) fn is_drained(&self) -> bool {
+        self.listeners.iter().all(|listener| !listener.ready)
     }
 
     /// When to try again after a refusal.
     pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+        self.listeners.iter().filter_map(|listener| listener.retry_at).min()
     }
 
-    /// Lets accepting go on: the pause is over, or a descriptor was given back.
+    /// Lets accepting go on where the pause is over.
+    pub(super) fn retry_due(&mut self, now: Instant) {
+        for listener in &mut self.listeners {
+            listener.retry_at = listener.retry_at.filter(|at| *at > now);
+        }
+    }
+
+    /// Lets accepting go on at once: a descriptor was given back.
     pub(super) fn retry(&mut self) {
-        self.retry_at = None;
+        for listener in &mut self.listeners {
+            listener.retry_at = None;
+        }
     }
 
     /// Accepts one connection from a listener that is ready.
     pub(super) fn accept(&mut self, now: Instant) -> Accepted {
         // From the one behind the last, so that a busy one does not keep the others waiting.
         let count = self.listeners.len();
-        let Some(number) =
-            (0..count).map(|step| (self.next + step) % count).find(|number| self.listeners[*number].ready)
-        else {
+        let may = |number: &usize| self.listeners[*number].may_accept();
+        let Some(number) = (0..count).map(|step| (self.next + step) % count).find(may) else {
             return Accepted::None;
         };
         self.next = number + 1;
         loop {
-            match self.listeners[number].socket.accept() {
+            let listener = &mut self.listeners[number];
+            match listener.socket.accept() {
                 Ok((stream, peer)) => {
-                    self.pause = FIRST_PAUSE;
+                    listener.pause = FIRST_PAUSE;
                     match self.endpoint(number, &stream) {
                         Ok(local) => return Accepted::Connection(stream, peer, local),
                         // It broke between its arrival and now.
@@ -149,17 +238,14 @@ impl Listeners {
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
-                        self.listeners[number].ready = false;
-                        match self.listeners.iter().any(|listener| listener.ready) {
-                            true => return self.accept(now),
-                            false => return Accepted::None,
-                        }
+                        listener.ready = false;
+                        return self.accept(now);
                     }
                     // The peer gave up while it was in the queue, or a signal came: the next one may be fine.
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
                     _ => {
-                        self.retry_at = Some(now + self.pause);
-                        self.pause = (self.pause * 2).min(MAX_PAUSE);
+                        listener.retry_at = Some(now + listener.pause);
+                        listener.pause = (listener.pause * 2).min(MAX_PAUSE);
                         return Accepted::Refused(error);
                     }
                 },
@@ -183,5 +269,40 @@ impl Listeners {
         let endpoint = Endpoint::new(address);
         self.endpoints.insert(address, Arc::clone(&endpoint));
         Ok(endpoint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Shutdown};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_that_is_refused_leaves_the_others_alone() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let sockets = bind(&[address, address]).unwrap();
+        let healthy = sockets[1].local_addr().unwrap();
+        // Accepting from it fails from now on.
+        SockRef::from(&sockets[0]).shutdown(Shutdown::Read).unwrap();
+        let client = std::net::TcpStream::connect(healthy).unwrap();
+        let (mut listeners, now) = (Listeners::new(sockets), Instant::now());
+        assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
+        assert_eq!(listeners.retry_at(), Some(now + FIRST_PAUSE));
+        let Accepted::Connection(_, peer, _) = listeners.accept(now) else { panic!("not accepted") };
+        assert_eq!(peer, client.local_addr().unwrap());
+        assert!(matches!(listeners.accept(now), Accepted::None));
+        listeners.retry_due(now + FIRST_PAUSE);
+        assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
+        assert_eq!(listeners.retry_at(), Some(now + 2 * FIRST_PAUSE));
+    }
+
+    #[test]
+    fn only_ipv6_where_ipv4_has_a_listener_of_the_same_port() {
+        let [v4, v6, mapped] = ["0.0.0.0:80", "[::]:80", "[::ffff:10.0.0.1]:80"]
+            .map(|address| address.parse::<SocketAddr>().unwrap());
+        assert!(has_ipv4_beside(v6, &[v4, v6]));
+        assert!(!has_ipv4_beside(v6, &[v6]) && !has_ipv4_beside(v6, &["0.0.0.0:81".parse().unwrap(), v6]));
+        assert!(!has_ipv4_beside(mapped, &[v4, mapped]));
     }
 }

@@ -43,6 +43,7 @@ use admit::ACCEPT_BUDGET;
 use listener::Listeners;
 pub(crate) use listener::bind;
 use serve::READ_BUDGET;
+use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
 use table::Table;
 use timers::Deadlines;
@@ -154,8 +155,8 @@ pub(crate) struct Reactor {
     /// Times in a row that giving way for a lone job did not pay, and for how many of them it is not tried.
     vain: u32,
     give_way_again_after: u32,
-    /// Set when a graceful stop has begun: when it ends at the latest.
-    drain_until: Option<Instant>,
+    /// Set when a graceful stop has begun.
+    drain: Option<Drain>,
     /// A peer that may do so asked for a stop.
     stop_requested: bool,
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
@@ -198,7 +199,7 @@ impl Reactor {
             turn_at: 0,
             vain: 0,
             give_way_again_after: 0,
-            drain_until: None,
+            drain: None,
             stop_requested: false,
             started_before: 0,
             stall_check: (Instant::now(), None),
@@ -237,7 +238,7 @@ impl Reactor {
             if self.stop_requested {
                 self.shared.stop.drain();
             }
-            if self.shared.stop.is_set() && self.drain_until.is_none() {
+            if self.shared.stop.is_set() && self.drain.is_none() {
                 self.begin_drain(now);
             }
             // Not twice in a row: others must be heard.
@@ -245,14 +246,14 @@ impl Reactor {
             self.submit();
             self.watch_progress(now);
             self.publish();
-            let Some(drain_until) = self.drain_until else { continue };
-            self.close_listeners();
-            if self.table.len() == 0 && self.jobs_out == 0 && !self.listeners.is_ready() {
+            let Some(drain) = self.drain else { continue };
+            self.close_listeners(now);
+            if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
                 self.shared.pool.stop();
                 self.shared.pool.wait_until_left(Instant::now() + LEAVE_TIMEOUT);
                 return Dropped::default();
             }
-            if self.shared.stop.is_abort() || drain_until <= now {
+            if self.shared.stop.is_abort() || drain.until <= now {
                 return self.abort();
             }
         }
@@ -324,7 +325,9 @@ impl Reactor {
         // A worker may have published a job without a wake, or left a waiting one for later, because it has another: see
         // that it happens.
         let tick = self.jobs_out > 1 && (pool.waiting() > 0 || pool.started() != self.started_before);
-        let deadlines = [self.lingering.next(), self.listeners.retry_at(), self.drain_until];
+        let drain_until = self.drain.map(|drain| drain.until);
+        let deadlines =
+            [self.lingering.next(), self.listeners.retry_at(), self.handshakes_until(), drain_until];
         let next = deadlines.into_iter().flatten().min();
         let until = next.map(|at| at.saturating_duration_since(Instant::now()));
         match until {

@@ -3,6 +3,9 @@
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use mio::net::TcpStream;
+use socket2::SockRef;
+
 use super::Reactor;
 use super::table::Entry;
 use crate::connection::{CloseReason, Phase};
@@ -11,6 +14,18 @@ use crate::job::ConnId;
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.
 const FINAL_ACCEPT_BUDGET: usize = 64 << 10;
+/// How long a handshake that had begun when the door was shut is waited for: while nothing else is outstanding, which
+/// lengthens every stop by this, and while something is, which costs nothing. Below the second after which the system of
+/// a peer that found the door shut tries again, and has to be refused.
+const MIN_HANDSHAKE: Duration = Duration::from_millis(10);
+const MAX_HANDSHAKE: Duration = Duration::from_millis(500);
+
+/// A graceful stop under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Drain {
+    pub(super) from: Instant,
+    pub(super) until: Instant,
+}
 
 /// How far a stop was asked for. Only ever rises.
 #[derive(Debug, Default)]
@@ -55,15 +70,13 @@ pub(crate) struct Dropped {
 }
 
 impl Reactor {
-    /// Step one of a graceful stop: takes what is in the accept queue, closes the listeners, and limits each connection
+    /// Steps one and two of a graceful stop: shuts the door, takes what is in the accept queue, and limits each connection
     /// to what its receive queue holds now.
     pub(super) fn begin_drain(&mut self, now: Instant) {
-        self.drain_until = Some(now + self.settings.drain_timeout);
+        self.drain = Some(Drain { from: now, until: now + self.settings.drain_timeout });
+        self.listeners.shut_doors();
         self.listeners.set_all_ready();
         self.accept(FINAL_ACCEPT_BUDGET, now);
-        if self.listeners.retry_at().is_none() {
-            self.listeners.close();
-        }
         let ids = self.table.ids();
         tracing::info!(connections = ids.len(), pending = self.counters.pending, "draining");
         for id in ids {
@@ -75,25 +88,34 @@ impl Reactor {
     pub(super) fn drain(&mut self, id: ConnId) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
         if connection.phase == Phase::Open {
-            let queued = rustix::io::ioctl_fionread(&*stream).unwrap_or(0);
-            connection.begin_drain(usize::try_from(queued).unwrap_or(usize::MAX));
+            connection.begin_drain(queued_bytes(stream));
         }
         self.list(id);
     }
 
-    /// While draining: closes the listeners once their queues are empty. That is at once, unless descriptors had run
-    /// out: then who is in the queues gets those of connections that end.
-    pub(super) fn close_listeners(&mut self) {
-        if !self.listeners.is_ready() && self.listeners.retry_at().is_none() {
+    /// While draining: closes the listeners once their queues are empty and no handshake can be under way any more. Where
+    /// descriptors have run out, who is in the queues gets those of connections that end.
+    pub(super) fn close_listeners(&mut self, now: Instant) {
+        let over = self.handshakes_until().is_none_or(|until| until <= now);
+        if over && self.listeners.is_drained() {
             self.listeners.close();
         }
+    }
+
+    /// While draining and listening: until when handshakes are waited for.
+    pub(super) fn handshakes_until(&self) -> Option<Instant> {
+        let drain = self.drain.filter(|_| !self.listeners.is_closed())?;
+        let alone = self.table.len() == 0 && self.jobs_out == 0;
+        Some(drain.from + if alone { MIN_HANDSHAKE } else { MAX_HANDSHAKE })
     }
 
     /// Stops at once: counts what is dropped and what held it up, and closes everything.
     pub(super) fn abort(mut self) -> Dropped {
         self.submit();
         let pending = self.counters.pending;
-        let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, 0);
+        // Who is in an accept queue that could not be emptied is reset, and may have sent something.
+        let turned_away = usize::from(self.drain.is_some() && !self.listeners.is_drained());
+        let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, turned_away);
         for id in self.table.ids() {
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
             if connection.phase == Phase::Open && connection.drain_left() != Some(0) {
@@ -121,4 +143,15 @@ impl Reactor {
         self.publish();
         dropped
     }
+}
+
+/// Bytes in the receive queue of `stream`, those behind an urgent one too. One that is not part of the stream may be among
+/// them.
+fn queued_bytes(stream: &TcpStream) -> usize {
+    let socket = SockRef::from(stream);
+    // Else the system counts up to the urgent byte only. Where it refuses, that is what is known.
+    let inline = socket.set_out_of_band_inline(true);
+    let queued = rustix::io::ioctl_fionread(stream).unwrap_or(u64::MAX);
+    drop(inline.and_then(|()| socket.set_out_of_band_inline(false)));
+    usize::try_from(queued).unwrap_or(usize::MAX)
 }

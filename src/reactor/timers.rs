@@ -29,9 +29,14 @@ impl Deadlines {
         self.queue.front().map(|(at, _)| *at)
     }
 
+    /// Takes out the earliest, whether it has passed or not.
+    pub(super) fn pop(&mut self) -> Option<ConnId> {
+        self.queue.pop_front().map(|(_, connection)| connection)
+    }
+
     /// Takes out one that has passed.
     pub(super) fn pop_due(&mut self, now: Instant) -> Option<ConnId> {
         self.queue.front().filter(|(at, _)| *at <= now)?;
-        self.queue.pop_front().map(|(_, connection)| connection)
+        self.pop()
     }
 }

@@ -1,12 +1,18 @@
 //! Bugs that were, in words. Each of these fails without its fix.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tidemill::{Handler, Kind, Reply, Request};
 
-use crate::support::{DEADLINE, Gate, Peer, configure, eventually, helo_reply, serve};
+use crate::support::{
+    DEADLINE, Gate, Peer, allow_files, assert_same, configure, echo, embed, eventually, helo_reply, serve,
+};
 
 /// The last read of a drain brought nothing but a line without terminator, while no job was out: the line was kept, and
 /// nobody handed it out before the drain timeout. (issue 2)
@@ -27,7 +33,7 @@ fn a_last_line_alone_in_the_last_read_of_a_drain_is_answered() {
     last.finish();
     eventually("it is accepted", || handle.stats().connections == 2);
     handle.stop();
-    eventually("the stop has begun", || std::net::TcpStream::connect(server.local_addr()).is_err());
+    eventually("the stop has begun", || TcpStream::connect(server.local_addr()).is_err());
     assert_eq!(handle.stats().read_bytes_total, 6);
     gate.open();
     first.expect_rest(b"first\n");
@@ -168,7 +174,7 @@ fn a_stop_at_once_tells_of_requests_that_were_not_read() {
 #[test]
 fn urgent_data_does_not_hold_back_what_is_behind_it() {
     let serving = serve("");
-    let mut stream = std::net::TcpStream::connect(serving.address).unwrap();
+    let mut stream = TcpStream::connect(serving.address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     serving.freeze();
     stream.write_all(b"HELO a\n").unwrap();
@@ -193,4 +199,145 @@ fn waiting_counts_from_when_a_request_was_read() {
     let waited = stats["queue_wait_seconds"]["sum"].as_f64().unwrap();
     // The last waits for 511 others of 1 ms at least, the one before for 510, and so on.
     assert!(waited > (LINES * (LINES - 1) / 2) as f64 * 0.001 * 0.99, "{waited}");
+}
+
+/// The handshake of a client that connected in the moment of a stop was completed between the last accept and the close of
+/// the listener, which reset it. (issue 12)
+#[test]
+fn who_connects_in_the_moment_of_the_stop_is_served_or_refused() {
+    const ROUNDS: usize = 40;
+    // Its first packet is dropped once the door is shut, and sent again after a second.
+    const PATIENCE: Duration = Duration::from_millis(100);
+    let reset = AtomicUsize::new(0);
+    for _ in 0..ROUNDS {
+        let server = embed(echo);
+        let (address, served) = (server.local_addr(), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while let Ok(mut stream) = TcpStream::connect_timeout(&address, PATIENCE) {
+                        let mut reply = [0; 2];
+                        match stream.write_all(b"x\n").and_then(|()| stream.read_exact(&mut reply)) {
+                            Ok(()) => served.fetch_add(1, Relaxed),
+                            // Accepted, and ended before its request had come.
+                            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
+                            Err(_) => reset.fetch_add(1, Relaxed),
+                        };
+                    }
+                });
+            }
+            eventually("they come and go", || served.load(Relaxed) > 50);
+            server.handle().stop();
+        });
+        assert!(server.wait().unwrap().is_clean());
+    }
+    assert_eq!(reset.into_inner(), 0, "resets in {ROUNDS} stops");
+}
+
+/// What a stop has to read was counted up to an urgent byte only, and what lay behind it was lost. (issue 12)
+#[test]
+fn a_stop_answers_what_lies_behind_an_urgent_byte() {
+    let gate = Gate::closed();
+    let server = embed(gate.holds_stuck());
+    let mut stream = TcpStream::connect(server.local_addr()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (handle, before) = (server.handle(), server.handle().stats().read_bytes_total);
+    stream.write_all(b"stuck\n").unwrap();
+    eventually("it is with the handler", || handle.stats().pool_busy == 1);
+    stream.write_all(b"ahead\n").unwrap();
+    eventually("one read ahead is made", || handle.stats().read_bytes_total - before == 12);
+    stream.write_all(b"a\n").unwrap();
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+    stream.write_all(b"b\n").unwrap();
+    socket2::SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+    stream.write_all(b"c\n").unwrap();
+    handle.stop();
+    eventually("the stop has begun", || TcpStream::connect(server.local_addr()).is_err());
+    gate.open();
+    let mut replies = Vec::new();
+    stream.read_to_end(&mut replies).unwrap();
+    // Only the last urgent byte is out of band; the one before has become part of the stream.
+    assert_same(&replies, b"stuck\nahead\na\n!b\nc\n");
+    drop(stream);
+    assert!(server.wait().unwrap().is_clean());
+}
+
+/// Without descriptors a stop could not empty its accept queue, and let newcomers in meanwhile. (issue 12)
+#[test]
+fn a_stop_shuts_the_door_first_even_without_descriptors() {
+    let serving = serve("--handler-delay 2s --drain-timeout 10s");
+    serving.limit_files(serving.open_files() + 5);
+    let mut peers: Vec<Peer> = (0..10).map(|_| serving.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+    serving.expect_log("cannot accept connections for now");
+    serving.signal(Signal::TERM);
+    serving.expect_log("draining");
+    let newcomer = TcpStream::connect_timeout(&serving.address, Duration::from_millis(300));
+    assert!(newcomer.is_err(), "connected after the stop had begun");
+    for mut peer in peers {
+        peer.expect_rest(&helo_reply(b"x", serving.address));
+    }
+    serving.wait().assert_clean();
+}
+
+/// A peer that vanished without a word held its place for ever. (issue 12)
+#[test]
+fn the_system_asks_after_silent_peers() {
+    let serving = serve("");
+    let mut peer = serving.connect();
+    peer.ask("x");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let (server, client) =
+        (format!(":{:04X}", serving.address.port()), format!(":{:04X}", peer.local().port()));
+    let line = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields[1].ends_with(&server) && fields[2].ends_with(&client))
+        .unwrap();
+    // Which timer runs, and in how many hundredths of a second it is due.
+    let (timer, due) = line[5].split_once(':').unwrap();
+    assert_eq!(timer, "02", "the keepalive timer");
+    assert!(u32::from_str_radix(due, 16).unwrap() <= 6000, "{due}");
+}
+
+/// Both wildcards of one port could not be listened on together. (issue 12)
+#[test]
+fn both_wildcards_of_a_port_stand_beside_each_other_and_the_ipv6_one_alone_serves_both() {
+    let free = || std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+    let ask = |address: (&str, u16)| {
+        let address = std::net::ToSocketAddrs::to_socket_addrs(&address).unwrap().next().unwrap();
+        let mut peer = Peer::connect(address);
+        peer.send(b"x\n");
+        peer.expect(b"x\n");
+    };
+    let port = free();
+    let wildcards = [(Ipv4Addr::UNSPECIFIED, port).into(), (Ipv6Addr::UNSPECIFIED, port).into()];
+    let server = configure(echo, |config| config.listen = wildcards.to_vec());
+    assert_eq!(server.handle().local_addrs(), wildcards);
+    ask(("127.0.0.1", port));
+    ask(("::1", port));
+    drop(server);
+    let server = configure(echo, |config| config.listen = vec![(Ipv6Addr::UNSPECIFIED, 0).into()]);
+    ask(("127.0.0.1", server.local_addr().port()));
+    ask(("::1", server.local_addr().port()));
+}
+
+/// Who was turned away kept its descriptor for a second, and those behind it waited for it. (issue 12)
+#[test]
+fn many_that_are_turned_away_at_once_do_not_wait_for_each_other() {
+    allow_files(4000);
+    let serving = serve("--max-connections 1");
+    let mut inside = serving.connect();
+    inside.ask("in");
+    // About three places, as some files are open only for a moment: at a second for each, 400 would take two minutes.
+    serving.limit_files(serving.open_files() + 3);
+    let began = Instant::now();
+    let mut turned_away: Vec<Peer> = (0..400).map(|_| serving.connect()).collect();
+    for peer in &mut turned_away {
+        peer.expect(b"ERROR server full (limit 1 connections)\n");
+        assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+    }
+    inside.ask("still in");
+    drop((inside, turned_away));
+    serving.stop().assert_clean();
 }
