@@ -81,6 +81,8 @@ pub(crate) enum Input {
     Readable,
     /// The peer's hang-up was announced: only the end of the stream or an error empties it.
     HungUp,
+    /// The peer has reset the connection. What it had sent may still be read; nothing reaches it any more.
+    Broken,
     /// The end of the stream was read.
     Ended,
 }
@@ -227,11 +229,21 @@ impl Connection {
         }
     }
 
-    /// The peer's hang-up, an error or urgent data was announced: a short read does not mean that all was read.
+    /// The peer's hang-up or urgent data was announced: a short read does not mean that all was read.
     pub(crate) fn set_hung_up(&mut self) {
-        if self.input != Input::Ended {
+        if !matches!(self.input, Input::Ended | Input::Broken) {
             self.input = Input::HungUp;
         }
+    }
+
+    /// An error was announced: the peer has reset the connection.
+    pub(crate) fn set_broken(&mut self) {
+        self.input = Input::Broken;
+    }
+
+    /// Whether the peer has reset the connection.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.input == Input::Broken
     }
 
     /// A read did not fill its buffer.
@@ -243,7 +255,7 @@ impl Connection {
 
     /// A read would have blocked.
     pub(crate) fn set_read_empty(&mut self) {
-        if self.input != Input::Ended {
+        if !matches!(self.input, Input::Ended | Input::Broken) {
             self.input = Input::Empty;
         }
         // All that was in the receive queue when the stop began has been read, whatever was counted then.
@@ -254,7 +266,7 @@ impl Connection {
 
     /// Whether the socket may have something to read.
     pub(crate) fn is_readable(&self) -> bool {
-        matches!(self.input, Input::Readable | Input::HungUp)
+        matches!(self.input, Input::Readable | Input::HungUp | Input::Broken)
     }
 
     /// Whether the end of the stream was read.

@@ -5,6 +5,7 @@
 //! buffers are recycled with it, so that a request allocates nothing.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::clock::Nanos;
@@ -23,6 +24,49 @@ pub(crate) struct ConnId {
     pub(crate) slot: u32,
     /// Slots are reused. A job whose generation is old belongs to a connection that is gone.
     pub(crate) generation: u32,
+}
+
+/// Slots whose generations lie together.
+const CHUNK: usize = 4096;
+
+/// Which generation of connections each slot has: written by the reactor, read by the workers, who do not run a request
+/// whose connection has gone. Four bytes a slot, for as many slots as ever were in use.
+#[derive(Debug)]
+pub(crate) struct Generations {
+    chunks: Box<[OnceLock<Box<[AtomicU32]>>]>,
+}
+
+impl Generations {
+    /// For slots below `slots`. Connections in others are never taken for gone.
+    pub(crate) fn new(slots: usize) -> Arc<Generations> {
+        Arc::new(Generations { chunks: (0..slots.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() })
+    }
+
+    fn chunk(&self, slot: usize) -> Option<&OnceLock<Box<[AtomicU32]>>> {
+        self.chunks.get(slot / CHUNK)
+    }
+
+    /// The connection of this name has its slot now. For the reactor.
+    pub(crate) fn set(&self, id: ConnId) {
+        let slot = id.slot as usize;
+        if let Some(chunk) = self.chunk(slot) {
+            let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicU32::new(0)).collect());
+            chunk[slot % CHUNK].store(id.generation, Relaxed);
+        }
+    }
+
+    /// The connection of this name has gone. For the reactor.
+    pub(crate) fn clear(&self, id: ConnId) {
+        self.set(ConnId { generation: id.generation.wrapping_add(1), ..id });
+    }
+
+    /// Whether the connection of this name is there, as far as is known: what the reactor has just done may be seen late.
+    /// Relaxed, as nothing else is read because of it.
+    pub(crate) fn has(&self, id: ConnId) -> bool {
+        let slot = id.slot as usize;
+        let Some(chunk) = self.chunk(slot).and_then(OnceLock::get) else { return true };
+        chunk[slot % CHUNK].load(Relaxed) == id.generation
+    }
 }
 
 /// A local address that clients reached, shared by all connections that came in through it.
@@ -56,6 +100,7 @@ pub(crate) enum JobEnd {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) connection: ConnId,
+    generations: Arc<Generations>,
     pub(crate) local: Arc<Endpoint>,
     pub(crate) peer: SocketAddr,
     /// When the reactor took these lines in, by the pool's clock. Waiting is counted from here.
@@ -89,8 +134,12 @@ impl Job {
         self.line_ends.len() - self.taken
     }
 
-    /// Takes the next line, and the place for its reply; `None` when all are handled.
+    /// Takes the next line, and the place for its reply; `None` when all are handled, or when the connection has gone and
+    /// nobody would read the reply.
     pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Endpoint, &mut Vec<u8>)> {
+        if !self.generations.has(self.connection) {
+            return None;
+        }
         let end = *self.line_ends.get(self.taken)?;
         let begin = self.taken.checked_sub(1).map_or(0, |before| self.line_ends[before]);
         self.taken += 1;
@@ -118,14 +167,20 @@ impl Job {
 }
 
 /// Jobs that can be used again. Only the reactor has one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct FreeJobs {
+    generations: Arc<Generations>,
     // Boxed: a job moves between queues many times, and a box is one word.
     #[expect(clippy::vec_box, reason = "the boxes themselves are what is recycled")]
     free: Vec<Box<Job>>,
 }
 
 impl FreeJobs {
+    /// None yet. Their workers ask `generations` whether their connections are there.
+    pub(crate) fn new(generations: Arc<Generations>) -> FreeJobs {
+        FreeJobs { generations, free: Vec::new() }
+    }
+
     /// An empty job for `connection`.
     pub(crate) fn take(
         &mut self,
@@ -137,6 +192,7 @@ impl FreeJobs {
         let Some(mut job) = self.free.pop() else {
             return Box::new(Job {
                 connection,
+                generations: Arc::clone(&self.generations),
                 local: Arc::clone(local),
                 peer,
                 accepted_at: now,
@@ -173,6 +229,10 @@ impl FreeJobs {
 mod tests {
     use super::*;
 
+    fn free_jobs() -> FreeJobs {
+        FreeJobs::new(Generations::new(1))
+    }
+
     fn take(free: &mut FreeJobs) -> Box<Job> {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
         free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address, 0)
@@ -180,7 +240,7 @@ mod tests {
 
     #[test]
     fn lines_come_out_as_they_went_in() {
-        let mut job = take(&mut FreeJobs::default());
+        let mut job = take(&mut free_jobs());
         for line in [&b"one"[..], b"", b"three\r"] {
             job.push_line(line);
         }
@@ -194,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_recycled_job_is_empty_and_its_buffers_are_capped() {
-        let mut free = FreeJobs::default();
+        let mut free = free_jobs();
         let mut job = take(&mut free);
         job.push_line(&vec![b'x'; 1 << 20]);
         job.replies = vec![0; 1 << 20];
@@ -203,5 +263,26 @@ mod tests {
         assert!(job.next_line().is_none());
         assert_eq!((job.lines_left(), job.replies.len(), job.reply_ends.len()), (0, 0, 0));
         assert!(job.lines.capacity() <= MAX_RECYCLED_BYTES && job.replies.capacity() <= MAX_RECYCLED_BYTES);
+    }
+
+    #[test]
+    fn what_is_left_for_a_connection_that_has_gone_is_not_handed_out() {
+        let generations = Generations::new(CHUNK + 1);
+        let mut free = FreeJobs::new(Arc::clone(&generations));
+        for slot in [0, 4095, 4096] {
+            let id = ConnId { slot, generation: u32::MAX };
+            let mut job = take(&mut free);
+            job.connection = id;
+            job.push_line(b"one");
+            job.push_line(b"two");
+            generations.set(id);
+            assert!(job.next_line().is_some());
+            generations.clear(id);
+            assert!(job.next_line().is_none());
+            generations.set(ConnId { generation: 5, ..id });
+            assert!(job.next_line().is_none());
+            assert_eq!((job.handled, job.lines_left()), (1, 1));
+        }
+        assert!(generations.has(ConnId { slot: 1 << 20, generation: 1 }), "beyond what is kept");
     }
 }

@@ -401,7 +401,7 @@ mod tests {
 
     use super::*;
     use crate::handler::{Reply, Request};
-    use crate::job::{ConnId, Endpoint, FreeJobs};
+    use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
 
     struct NoReactor;
 
@@ -412,7 +412,7 @@ mod tests {
     fn job(line: &[u8]) -> Box<Job> {
         let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::default().take(id, &endpoint, endpoint.address, 0);
+        let mut job = FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address, 0);
         job.push_line(line);
         job
     }

@@ -175,6 +175,12 @@ impl<W: Wake> Worker<'_, W> {
                 }
             }
         }
+        if lap > 0 {
+            // The connection has gone meanwhile, and the rest of the job is not run.
+            let took = pool.clock.now() - now;
+            self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
+            now += took;
+        }
         job.took = now - begun;
         let long = job.took > LONG_JOB;
         pool.timings.record(self.id, self.laps.drain(..));

@@ -19,7 +19,7 @@ pub(super) const READ_INTEREST: Interest = Interest::READABLE;
 /// Connections accepted in a turn.
 pub(super) const ACCEPT_BUDGET: usize = 64;
 /// Connections that may be told at a time that the server is full. For one more the oldest that has been told is let go.
-const MAX_REJECTED: usize = 256;
+pub(super) const MAX_REJECTED: usize = 256;
 
 impl Reactor {
     /// Accepts up to `budget` connections.

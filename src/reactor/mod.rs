@@ -33,13 +33,13 @@ use crate::connection::{CloseReason, Phase, Turn};
 use crate::controller::CPU_PATIENCE;
 use crate::error::Error;
 use crate::handler::Handler;
-use crate::job::{ConnId, FreeJobs, Job};
+use crate::job::{ConnId, FreeJobs, Generations, Job};
 use crate::metrics::Counters;
 use crate::pool::Pool;
 use crate::replies::Wake;
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
-use admit::ACCEPT_BUDGET;
+use admit::{ACCEPT_BUDGET, MAX_REJECTED};
 use listener::Listeners;
 pub(crate) use listener::bind;
 use serve::READ_BUDGET;
@@ -179,10 +179,11 @@ impl Reactor {
         handler: Arc<dyn Handler>,
         shared: Shared,
     ) -> Reactor {
+        let generations = Generations::new(settings.max_connections + MAX_REJECTED);
         Reactor {
             poll: sockets.poll,
             listeners: sockets.listeners,
-            table: Table::default(),
+            table: Table::new(Arc::clone(&generations)),
             settings,
             handler,
             shared,
@@ -191,7 +192,7 @@ impl Reactor {
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
             lingering: Deadlines::new(LINGER),
-            free: FreeJobs::default(),
+            free: FreeJobs::new(generations),
             outgoing: Vec::new(),
             jobs_out: 0,
             lines_out: 0,
@@ -348,7 +349,9 @@ impl Reactor {
                 let Some(id) = self.table.id_of(slot) else { return };
                 let Some(entry) = self.table.get(id) else { return };
                 let connection = &mut entry.connection;
-                if event.is_read_closed() || event.is_error() || event.is_priority() {
+                if event.is_error() {
+                    connection.set_broken();
+                } else if event.is_read_closed() || event.is_priority() {
                     connection.set_hung_up();
                 } else if event.is_readable() {
                     connection.set_readable();

@@ -8,7 +8,7 @@ use mio::{Interest, Token};
 use super::Reactor;
 use super::admit::READ_INTEREST;
 use super::table::Entry;
-use crate::connection::{CloseReason, Intake, Output, Phase, Received, Turn};
+use crate::connection::{CloseReason, Connection, Intake, Output, Phase, Received, Turn};
 use crate::handler;
 use crate::job::{ConnId, Job, JobEnd, MAX_JOB_LINES};
 
@@ -34,6 +34,15 @@ impl Reactor {
         let room = self.room(resumed);
         if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, room) {
             return;
+        }
+        let reads_on = |connection: &Connection| connection.may_read() && connection.turn != Turn::Waits;
+        if self
+            .table
+            .get(id)
+            .is_some_and(|Entry { connection, .. }| connection.is_broken() && !reads_on(connection))
+        {
+            // Nobody is there for the replies: what waits for a worker is not worth running.
+            return self.close(id, CloseReason::Reset);
         }
         self.end_if_over(id, now);
         let Some(entry) = self.table.get(id) else { return };
@@ -180,7 +189,9 @@ impl Reactor {
         let panicked = job.end == JobEnd::Panicked;
         self.jobs_out -= 1;
         self.lines_out -= job.handled + job.lines_left();
-        self.shared.pool.learn_time_per_job(job.took);
+        if job.handled > 0 {
+            self.shared.pool.learn_time_per_job(job.took);
+        }
 
         let silent = (job.handled - replies - usize::from(panicked)) as u64;
         self.counters.silent += silent;

@@ -2,11 +2,13 @@
 //!
 //! Slots are reused, so everything that outlives a turn names a connection by slot and generation.
 
+use std::sync::Arc;
+
 use mio::net::TcpStream;
 use slab::Slab;
 
 use crate::connection::Connection;
-use crate::job::ConnId;
+use crate::job::{ConnId, Generations};
 
 /// A connection and its socket.
 #[derive(Debug)]
@@ -17,19 +19,27 @@ pub(super) struct Entry {
 }
 
 /// All connections of the reactor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
     slab: Slab<Entry>,
+    generations: Arc<Generations>,
     /// Given to the next connection. Wraps after four billion; a job is not out that long.
     next_generation: u32,
 }
 
 impl Table {
+    /// Without connections. `generations` is what others are told of them.
+    pub(super) fn new(generations: Arc<Generations>) -> Table {
+        Table { slab: Slab::new(), generations, next_generation: 0 }
+    }
+
     pub(super) fn insert(&mut self, stream: TcpStream, connection: Connection) -> ConnId {
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
         let slot = self.slab.insert(Entry { stream, generation, connection });
-        ConnId { slot: u32::try_from(slot).expect("max_connections is below 2^30"), generation }
+        let id = ConnId { slot: u32::try_from(slot).expect("max_connections is below 2^30"), generation };
+        self.generations.set(id);
+        id
     }
 
     /// The connection of this name, if it is still there.
@@ -45,6 +55,7 @@ impl Table {
 
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Entry> {
         self.get(id)?;
+        self.generations.clear(id);
         Some(self.slab.remove(id.slot as usize))
     }
 
@@ -72,7 +83,7 @@ mod tests {
             let address = SocketAddr::from(([127, 0, 0, 1], 1));
             (stream, Connection::new(Endpoint::new(address), address))
         };
-        let mut table = Table::default();
+        let mut table = Table::new(Generations::new(1));
         let (stream, connection) = connect();
         let old = table.insert(stream, connection);
         assert!(table.remove(old).is_some());

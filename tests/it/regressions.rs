@@ -11,7 +11,8 @@ use rustix::process::Signal;
 use tidemill::{Handler, Kind, Reply, Request};
 
 use crate::support::{
-    DEADLINE, Gate, Peer, allow_files, assert_same, configure, echo, embed, eventually, helo_reply, serve,
+    DEADLINE, Gate, Peer, allow_files, assert_adds_up, assert_same, configure, echo, embed, eventually,
+    helo_reply, serve,
 };
 
 /// The last read of a drain brought nothing but a line without terminator, while no job was out: the line was kept, and
@@ -340,4 +341,42 @@ fn many_that_are_turned_away_at_once_do_not_wait_for_each_other() {
     inside.ask("still in");
     drop((inside, turned_away));
     serving.stop().assert_clean();
+}
+
+/// Requests of clients that had reset their connections were run all the same, and others waited for them. (issue 12)
+#[test]
+fn requests_of_a_client_that_has_reset_are_not_run() {
+    let gate = Gate::closed();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let handler = {
+        let (calls, hold) = (Arc::clone(&calls), gate.holds_stuck());
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            calls.fetch_add(1, Relaxed);
+            hold(request, reply);
+        }
+    };
+    let server = configure(handler, |config| (config.min_threads, config.max_threads) = (1, 1));
+    let handle = server.handle();
+    let mut first = Peer::connect(server.local_addr());
+    first.send(b"stuck\n");
+    eventually("the only worker is held up", || calls.load(Relaxed) == 1);
+    let mut gone: Vec<Peer> = (0..30).map(|_| Peer::connect(server.local_addr())).collect();
+    // One job and more behind it; some have one line out and others kept.
+    for (number, peer) in gone.iter_mut().enumerate() {
+        peer.send(b"a\nb\n");
+        eventually("it is pending", || handle.stats().requests_total.total() == 1 + 2 * (number as u64 + 1));
+        peer.send(b"ahead\n");
+    }
+    gone.into_iter().for_each(Peer::reset);
+    eventually("all are gone", || handle.stats().connections_closed_total.reset == 30);
+    let mut newcomer = Peer::connect(server.local_addr());
+    newcomer.send(b"new\n");
+    eventually("it is pending", || handle.stats().connections == 2 && handle.stats().requests_pending > 60);
+    gate.open();
+    first.expect(b"stuck\n");
+    newcomer.expect(b"new\n");
+    assert_eq!(calls.load(Relaxed), 2, "calls of the handler");
+    eventually("none is pending", || handle.stats().requests_pending == 0);
+    assert_adds_up(&handle.stats());
+    assert_eq!(handle.stats().requests_dropped_total, 60);
 }
