@@ -121,15 +121,16 @@ impl Timings {
         let shard = usize::try_from(worker % self.shards.len() as u64).unwrap_or(0);
         let mut shard = lock_std(&self.shards[shard]);
         for Lap { wait, took, requests } in laps {
-            shard.wait.record(wait, requests, wait * requests as u64);
+            shard.wait.record(wait, requests, wait.saturating_mul(requests as u64));
             // Timed together, they are short. Where they were not, one of them is the likely cause.
             let mean = took / requests as u64;
             if mean <= SHORT_REQUEST {
                 shard.service.record(mean, requests, took);
             } else {
                 let others = SHORT_REQUEST * (requests as u64 - 1);
+                let long = took.saturating_sub(others);
                 shard.service.record(SHORT_REQUEST, requests - 1, others);
-                shard.service.record(took - others, 1, took - others);
+                shard.service.record(long, 1, long);
             }
         }
     }

@@ -273,7 +273,7 @@ impl<'a> Worker<'a> {
             now = self.now();
             if self.arrivals.is_none() && handled > 0 && now >= self.measure_from {
                 // Each of these replies may have waited here for as long as this turn took.
-                self.lateness.record_n(now - woke, handled);
+                self.lateness.record_n(now.saturating_sub(woke), handled);
             }
         }
         let (ended, usage) = ended.unwrap_or_else(|| (self.now(), Usage::of_thread()));
@@ -296,7 +296,7 @@ impl<'a> Worker<'a> {
             if due <= now.saturating_add(SPIN) {
                 return Ok(Some(Duration::ZERO));
             }
-            let delay = Duration::from_nanos(due - now);
+            let delay = Duration::from_nanos(due.saturating_sub(now));
             if delay < HOUSEKEEPING {
                 let timeout = self.timer.wake_in(delay).map_err(Fatal::Poll)?;
                 return Ok(Some(timeout.unwrap_or(HOUSEKEEPING)));

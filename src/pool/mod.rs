@@ -402,6 +402,7 @@ mod tests {
     use super::*;
     use crate::handler::{Reply, Request};
     use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
+    use crate::metrics::{Counters, PoolGauges, Stats};
 
     struct NoReactor;
 
@@ -521,6 +522,51 @@ mod tests {
             blocking.next_done();
         }
         blocking.end();
+    }
+
+    /// A clock on which every second reading lies 5 µs before the one before it.
+    fn steps_back() -> Nanos {
+        static READINGS: AtomicU64 = AtomicU64::new(0);
+        let reading = READINGS.fetch_add(1, Relaxed);
+        // Far from zero, as the system's clock is.
+        1_000_000_000 + 1_000 * reading - 6_000 * (reading % 2)
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_makes_no_request_seem_long() {
+        let pool = Pool::new(
+            Arc::new(|_: &Request<'_>, _: &mut Reply<'_>| ()),
+            NoReactor,
+            Clock::reading(steps_back),
+        );
+        start(&pool, 2);
+        let mut back = Vec::new();
+        for count in 1..=100 {
+            // Several requests each, some of which are timed together.
+            let mut several = job(b"1");
+            several.accepted_at = pool.clock.now();
+            (2..=7).for_each(|_| several.push_line(b"n"));
+            pool.submit(&mut vec![several]);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while back.len() < count {
+                assert!(Instant::now() < deadline, "the {count}th job does not come back");
+                pool.replies.drain(&mut back);
+                thread::yield_now();
+            }
+        }
+        for job in &back {
+            // A reading for each step of a slice; all of them together are some microseconds.
+            assert!(job.took < 1_000_000, "{}", job.took);
+            pool.learn_time_per_job(job.took);
+        }
+        assert!(pool.time_per_job() < Duration::from_millis(1), "{:?}", pool.time_per_job());
+        let stats = Stats::new(Duration::ZERO, &Counters::default(), &PoolGauges::default(), &pool.timings);
+        let (wait, service) = (stats.queue_wait_seconds, stats.service_seconds);
+        assert_eq!((wait.count, service.count), (700, 700));
+        assert!(service.sum < 0.1 && service.max < 0.001, "{service:?}");
+        assert!(wait.sum < 0.1 && wait.max < 0.001, "{wait:?}");
+        pool.stop();
+        assert_eq!(pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
     }
 
     #[test]

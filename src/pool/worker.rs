@@ -163,11 +163,14 @@ impl<W: Wake> Worker<'_, W> {
             }
             let full = replied >= MAX_SLICE_BYTES;
             if lap == most || full || job.lines_left() == 0 || job.end != JobEnd::Done {
-                let took = pool.clock.now() - now;
+                let took = pool.clock.now().saturating_sub(now);
                 self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
                 most = if took < SHORT_REQUEST * lap as u64 { (most * 2).min(MAX_LAP) } else { 1 };
                 (now, lap) = (now + took, 0);
-                if job.lines_left() > 0 && job.end == JobEnd::Done && (full || now - begun >= MAX_SLICE) {
+                if job.lines_left() > 0
+                    && job.end == JobEnd::Done
+                    && (full || now.saturating_sub(begun) >= MAX_SLICE)
+                {
                     job.end = JobEnd::Unfinished;
                 }
                 if job.end != JobEnd::Done {
@@ -177,11 +180,11 @@ impl<W: Wake> Worker<'_, W> {
         }
         if lap > 0 {
             // The connection has gone meanwhile, and the rest of the job is not run.
-            let took = pool.clock.now() - now;
+            let took = pool.clock.now().saturating_sub(now);
             self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
             now += took;
         }
-        job.took = now - begun;
+        job.took = now.saturating_sub(begun);
         let long = job.took > LONG_JOB;
         pool.timings.record(self.id, self.laps.drain(..));
         self.state.last.store(begun * 2, Relaxed);

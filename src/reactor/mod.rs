@@ -310,8 +310,11 @@ impl Reactor {
         thread::yield_now();
         let back = !replies.is_empty();
         // In vain where the worker has another CPU, and dear where somebody else took this one: tried less often then.
-        self.vain =
-            if back && clock.now() - before < MAX_GIVEN_WAY { 0 } else { (self.vain + 1).min(MAX_VAIN) };
+        self.vain = if back && clock.now().saturating_sub(before) < MAX_GIVEN_WAY {
+            0
+        } else {
+            (self.vain + 1).min(MAX_VAIN)
+        };
         self.give_way_again_after = (1 << self.vain) - 1;
         back
     }

@@ -63,7 +63,7 @@ impl Cpu {
 
     fn advance(&mut self, now: Nanos) {
         if !self.ends.is_empty() {
-            let advanced = (now - self.updated) as f64 * self.pace();
+            let advanced = now.saturating_sub(self.updated) as f64 * self.pace();
             self.shared += advanced;
             self.used += advanced * self.ends.len() as f64;
         }

@@ -231,7 +231,7 @@ impl<'a> Engine<'a> {
         self.show();
         // Whoever still waits has waited at least until now.
         for waiting in &self.waiting {
-            self.tally.waited(waiting.stream, end - waiting.arrived);
+            self.tally.waited(waiting.stream, end.saturating_sub(waiting.arrived));
         }
         self.tally.run(self.setup.rule)
     }
@@ -354,7 +354,7 @@ impl<'a> Engine<'a> {
 
     fn take(&mut self) {
         let Some(Waiting { stream, arrived }) = self.waiting.pop_front() else { return };
-        self.tally.waited(stream, self.now - arrived);
+        self.tally.waited(stream, self.now.saturating_sub(arrived));
         self.taken += 1;
         self.last_taken = self.now;
         let Service { cpu, block, exponential } = self.sources[stream].service;
@@ -377,13 +377,13 @@ impl<'a> Engine<'a> {
 
     fn finish(&mut self, job: usize) {
         let Running { stream, arrived, taken, .. } = self.running.remove(job);
-        let took = self.now - taken;
+        let took = self.now.saturating_sub(taken);
         self.mean = match self.mean {
             0 => took,
             mean => mean - (mean >> MEAN_SHIFT) + (took >> MEAN_SHIFT),
         }
         .max(1);
-        self.tally.finished(stream, self.now - arrived);
+        self.tally.finished(stream, self.now.saturating_sub(arrived));
         self.free_worker();
         if let SourceKind::Clients { wanted, there, .. } = &mut self.sources[stream].kind {
             if *there > *wanted {
@@ -442,7 +442,7 @@ impl<'a> Engine<'a> {
         self.ticking = !self.waiting.is_empty();
         if !self.ticking || !self.idle.is_empty() {
             self.short_since = self.now;
-        } else if self.now - self.short_since >= nanos(controller::CPU_PATIENCE) {
+        } else if self.now.saturating_sub(self.short_since) >= nanos(controller::CPU_PATIENCE) {
             self.short_since = self.now;
             self.poke();
         }
@@ -473,7 +473,8 @@ impl<'a> Engine<'a> {
     }
 
     fn tune(&mut self) {
-        let mut ages: Vec<Nanos> = self.running.iter().map(|(_, job)| self.now - job.taken).collect();
+        let mut ages: Vec<Nanos> =
+            self.running.iter().map(|(_, job)| self.now.saturating_sub(job.taken)).collect();
         let old = ages.iter().filter(|age| **age >= nanos(controller::DRAIN_TARGET)).count();
         let middle = ages.len().saturating_sub(1) / 2;
         let median_age = if ages.is_empty() { 0 } else { *ages.select_nth_unstable(middle).1 };
@@ -488,7 +489,7 @@ impl<'a> Engine<'a> {
             old,
             time_per_job: Duration::from_nanos(if self.mean == 0 { median_age } else { self.mean }),
             peak: std::mem::replace(&mut self.tuner.peak, demand),
-            stalled: Duration::from_nanos(self.now - self.last_taken),
+            stalled: Duration::from_nanos(self.now.saturating_sub(self.last_taken)),
         };
         let mut done_at = self.now;
         if self.policy.considers_growth(&sample) {
@@ -514,7 +515,7 @@ impl<'a> Engine<'a> {
         let in_use = used - self.used_at_gate >= 0.8 * GATE as f64 * self.setup.machine.cores as f64;
         self.used_at_gate = used;
         let patience = if in_use { GATE_BUSY * self.live as u64 } else { GATE };
-        let starved = !self.waiting.is_empty() && self.now - self.last_taken > patience;
+        let starved = !self.waiting.is_empty() && self.now.saturating_sub(self.last_taken) > patience;
         if starved && self.live < self.policy.max() {
             self.resize(self.live + 1, self.jobs(), Reason::Stalled, None);
         }

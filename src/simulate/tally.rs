@@ -106,7 +106,7 @@ impl Tally {
     /// The pool has been as at the last call until now, and is so from now on.
     pub(super) fn observe(&mut self, now: Now) {
         let before = std::mem::replace(&mut self.last, now);
-        let time = u128::from(now.at - before.at);
+        let time = u128::from(now.at.saturating_sub(before.at));
         if time > 0 {
             while self.highest.front().is_some_and(|(until, _)| *until + self.window < before.at) {
                 self.highest.pop_front();
