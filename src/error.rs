@@ -40,6 +40,11 @@ pub enum Error {
     },
     /// [`wait`](crate::ServerHandle::wait) was called by a handler of the same server, which would wait for itself.
     WaitInHandler,
+    /// The system refused to wait for events any more, so the server ended. What was pending is dropped.
+    PollFailed {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The reactor ended by a panic, which is a bug in this crate. Its connections are gone.
     ReactorPanicked,
 }
@@ -52,6 +57,7 @@ impl fmt::Display for Error {
             Error::Poll { source } => write!(f, "cannot set up polling: {source}"),
             Error::Thread { name, source } => write!(f, "cannot start the {name} thread: {source}"),
             Error::WaitInHandler => write!(f, "a handler cannot wait for the end of its own server"),
+            Error::PollFailed { source } => write!(f, "waiting for events failed: {source}"),
             Error::ReactorPanicked => write!(f, "the reactor panicked"),
         }
     }
@@ -60,9 +66,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Bind { source, .. } | Error::Poll { source } | Error::Thread { source, .. } => {
-                Some(source)
-            }
+            Error::Bind { source, .. }
+            | Error::Poll { source }
+            | Error::Thread { source, .. }
+            | Error::PollFailed { source } => Some(source),
             Error::Setting { .. } | Error::WaitInHandler | Error::ReactorPanicked => None,
         }
     }

@@ -6,6 +6,7 @@
 //! closes, for a second at most; 6. when no connection and no job is left, let the workers go.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -69,9 +70,10 @@ struct Inner {
 }
 
 /// How the reactor ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum End {
     Stopped(Dropped),
+    PollFailed(Arc<io::Error>),
     Panicked,
 }
 
@@ -187,6 +189,14 @@ impl Builder {
     /// # Errors
     /// [`Error::Setting`], [`Error::Bind`], [`Error::Poll`] or [`Error::Thread`]. Nothing is left running.
     pub fn start(self) -> Result<Server, Error> {
+        self.start_with(Reactor::run)
+    }
+
+    /// `run` is the reactor's loop; a test has another.
+    fn start_with(
+        self,
+        run: impl FnOnce(Reactor) -> io::Result<Dropped> + Send + 'static,
+    ) -> Result<Server, Error> {
         let settings = self.config.check()?;
         let sockets = reactor::bind(&settings.listen)?;
         let local_addrs = sockets
@@ -234,7 +244,7 @@ impl Builder {
         })?;
         spawn("tidemill-loop", {
             let inner = Arc::clone(&inner);
-            move || inner.run(reactor)
+            move || inner.run(|| run(reactor))
         })?;
         started.complete = true;
         drop(started);
@@ -263,11 +273,15 @@ fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), 
 }
 
 impl Inner {
-    /// The reactor's thread.
-    fn run(&self, reactor: Reactor) {
+    /// The reactor's thread; `turns` are those of its loop.
+    fn run(&self, turns: impl FnOnce() -> io::Result<Dropped>) {
         // Unwind safety: what the reactor shares are counters and queues, all usable as they are after a panic.
-        let end = match panic::catch_unwind(AssertUnwindSafe(|| reactor.run())) {
-            Ok(dropped) => End::Stopped(dropped),
+        let end = match panic::catch_unwind(AssertUnwindSafe(turns)) {
+            Ok(Ok(dropped)) => End::Stopped(dropped),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "poll failed");
+                End::PollFailed(Arc::new(error))
+            }
             Err(_) => {
                 tracing::error!("the reactor panicked");
                 End::Panicked
@@ -292,7 +306,15 @@ impl Inner {
                 }
             };
         }
-        *end
+        end.clone()
+    }
+}
+
+/// The same error once more: the original has but one owner, and any number of threads may wait.
+fn again(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
 
@@ -328,7 +350,8 @@ impl ServerHandle {
     /// Blocks until the server has ended; it does not stop it. Any number of threads may wait.
     ///
     /// # Errors
-    /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::ReactorPanicked`].
+    /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::PollFailed`] and
+    /// [`Error::ReactorPanicked`] where the server did not stop but failed.
     pub fn wait(&self) -> Result<Outcome, Error> {
         if self.inner.pool.is_on_own_thread() {
             return Err(Error::WaitInHandler);
@@ -344,6 +367,7 @@ impl ServerHandle {
                     stats: self.stats(),
                 })
             }
+            Some(End::PollFailed(error)) => Err(Error::PollFailed { source: again(&error) }),
             Some(End::Panicked) | None => Err(Error::ReactorPanicked),
         }
     }
@@ -400,5 +424,28 @@ impl fmt::Debug for ServerHandle {
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::handler::{Reply, Request};
+
+    fn builder() -> Builder {
+        let silent = |_: &Request<'_>, _: &mut Reply<'_>| ();
+        Server::builder(silent).listen("127.0.0.1:0".parse().unwrap())
+    }
+
+    #[test]
+    fn a_loop_that_cannot_wait_any_more_ends_as_a_failure() {
+        // Bad file descriptor: what a poll instance says that was closed behind our back.
+        let fail = |_: Reactor| Err(io::Error::from_raw_os_error(9));
+        let server = builder().start_with(fail).unwrap();
+        for error in [server.handle().wait().unwrap_err(), server.wait().unwrap_err()] {
+            assert!(matches!(error, Error::PollFailed { .. }), "{error:?}");
+            assert_eq!(error.to_string(), "waiting for events failed: Bad file descriptor (os error 9)");
+        }
     }
 }

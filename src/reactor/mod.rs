@@ -212,7 +212,10 @@ impl Reactor {
     }
 
     /// Runs until a stop was asked for and is complete.
-    pub(crate) fn run(mut self) -> Dropped {
+    ///
+    /// # Errors
+    /// What poll failed with; everything that was pending is dropped and accounted for then.
+    pub(crate) fn run(mut self) -> io::Result<Dropped> {
         self.shared.pool.enter_reactor();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut finished = Vec::new();
@@ -225,8 +228,8 @@ impl Reactor {
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => {
                         // Only by a bug of ours: a closed or foreign descriptor.
-                        tracing::error!(%error, "poll failed");
-                        return self.abort();
+                        self.abort();
+                        return Err(error);
                     }
                 }
             } else {
@@ -252,10 +255,10 @@ impl Reactor {
             if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
                 self.shared.pool.stop();
                 self.shared.pool.wait_until_left(Instant::now() + LEAVE_TIMEOUT);
-                return Dropped::default();
+                return Ok(Dropped::default());
             }
             if self.shared.stop.is_abort() || drain.until <= now {
-                return self.abort();
+                return Ok(self.abort());
             }
         }
     }
