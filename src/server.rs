@@ -3,14 +3,18 @@
 //! Starting: check the settings, bind, start the workers, the tuner and the reactor. A graceful stop, step by step (the
 //! reactor does them, see `reactor`): 1. shut the door; 2. accept what is in the accept queue; 3. read of each
 //! connection what its receive queue held; 4. answer it; 5. end the stream, and discard what still comes until the peer
-//! closes, for a second at most; 6. when no connection and no job is left, let the workers go.
+//! closes, for a second at most; 6. when no connection and no job is left, let the workers go, and join them: what belongs to
+//! the server's threads is gone when the end is told; 7. drop the handler; 8. tell the end, and be joined by who waits.
+//! Only a worker that does not return is left behind, after the deadline, and named.
+//!
+//! Nothing that a [`ServerHandle`] reaches owns the handler, so that a handler may keep one.
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
@@ -19,14 +23,16 @@ use crate::controller::Decision;
 use crate::error::Error;
 use crate::handler::Handler;
 use crate::metrics::{Counters, PoolGauges, Stats};
+use crate::pool::LEAVE_TIMEOUT;
 use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
 
-/// How long dropping a [`Server`] waits beyond the drain timeout.
+/// How long dropping a [`Server`] waits beyond the drain timeout: twice what its threads get to end in.
 const DROP_GRACE: Duration = Duration::from_secs(2);
 
-/// A running server. Dropping it stops it gracefully and waits for the end, but not inside one of its own handlers.
+/// A running server. Dropping it stops it gracefully and waits for the end, as [`wait`](Self::wait) does, but not inside one of
+/// its own handlers.
 ///
 /// # Examples
 /// ```
@@ -67,12 +73,16 @@ struct Inner {
     counters: Arc<Mutex<Counters>>,
     end: Mutex<Option<End>>,
     ended: Condvar,
+    /// Until it is joined by the reactor's thread. Workers are joined by this one, see `pool`.
+    tuner_thread: Mutex<Option<JoinHandle<()>>>,
+    /// Until it is joined by who waits for the end.
+    reactor_thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// How the reactor ended.
 #[derive(Clone, Debug)]
 enum End {
-    Stopped(Dropped),
+    Stopped { dropped: Dropped, left_behind: Vec<String> },
     PollFailed(Arc<io::Error>),
     Panicked,
 }
@@ -85,8 +95,11 @@ pub struct Outcome {
     pub dropped_requests: u64,
     /// Replies that their peers had not read.
     pub dropped_replies: u64,
-    /// Handlers that had not returned: their threads are left behind.
+    /// Handlers that had not returned when the stop gave up waiting for them.
     pub busy_workers: usize,
+    /// The names of the worker threads that still had not returned a second later: they are left behind, and the handler with
+    /// them. Every other thread of the server has ended.
+    pub left_behind: Vec<String>,
     /// Peers that had not read their replies.
     pub slow_peers: usize,
     /// Peers of which lines had arrived that were not read any more: requests that were not received and are in no counter.
@@ -118,7 +131,8 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Blocks until the server has ended; someone else has to stop it. See [`ServerHandle::wait`].
+    /// Blocks until the server has ended, with its threads, and its handler is dropped; someone else has to stop it. See
+    /// [`ServerHandle::wait`].
     ///
     /// # Errors
     /// As [`ServerHandle::wait`].
@@ -209,7 +223,7 @@ impl Builder {
         let (sockets, waker) = Sockets::new(sockets)?;
 
         let clock = Clock::start();
-        let pool = ReactorPool::new(Arc::clone(&self.handler), waker, clock);
+        let pool = ReactorPool::new(waker, clock);
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
@@ -220,6 +234,8 @@ impl Builder {
             counters: Arc::default(),
             end: Mutex::new(None),
             ended: Condvar::new(),
+            tuner_thread: Mutex::default(),
+            reactor_thread: Mutex::default(),
         });
         let shared = Shared {
             pool: Arc::clone(&pool),
@@ -227,57 +243,78 @@ impl Builder {
             stop: Arc::clone(&inner.stop),
             counters: Arc::clone(&inner.counters),
         };
-        let reactor = Reactor::new(sockets, settings, self.handler, shared);
+        let handler = self.handler;
+        let reactor = Reactor::new(sockets, settings, Arc::clone(&handler), shared);
 
-        // Dropped on an early return, it ends what has been started by then.
-        let mut started = Started { pool: &pool, tuner: &tuner, complete: false };
-        let missing = pool.set_target(inner.tuner.limits().min_threads);
-        for rest in (0..missing).rev() {
-            pool.start_worker().map_err(|source| {
-                pool.give_up(rest);
-                Error::Thread { name: "worker", source }
-            })?;
-        }
-        spawn("tidemill-tuner", {
-            let (tuner, pool) = (Arc::clone(&tuner), Arc::clone(&pool));
-            move || tuner.run(&pool, clock.epoch())
-        })?;
-        spawn("tidemill-loop", {
-            let inner = Arc::clone(&inner);
-            move || inner.run(|| run(reactor))
-        })?;
-        started.complete = true;
-        drop(started);
+        inner.start_threads(handler, || run(reactor)).inspect_err(|_| drop(inner.end_threads()))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
 }
 
-struct Started<'a> {
-    pool: &'a ReactorPool,
-    tuner: &'a Tuner,
-    complete: bool,
-}
-
-impl Drop for Started<'_> {
-    fn drop(&mut self) {
-        if !self.complete {
-            self.pool.stop();
-            self.tuner.stop();
-        }
-    }
-}
-
-fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
-    thread.map(drop).map_err(|source| Error::Thread { name, source })
+    thread.map_err(|source| Error::Thread { name, source })
 }
 
 impl Inner {
+    /// Starts the workers, the tuner and the reactor. Where one is refused, what has been started is still there.
+    fn start_threads(
+        self: &Arc<Self>,
+        handler: Arc<dyn Handler>,
+        turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
+    ) -> Result<(), Error> {
+        let missing = self.pool.set_target(self.tuner.limits().min_threads);
+        for rest in (0..missing).rev() {
+            self.pool.start_worker(&handler).map_err(|source| {
+                self.pool.give_up(rest);
+                Error::Thread { name: "worker", source }
+            })?;
+        }
+        let tuner = spawn("tidemill-tuner", {
+            let (tuner, pool, handler) =
+                (Arc::clone(&self.tuner), Arc::clone(&self.pool), Arc::clone(&handler));
+            move || tuner.run(&pool, &handler, pool.clock.epoch())
+        })?;
+        *lock_std(&self.tuner_thread) = Some(tuner);
+        // Held until the thread's handle is in its place: the end may come before.
+        let mut place = lock_std(&self.reactor_thread);
+        *place = Some(spawn("tidemill-loop", {
+            let inner = Arc::clone(self);
+            move || inner.run(handler, turns)
+        })?);
+        Ok(())
+    }
+
+    /// Ends workers and tuner, and joins them. Blocks until the pool's deadline at the latest. Returns who is left behind.
+    fn end_threads(&self) -> Vec<String> {
+        self.pool.stop();
+        self.tuner.stop();
+        let tuner = lock_std(&self.tuner_thread).take();
+        if tuner.is_none() {
+            // It was refused, and with it everything that workers could be busy with.
+            self.pool.join_workers();
+        }
+        let (left_behind, joined) = self.pool.wait_until_joined();
+        if !left_behind.is_empty() {
+            tracing::warn!(
+                workers = left_behind.join(", "),
+                "workers are left behind: their handler has not returned"
+            );
+        } else if !joined {
+            tracing::warn!("a worker is left behind: a destructor of its thread has not returned");
+        }
+        // While a thread does not end that has left the pool, neither does who joins it.
+        if (joined || !left_behind.is_empty()) && tuner.is_some_and(|tuner| tuner.join().is_err()) {
+            tracing::error!("the tuner panicked");
+        }
+        left_behind
+    }
+
     /// The reactor's thread; `turns` are those of its loop.
-    fn run(&self, turns: impl FnOnce() -> io::Result<Dropped>) {
+    fn run(&self, handler: Arc<dyn Handler>, turns: impl FnOnce() -> io::Result<Dropped>) {
         // Unwind safety: what the reactor shares are counters and queues, all usable as they are after a panic.
-        let end = match panic::catch_unwind(AssertUnwindSafe(turns)) {
-            Ok(Ok(dropped)) => End::Stopped(dropped),
+        let mut end = match panic::catch_unwind(AssertUnwindSafe(turns)) {
+            Ok(Ok(dropped)) => End::Stopped { dropped, left_behind: Vec::new() },
             Ok(Err(error)) => {
                 tracing::error!(%error, "poll failed");
                 End::PollFailed(Arc::new(error))
@@ -288,8 +325,14 @@ impl Inner {
             }
         };
         self.stop.abort();
-        self.pool.stop();
-        self.tuner.stop();
+        let left = self.end_threads();
+        if let End::Stopped { left_behind, .. } = &mut end {
+            *left_behind = left;
+        }
+        // The last one, unless a worker is left behind. Unwind safety: nothing of it is used any more.
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(handler))).is_err() {
+            tracing::error!("the handler panicked while it was dropped");
+        }
         *lock_std(&self.end) = Some(end);
         self.ended.notify_all();
     }
@@ -306,7 +349,13 @@ impl Inner {
                 }
             };
         }
-        end.clone()
+        let end = end.clone();
+        // It has told the end, and has nothing more to do than to end itself. Others who wait find it joined.
+        let mut thread = lock_std(&self.reactor_thread);
+        if thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the reactor panicked");
+        }
+        end
     }
 }
 
@@ -336,9 +385,10 @@ impl ServerHandle {
         self.inner.pool.replies.wake();
     }
 
-    /// Stops at once: what is not answered is dropped. Never blocks.
+    /// Stops at once: what is not answered is dropped. Handlers that run get a second more to return. Never blocks.
     pub fn stop_now(&self) {
         self.inner.stop.abort();
+        self.inner.pool.leave_by(Instant::now() + LEAVE_TIMEOUT);
         self.inner.pool.replies.wake();
     }
 
@@ -349,6 +399,10 @@ impl ServerHandle {
 
     /// Blocks until the server has ended; it does not stop it. Any number of threads may wait.
     ///
+    /// When it returns, every thread of the server has ended, destructors of thread-local values included, and the handler is
+    /// dropped. Only workers whose handler does not return are left behind, a second after the stop gave up waiting for them,
+    /// and named in [`Outcome::left_behind`].
+    ///
     /// # Errors
     /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::PollFailed`] and
     /// [`Error::ReactorPanicked`] where the server did not stop but failed.
@@ -357,16 +411,15 @@ impl ServerHandle {
             return Err(Error::WaitInHandler);
         }
         match self.inner.wait_until(None) {
-            Some(End::Stopped(Dropped { requests, replies, busy_workers, slow_peers, unread_peers })) => {
-                Ok(Outcome {
-                    dropped_requests: requests,
-                    dropped_replies: replies,
-                    busy_workers,
-                    slow_peers,
-                    unread_peers,
-                    stats: self.stats(),
-                })
-            }
+            Some(End::Stopped { dropped, left_behind }) => Ok(Outcome {
+                dropped_requests: dropped.requests,
+                dropped_replies: dropped.replies,
+                busy_workers: dropped.busy_workers,
+                left_behind,
+                slow_peers: dropped.slow_peers,
+                unread_peers: dropped.unread_peers,
+                stats: self.stats(),
+            }),
             Some(End::PollFailed(error)) => Err(Error::PollFailed { source: again(&error) }),
             Some(End::Panicked) | None => Err(Error::ReactorPanicked),
         }

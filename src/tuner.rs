@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::config::PoolLimits;
 use crate::controller::{self, Decision, Memory, Policy, Sample};
 use crate::error::Error;
+use crate::handler::Handler;
 use crate::pool::{Census, Pool};
 use crate::replies::Wake;
 use crate::sync::lock_std;
@@ -122,8 +123,9 @@ impl Tuner {
         lock_std(&self.log).ring.iter().copied().collect()
     }
 
-    /// The tuner's thread: runs until [`Tuner::stop`].
-    pub(crate) fn run<W: Wake>(&self, pool: &Arc<Pool<W>>, epoch: Instant) {
+    /// The tuner's thread: runs until [`Tuner::stop`], and then until the workers of the stopped pool, which it has started,
+    /// have ended or are waited for no longer.
+    pub(crate) fn run<W: Wake>(&self, pool: &Arc<Pool<W>>, handler: &Arc<dyn Handler>, epoch: Instant) {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let mut memory = Memory::default();
         let mut check_at = None;
@@ -139,7 +141,7 @@ impl Tuner {
             }
             if to != from {
                 let missing = pool.set_target(to);
-                to = self.start(pool, missing, now, &mut refusals);
+                to = self.start(pool, handler, missing, now, &mut refusals);
             }
             // A pool that stops has no size of its own any more.
             if to != from && to > 0 {
@@ -164,6 +166,7 @@ impl Tuner {
             self.attention.store(if held { usize::MAX } else { policy.attention(to) }, Relaxed);
             check_at = check_after.map(|after| epoch + now + after);
         }
+        pool.join_workers();
     }
 
     /// Blocks until there is a reason to look: a poke, or `check_at`. `None`: stop.
@@ -217,12 +220,13 @@ impl Tuner {
     fn start<W: Wake>(
         &self,
         pool: &Arc<Pool<W>>,
+        handler: &Arc<dyn Handler>,
         missing: usize,
         now: Duration,
         refusals: &mut Refusals,
     ) -> usize {
         for started in 0..missing {
-            if let Err(error) = pool.start_worker() {
+            if let Err(error) = pool.start_worker(handler) {
                 let rest = missing - started - 1;
                 pool.give_up(rest);
                 self.refused.fetch_add(1, Relaxed);

@@ -7,10 +7,12 @@
 mod sleep;
 mod worker;
 
+use std::cell::Cell;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_deque::{Injector, Stealer};
@@ -37,14 +39,25 @@ const UNKNOWN_TIME_PER_JOB: Nanos = 1_000_000;
 /// A new job's share in the moving average of the time per job, as a power of two: 1/16.
 const MEAN_SHIFT: u32 = 4;
 
+/// How long the threads of a server may take to end once the last of them has been told to.
+pub(crate) const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// [`Pool::number`] of the server that the thread belongs to; 0 for a thread that is no server's. Without a destructor, so
+    /// that it can be read in those of others.
+    static OWN: Cell<u64> = const { Cell::new(0) };
+}
+
 /// The workers and their queues. Shared by the reactor, the tuner and the workers themselves.
 pub(crate) struct Pool<W> {
+    /// Of all pools of this process, from 1.
+    number: u64,
     injector: Injector<Box<Job>>,
     /// One for each live worker. Read on the way to parking, written when a worker starts or ends.
     stealers: RwLock<Vec<(u64, Stealer<Box<Job>>)>>,
     sleep: Sleep,
     crew: Mutex<Crew>,
-    /// The crew became smaller.
+    /// The crew became smaller, or all its threads have ended, or they are waited for no longer.
     left: Condvar,
     /// Copy of `crew.live` that is read without the lock. A worker that retires lowers it, then looks for work (see
     /// [`Pool::submit`] for the other side).
@@ -54,8 +67,6 @@ pub(crate) struct Pool<W> {
     /// Workers that kept their jobs while others waited, when it was last looked at: until they park they are not counted
     /// on. By the reactor only. Relaxed.
     stuck: AtomicUsize,
-    /// The reactor's thread, by the system's number; 0 before it runs.
-    reactor: AtomicU32,
     /// Jobs ever submitted, by the reactor only. Relaxed: with `started` an estimate of what waits.
     submitted: AtomicU64,
     /// Job slices ever begun by the workers. Relaxed.
@@ -63,7 +74,6 @@ pub(crate) struct Pool<W> {
     /// Moving average of the wall time of a job in nanoseconds, 0 until one has finished. By the reactor only. Relaxed.
     mean_nanos: AtomicU64,
     pub(crate) clock: Clock,
-    handler: Arc<dyn Handler>,
     pub(crate) replies: Replies<Box<Job>, W>,
     pub(crate) timings: Timings,
 }
@@ -80,12 +90,29 @@ struct Crew {
     /// When one of those who have left took its last job.
     last_taken: Duration,
     workers: Vec<(u64, Arc<WorkerState>)>,
+    /// The thread that left last: it ends, or has ended. It has joined the one that left before it, so whoever joins this one
+    /// has joined them all, and never more than one that has ended keeps its stack.
+    leaver: Option<JoinHandle<()>>,
+    /// Workers are waited for until then. Set when the pool is stopped, and only ever brought forward.
+    deadline: Option<Instant>,
+    /// Every thread of a worker has ended and was joined.
+    joined: bool,
+}
+
+/// The thread of a worker, between who starts it and itself, which may leave before the other has its handle.
+#[derive(Debug, Default)]
+enum Thread {
+    #[default]
+    Starting,
+    Runs(JoinHandle<()>),
+    Left,
 }
 
 /// What a worker shows of itself.
 #[derive(Debug)]
 struct WorkerState {
-    /// The system's number of the thread.
+    thread: Mutex<Thread>,
+    /// The system's number of the thread; 0 before it runs.
     tid: AtomicU32,
     /// When it took its last job, by the pool's clock, times two, plus one while it runs it. Written by the
     /// worker only. Relaxed: a statistic.
@@ -95,6 +122,16 @@ struct WorkerState {
 }
 
 impl WorkerState {
+    /// Of a worker that is started at `now`.
+    fn new(now: Nanos) -> WorkerState {
+        WorkerState {
+            thread: Mutex::default(),
+            tid: AtomicU32::new(0),
+            last: AtomicU64::new(now * 2),
+            blocks: AtomicUsize::new(0),
+        }
+    }
+
     fn last_taken(&self) -> Duration {
         Duration::from_nanos(self.last.load(Relaxed) / 2)
     }
@@ -123,8 +160,10 @@ pub(crate) struct Census {
 
 impl<W: Wake> Pool<W> {
     /// A pool without workers, whose figures are in the time of `clock`.
-    pub(crate) fn new(handler: Arc<dyn Handler>, waker: W, clock: Clock) -> Arc<Self> {
+    pub(crate) fn new(waker: W, clock: Clock) -> Arc<Self> {
+        static POOLS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Pool {
+            number: POOLS.fetch_add(1, Relaxed) + 1,
             injector: Injector::new(),
             stealers: RwLock::new(Vec::new()),
             sleep: Sleep::new(),
@@ -133,12 +172,10 @@ impl<W: Wake> Pool<W> {
             live: AtomicUsize::new(0),
             excess: AtomicUsize::new(0),
             stuck: AtomicUsize::new(0),
-            reactor: AtomicU32::new(0),
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
             mean_nanos: AtomicU64::new(0),
             clock,
-            handler,
             replies: Replies::new(waker),
             timings: Timings::new(),
         })
@@ -179,9 +216,9 @@ impl<W: Wake> Pool<W> {
         self.sleep.unpark_another();
     }
 
-    /// Called by the reactor's thread, so that it is known as such.
-    pub(crate) fn enter_reactor(&self) {
-        self.reactor.store(worker::thread_id(), Relaxed);
+    /// The calling thread belongs to this pool's server from now on: a worker, or the reactor.
+    pub(crate) fn adopt_thread(&self) {
+        OWN.set(self.number);
     }
 
     /// Jobs that wait for a worker.
@@ -255,16 +292,38 @@ impl<W: Wake> Pool<W> {
     ///
     /// # Errors
     /// The system refuses the thread. The worker is given up as by [`Pool::give_up`].
-    pub(crate) fn start_worker(self: &Arc<Self>) -> io::Result<()> {
+    pub(crate) fn start_worker(self: &Arc<Self>, handler: &Arc<dyn Handler>) -> io::Result<()> {
+        let state = Arc::new(WorkerState::new(self.clock.now()));
         let id = {
             let mut crew = lock_std(&self.crew);
             crew.next_id += 1;
-            crew.next_id
+            let id = crew.next_id;
+            crew.workers.push((id, Arc::clone(&state)));
+            id
         };
-        let pool = Arc::clone(self);
-        let started =
-            thread::Builder::new().name(format!("tidemill-w{id}")).spawn(move || worker::run(&pool, id));
-        started.map(drop).inspect_err(|_| self.give_up(1))
+        let run = {
+            let (pool, state, handler) = (Arc::clone(self), Arc::clone(&state), Arc::clone(handler));
+            move || worker::run(&pool, id, state, &*handler)
+        };
+        match thread::Builder::new().name(thread_name(id)).spawn(run) {
+            Ok(thread) => {
+                let mut place = lock_std(&state.thread);
+                if let Thread::Starting = *place {
+                    *place = Thread::Runs(thread);
+                    return Ok(());
+                }
+                drop(place);
+                // It has left already, and could not put itself there.
+                let before = lock_std(&self.crew).leaver.replace(thread);
+                join(before);
+                Ok(())
+            }
+            Err(error) => {
+                lock_std(&self.crew).workers.retain(|(other, _)| *other != id);
+                self.give_up(1);
+                Err(error)
+            }
+        }
     }
 
     /// `count` missing workers are not going to be started after all, and the target is lowered to match. No job is lost:
@@ -284,11 +343,17 @@ impl<W: Wake> Pool<W> {
     }
 
     /// A worker ends: it is not in the crew any more. `unwinds`: by a bug of ours, and it still counts as live.
-    fn leave(&self, id: u64, unwinds: bool) {
+    ///
+    /// Returns the one that left before, which this one has to join when it has nothing else left to do.
+    fn leave(&self, id: u64, unwinds: bool) -> Option<JoinHandle<()>> {
         let mut crew = lock_std(&self.crew);
+        let mut before = None;
         if let Some(place) = crew.workers.iter().position(|(other, _)| *other == id) {
             let (_, state) = crew.workers.remove(place);
             crew.last_taken = crew.last_taken.max(state.last_taken());
+            if let Thread::Runs(thread) = mem::replace(&mut *lock_std(&state.thread), Thread::Left) {
+                before = crew.leaver.replace(thread);
+            }
         }
         if unwinds {
             crew.live -= 1;
@@ -296,13 +361,12 @@ impl<W: Wake> Pool<W> {
             crew.target = crew.target.min(crew.live);
             self.show(&crew);
         }
+        before
     }
 
     /// Whether the calling thread is one of the workers, or the reactor's: the server cannot end while it waits.
     pub(crate) fn is_on_own_thread(&self) -> bool {
-        let tid = worker::thread_id();
-        self.reactor.load(Relaxed) == tid
-            || lock_std(&self.crew).workers.iter().any(|(_, state)| state.tid.load(Relaxed) == tid)
+        OWN.get() == self.number
     }
 
     /// Looks at every worker. `now` is in the time of its clock.
@@ -335,19 +399,56 @@ impl<W: Wake> Pool<W> {
         self.set_target(0);
     }
 
-    /// Blocks until every worker has ended, or until `deadline`. Returns how many have not.
-    pub(crate) fn wait_until_left(&self, deadline: Instant) -> usize {
+    /// The pool has been stopped or is going to be: its workers are waited for until `deadline`, if not less long already.
+    pub(crate) fn leave_by(&self, deadline: Instant) {
+        let mut crew = lock_std(&self.crew);
+        crew.deadline = Some(crew.deadline.map_or(deadline, |before| before.min(deadline)));
+        drop(crew);
+        self.left.notify_all();
+    }
+
+    /// Joins the workers of a stopped pool: blocks until all have left and ended, or [`Pool::wait_until_joined`] gave up.
+    ///
+    /// For the thread that starts workers, so that none is started meanwhile. Whoever joins cannot tell how long a thread takes
+    /// to end that has left already, so that another thread looks at the time.
+    pub(crate) fn join_workers(&self) {
         let mut crew = lock_std(&self.crew);
         while !crew.workers.is_empty() || crew.live > 0 {
-            let Some(rest) = deadline.checked_duration_since(Instant::now()) else { break };
-            crew = self.left.wait_timeout(crew, rest).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            if crew.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return;
+            }
+            crew = self.left.wait(crew).unwrap_or_else(PoisonError::into_inner);
         }
-        crew.workers.len()
+        let last = crew.leaver.take();
+        drop(crew);
+        join(last);
+        lock_std(&self.crew).joined = true;
+        self.left.notify_all();
+    }
+
+    /// Blocks until [`Pool::join_workers`] is done, on another thread, or until the deadline. Returns who has not left, and
+    /// whether all who have left have ended.
+    pub(crate) fn wait_until_joined(&self) -> (Vec<String>, bool) {
+        let mut crew = lock_std(&self.crew);
+        while !crew.joined {
+            let deadline = *crew.deadline.get_or_insert_with(|| Instant::now() + LEAVE_TIMEOUT);
+            let Some(rest) = deadline.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+            else {
+                break;
+            };
+            crew = self.left.wait_timeout(crew, rest).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let left_behind: Vec<_> = crew.workers.iter().map(|(id, _)| thread_name(*id)).collect();
+        let joined = crew.joined;
+        drop(crew);
+        // Whoever joins them sees that the deadline has passed.
+        self.left.notify_all();
+        (left_behind, joined)
     }
 
     /// Whether a job is in any queue.
     fn has_work(&self) -> bool {
-        let stealers = self.stealers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stealers = self.stealers.read().unwrap_or_else(PoisonError::into_inner);
         !self.injector.is_empty() || stealers.iter().any(|(_, stealer)| !stealer.is_empty())
     }
 
@@ -386,6 +487,19 @@ impl<W: Wake> Pool<W> {
     }
 }
 
+fn thread_name(id: u64) -> String {
+    format!("tidemill-w{id}")
+}
+
+/// Waits until a worker's thread has ended, which it is about to.
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread
+        && thread.join().is_err()
+    {
+        tracing::error!("a worker's thread panicked");
+    }
+}
+
 impl<W> std::fmt::Debug for Pool<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pool").field("sleep", &self.sleep).field("crew", &self.crew).finish_non_exhaustive()
@@ -418,15 +532,24 @@ mod tests {
         job
     }
 
-    fn start(pool: &Arc<Pool<NoReactor>>, workers: usize) {
+    fn start(pool: &Arc<Pool<NoReactor>>, handler: &Arc<dyn Handler>, workers: usize) {
         for _ in 0..pool.set_target(workers) {
-            pool.start_worker().expect("the system grants a thread");
+            pool.start_worker(handler).expect("the system grants a thread");
         }
+    }
+
+    /// Stops the pool and waits until every thread has ended.
+    fn end(pool: &Arc<Pool<NoReactor>>) {
+        pool.leave_by(Instant::now() + Duration::from_secs(30));
+        pool.stop();
+        pool.join_workers();
+        assert_eq!(pool.wait_until_joined(), (vec![], true));
     }
 
     /// A pool without workers whose handler blocks on the line `block` and passes every other on.
     struct Blocking {
         pool: Arc<Pool<NoReactor>>,
+        handler: Arc<dyn Handler>,
         is_blocked: mpsc::Receiver<()>,
         unblock: mpsc::Sender<()>,
         done: mpsc::Receiver<Vec<u8>>,
@@ -445,10 +568,10 @@ mod tests {
                 }
                 line => passed.send(line.to_vec()).unwrap(),
             };
-            let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
+            let pool = Pool::new(NoReactor, Clock::start());
             // Short enough that a worker takes several at once.
             pool.learn_time_per_job(1_000);
-            Blocking { pool, is_blocked, unblock, done }
+            Blocking { pool, handler: Arc::new(handler), is_blocked, unblock, done }
         }
 
         fn next_done(&self) -> Vec<u8> {
@@ -459,7 +582,7 @@ mod tests {
         fn hoard(&self, jobs: usize) -> usize {
             let line = |number| if number == 0 { &b"block"[..] } else { b"hoarded" };
             self.pool.submit(&mut (0..jobs).map(|number| job(line(number))).collect());
-            start(&self.pool, 1);
+            start(&self.pool, &self.handler, 1);
             self.is_blocked.recv().unwrap();
             let taken = jobs - 1 - self.pool.injector.len();
             assert!(taken > 0, "this test is about a batch");
@@ -468,8 +591,7 @@ mod tests {
 
         fn end(self) {
             self.unblock.send(()).unwrap();
-            self.pool.stop();
-            assert_eq!(self.pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
+            end(&self.pool);
         }
     }
 
@@ -477,7 +599,7 @@ mod tests {
     fn what_a_worker_took_and_then_blocks_on_is_stolen_by_others() {
         let blocking = Blocking::new();
         blocking.hoard(16);
-        start(&blocking.pool, 2);
+        start(&blocking.pool, &blocking.handler, 2);
         for _ in 0..15 {
             blocking.next_done();
         }
@@ -489,7 +611,7 @@ mod tests {
         let blocking = Blocking::new();
         let hoarded = blocking.hoard(16);
         blocking.pool.submit(&mut (0..5_000).map(|_| job(b"new")).collect());
-        start(&blocking.pool, 2);
+        start(&blocking.pool, &blocking.handler, 2);
         let order: Vec<_> = (0..5_015).map(|_| blocking.next_done()).collect();
         let last = order.iter().rposition(|line| line == b"hoarded").unwrap();
         assert!(last < 2_000, "the last of {hoarded} came after {last} others");
@@ -508,9 +630,9 @@ mod tests {
             }
         };
         pool.submit(&mut vec![job(b"block")]);
-        start(pool, 1);
+        start(pool, &blocking.handler, 1);
         blocking.is_blocked.recv().unwrap();
-        start(pool, 2);
+        start(pool, &blocking.handler, 2);
         one_parks();
         pool.submit(&mut vec![job(b"pass")]);
         // Too little work to unpark for beside one that is awake, until that one turns out to be stuck.
@@ -534,12 +656,9 @@ mod tests {
 
     #[test]
     fn a_clock_that_steps_back_makes_no_request_seem_long() {
-        let pool = Pool::new(
-            Arc::new(|_: &Request<'_>, _: &mut Reply<'_>| ()),
-            NoReactor,
-            Clock::reading(steps_back),
-        );
-        start(&pool, 2);
+        let handler: Arc<dyn Handler> = Arc::new(|_: &Request<'_>, _: &mut Reply<'_>| ());
+        let pool = Pool::new(NoReactor, Clock::reading(steps_back));
+        start(&pool, &handler, 2);
         let mut back = Vec::new();
         for count in 1..=100 {
             // Several requests each, some of which are timed together.
@@ -565,8 +684,7 @@ mod tests {
         assert_eq!((wait.count, service.count), (700, 700));
         assert!(service.sum < 0.1 && service.max < 0.001, "{service:?}");
         assert!(wait.sum < 0.1 && wait.max < 0.001, "{wait:?}");
-        pool.stop();
-        assert_eq!(pool.wait_until_left(Instant::now() + Duration::from_secs(30)), 0);
+        end(&pool);
     }
 
     #[test]
@@ -578,8 +696,9 @@ mod tests {
             begun.send(()).unwrap();
             may_go.lock().unwrap().recv().unwrap();
         };
-        let pool = Pool::new(Arc::new(handler), NoReactor, Clock::start());
-        start(&pool, 4);
+        let handler: Arc<dyn Handler> = Arc::new(handler);
+        let pool = Pool::new(NoReactor, Clock::start());
+        start(&pool, &handler, 4);
         pool.submit(&mut vec![job(b"1"), job(b"2")]);
         pool.nudge();
         has_begun.recv().unwrap();
@@ -593,7 +712,6 @@ mod tests {
             assert!(Instant::now() < deadline, "{:?}", pool.census(Duration::ZERO));
             thread::yield_now();
         }
-        pool.stop();
-        assert_eq!(pool.wait_until_left(deadline), 0);
+        end(&pool);
     }
 }

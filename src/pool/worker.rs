@@ -1,18 +1,17 @@
 //! The loop of a worker thread: find a job, run a slice of it, hand it back, park when there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
+use std::sync::atomic::Ordering::*;
 
 use crossbeam_deque::{Steal, Worker as Deque};
 
 use super::sleep::{Bed, Unparked};
-use super::{Pool, WorkerState};
+use super::{Pool, WorkerState, join};
 use crate::clock::Nanos;
-use crate::handler::{self, Handled, Request};
+use crate::handler::{self, Handled, Handler, Request};
 use crate::job::{Job, JobEnd};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
-use crate::sync::lock_std;
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 const MAX_SLICE: Nanos = 1_000_000;
@@ -35,28 +34,25 @@ const MAX_LAP: usize = 4;
 const STEAL_FIRST_EVERY: u32 = 32;
 
 /// Runs a worker until it is surplus. It counts as live and searching already.
-pub(super) fn run<W: Wake>(pool: &Arc<Pool<W>>, id: u64) {
-    let state = Arc::new(WorkerState {
-        tid: AtomicU32::new(thread_id()),
-        last: AtomicU64::new(pool.clock.now() * 2),
-        blocks: AtomicUsize::new(0),
-    });
+pub(super) fn run<W: Wake>(pool: &Pool<W>, id: u64, state: Arc<WorkerState>, handler: &dyn Handler) {
+    pool.adopt_thread();
+    state.tid.store(thread_id(), Relaxed);
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();
     pool.stealers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push((id, stealer));
-    lock_std(&pool.crew).workers.push((id, Arc::clone(&state)));
     let mut worker =
-        Worker { pool, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new(), searches: 0 };
+        Worker { pool, handler, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new(), searches: 0 };
     worker.work();
 }
 
 /// The system's number of the calling thread.
-pub(super) fn thread_id() -> u32 {
+fn thread_id() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
 struct Worker<'a, W: Wake> {
     pool: &'a Pool<W>,
+    handler: &'a dyn Handler,
     id: u64,
     state: Arc<WorkerState>,
     deque: Deque<Box<Job>>,
@@ -147,7 +143,7 @@ impl<W: Wake> Worker<'_, W> {
         let (mut now, mut lap, mut most) = (begun, 0, 1);
         while let Some((line, local, replies)) = job.next_line() {
             let handled =
-                handler::call(&*pool.handler, &Request::new(line, local, peer, &self.state.blocks), replies);
+                handler::call(self.handler, &Request::new(line, local, peer, &self.state.blocks), replies);
             lap += 1;
             let replied = job.replies.len();
             match handled {
@@ -215,9 +211,10 @@ impl<W: Wake> Drop for Worker<'_, W> {
             .write()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .retain(|(id, _)| *id != self.id);
-        pool.leave(self.id, std::thread::panicking());
+        let before = pool.leave(self.id, std::thread::panicking());
         pool.unpark_for_work();
         pool.left.notify_all();
+        join(before);
     }
 }
 

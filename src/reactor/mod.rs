@@ -35,7 +35,7 @@ use crate::error::Error;
 use crate::handler::Handler;
 use crate::job::{ConnId, FreeJobs, Generations, Job};
 use crate::metrics::Counters;
-use crate::pool::Pool;
+use crate::pool::{LEAVE_TIMEOUT, Pool};
 use crate::replies::Wake;
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
@@ -70,8 +70,6 @@ const MAX_VAIN: u32 = 6;
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
-/// How long to wait at the end for workers that have nothing left to do.
-const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Wakes the reactor through an eventfd in its poll.
 #[derive(Debug)]
@@ -216,7 +214,7 @@ impl Reactor {
     /// # Errors
     /// What poll failed with; everything that was pending is dropped and accounted for then.
     pub(crate) fn run(mut self) -> io::Result<Dropped> {
-        self.shared.pool.enter_reactor();
+        self.shared.pool.adopt_thread();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut finished = Vec::new();
         let mut sent_lone_job = false;
@@ -253,8 +251,7 @@ impl Reactor {
             let Some(drain) = self.drain else { continue };
             self.close_listeners(now);
             if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
-                self.shared.pool.stop();
-                self.shared.pool.wait_until_left(Instant::now() + LEAVE_TIMEOUT);
+                self.shared.pool.leave_by(drain.until.max(now + LEAVE_TIMEOUT));
                 return Ok(Dropped::default());
             }
             if self.shared.stop.is_abort() || drain.until <= now {

@@ -302,6 +302,8 @@ fn a_worker_that_never_returns_is_left_behind_at_the_deadline() {
     let outcome = handle.wait().unwrap();
     assert!(!outcome.is_clean());
     assert_eq!((outcome.dropped_requests, outcome.busy_workers), (2, 1));
+    let [name] = &outcome.left_behind[..] else { panic!("{outcome:?}") };
+    assert!(name.starts_with("tidemill-w"), "{name}");
     assert_adds_up(&outcome.stats);
     // The handler comes back to a server that is no more, and nothing happens.
     gate.open();

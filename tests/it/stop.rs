@@ -1,14 +1,17 @@
 //! Stopping: nothing that had arrived is lost, every connection ends without a reset, and the exit status tells.
 
+use std::cell::RefCell;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tidemill::Helo;
+use tidemill::{Handler, Helo, Kind, Reply, Request, Server, ServerHandle};
 
 use crate::support::{
-    Gate, Peer, Serving, allow_files, assert_adds_up, configure, embed, eventually, fake_toolchain,
+    Gate, Peer, Serving, allow_files, assert_adds_up, configure, echo, embed, eventually, fake_toolchain,
     helo_reply, serve,
 };
 
@@ -432,4 +435,133 @@ fn a_stop_of_the_library_is_the_same() {
     let outcome = server.wait().unwrap();
     assert!(outcome.is_clean());
     assert_eq!((outcome.stats.connections, outcome.stats.replies_total), (0, 1));
+}
+
+/// Counts those of its kind that are there. Ends slowly, as what a thread keeps for itself may.
+struct Kept(Arc<AtomicUsize>);
+
+impl Kept {
+    fn new(there: &Arc<AtomicUsize>) -> Kept {
+        there.fetch_add(1, SeqCst);
+        Kept(Arc::clone(there))
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        thread::sleep(Duration::from_millis(50));
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A handler that keeps something for itself and for each thread that it is called on, the reactor among them.
+struct Keeper {
+    there: Arc<AtomicUsize>,
+    _own: Kept,
+}
+
+impl Keeper {
+    fn new(there: &Arc<AtomicUsize>) -> Keeper {
+        Keeper { there: Arc::clone(there), _own: Kept::new(there) }
+    }
+
+    fn keep_for_this_thread(&self) {
+        thread_local! {
+            static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+        }
+        KEPT.with_borrow_mut(|kept| {
+            kept.get_or_insert_with(|| Kept::new(&self.there));
+        });
+    }
+}
+
+impl Handler for Keeper {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        self.keep_for_this_thread();
+        // So that every worker gets some.
+        thread::sleep(Duration::from_millis(1));
+        echo(request, reply);
+    }
+
+    fn classify(&self, _: &[u8]) -> Kind {
+        self.keep_for_this_thread();
+        Kind::Request
+    }
+}
+
+#[test]
+fn when_the_end_is_told_the_handler_and_all_that_belongs_to_its_threads_are_gone() {
+    type End = fn(Server);
+    let ends: [(&str, End); 4] = [
+        ("wait", |server| {
+            server.handle().stop();
+            assert_eq!(server.wait().unwrap().left_behind, [""; 0]);
+        }),
+        ("stop at once", |server| {
+            server.handle().stop_now();
+            server.wait().unwrap();
+        }),
+        ("drop", drop),
+        ("several who wait", |server| {
+            let handle = server.handle();
+            handle.stop();
+            thread::scope(|scope| {
+                (0..3).for_each(|_| drop(scope.spawn(|| handle.wait().unwrap())));
+            });
+        }),
+    ];
+    for (name, end) in ends {
+        let there = Arc::new(AtomicUsize::new(0));
+        let server = configure(Keeper::new(&there), |config| config.keep_alive = Duration::from_millis(1));
+        let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
+        peers.iter_mut().for_each(|peer| peer.send(b"x\n"));
+        peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
+        assert!(there.load(SeqCst) >= 3, "its own, the reactor's, and a worker's");
+        drop(peers);
+        end(server);
+        assert_eq!(there.load(SeqCst), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_handler_that_runs_while_the_server_is_stopped_at_once_returns_before_the_end_is_told() {
+    let gate = Gate::closed();
+    let (there, pass) = (Arc::new(AtomicUsize::new(0)), gate.entrance());
+    let handler = {
+        let kept = Kept::new(&there);
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            let _kept = Kept::new(&kept.0);
+            pass();
+            echo(request, reply);
+        }
+    };
+    let server = embed(handler);
+    Peer::connect(server.local_addr()).send(b"x\n");
+    eventually("it runs", || there.load(SeqCst) == 2);
+    server.handle().stop_now();
+    gate.open();
+    let outcome = server.wait().unwrap();
+    assert_eq!((there.load(SeqCst), outcome.left_behind.len()), (0, 0), "{outcome:?}");
+}
+
+#[test]
+fn a_handler_may_keep_a_handle_to_its_server_and_leaks_nothing() {
+    let there = Arc::new(AtomicUsize::new(0));
+    let own = Arc::new(OnceLock::<ServerHandle>::new());
+    let handler = {
+        let (own, kept) = (Arc::clone(&own), Kept::new(&there));
+        move |request: &Request<'_>, reply: &mut Reply<'_>| {
+            assert!(own.get().is_some_and(|own| !own.is_stopping()) && kept.0.load(SeqCst) == 1);
+            echo(request, reply);
+        }
+    };
+    let server = embed(handler);
+    own.set(server.handle()).unwrap();
+    let weak = Arc::downgrade(&own);
+    drop(own);
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"x\n");
+    drop((peer, server));
+    assert_eq!((there.load(SeqCst), weak.strong_count()), (0, 0));
 }
