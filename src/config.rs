@@ -2,11 +2,12 @@
 //!
 //! Nothing here reads the environment or a file; the program's `cli` does that and fills a `Config`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::address::Address;
 use crate::controller::Policy;
 use crate::error::Error;
 
@@ -15,22 +16,29 @@ use crate::error::Error;
 pub const MAX_WORKERS: usize = 10_000;
 /// Longest line that can be asked for, in bytes: what one peer may make the server hold.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
+/// Where a server listens that was not told where.
+const DEFAULT_PORT: u16 = 8000;
+/// What is the same in [`Config::default`] and [`PoolLimits::new`].
+const DEFAULT_TOLERANCE: usize = 4;
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Longest duration that can be asked for: a year. Longer is "never", which has a setting of its own where it makes sense.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything that can be set before a server starts.
 ///
-/// A plain value: fill in what matters and leave the rest.
+/// A plain value: change what matters and leave the rest.
 ///
 /// ```
-/// let config = tidemill::Config { min_threads: 2, max_threads: 8, ..tidemill::Config::default() };
+/// let mut config = tidemill::Config::default();
+/// (config.min_threads, config.max_threads) = (2, 8);
 /// assert_eq!(config.tolerance, 4);
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// Where to listen. Port 0 lets the system pick one. `[::]` serves IPv4 too, unless an IPv4 address with the same port is
-    /// in the list. Default: `127.0.0.1:8000`.
-    pub listen: Vec<SocketAddr>,
+    /// in the list. Default: none, which means `127.0.0.1:8000`.
+    pub listen: Vec<Address>,
     /// Least workers at any time, 1 to [`MAX_WORKERS`]. Default: 4.
     pub min_threads: usize,
     /// Most workers at any time, `min_threads` to [`MAX_WORKERS`]. Default: 32.
@@ -51,9 +59,12 @@ pub struct Config {
     /// Default: 65 536.
     pub max_pending: usize,
     /// Reply bytes that a client may leave unread before the server stops reading from it, and takes no further
-    /// request of it to a worker. It goes on below a quarter of this. One reply of any length, and what one turn of a
-    /// worker adds (64 KiB and a reply), may stand above. At least 1. Default: 256 KiB.
+    /// request of it to a worker. It goes on below a quarter of this. Each reply counts eight bytes besides its own. One reply of
+    /// any length, and what one turn of a worker adds (32 KiB and a reply), may stand above. At least 1. Default: 32 KiB.
     pub high_watermark_bytes: usize,
+    /// How long a client may take none of the replies that wait for it before its connection is closed; begins anew whenever
+    /// the kernel takes bytes for it. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
+    pub write_timeout: Option<Duration>,
     /// How long a graceful stop may take before what is left is dropped. Up to [`MAX_DURATION`]. Default: 8 s.
     pub drain_timeout: Duration,
     /// Which peers may stop the service through a line that the handler takes for a stop request. Default: loopback.
@@ -63,15 +74,16 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Config {
-            listen: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8000))],
+            listen: Vec::new(),
             min_threads: 4,
             max_threads: 32,
-            tolerance: 4,
-            keep_alive: Duration::from_secs(5),
+            tolerance: DEFAULT_TOLERANCE,
+            keep_alive: DEFAULT_KEEP_ALIVE,
             max_connections: 10_000,
             max_line_bytes: 65_536,
             max_pending: 65_536,
-            high_watermark_bytes: 256 << 10,
+            high_watermark_bytes: 32 << 10,
+            write_timeout: Some(Duration::from_secs(30)),
             drain_timeout: Duration::from_secs(8),
             stop_from: StopFrom::Loopback,
         }
@@ -81,6 +93,7 @@ impl Default for Config {
 /// The size of the pool: what can be changed while the server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct PoolLimits {
     /// See [`Config::min_threads`].
     pub min_threads: usize,
@@ -93,6 +106,29 @@ pub struct PoolLimits {
 }
 
 impl PoolLimits {
+    /// From `min_threads` to `max_threads`, the rest as in [`Config::default`].
+    pub const fn new(min_threads: usize, max_threads: usize) -> PoolLimits {
+        PoolLimits { min_threads, max_threads, tolerance: DEFAULT_TOLERANCE, keep_alive: DEFAULT_KEEP_ALIVE }
+    }
+
+    /// The same with other [`min_threads`](Self::min_threads) and [`max_threads`](Self::max_threads).
+    #[must_use]
+    pub const fn threads(self, min_threads: usize, max_threads: usize) -> PoolLimits {
+        PoolLimits { min_threads, max_threads, ..self }
+    }
+
+    /// The same with another [`tolerance`](Self::tolerance).
+    #[must_use]
+    pub const fn tolerance(self, tolerance: usize) -> PoolLimits {
+        PoolLimits { tolerance, ..self }
+    }
+
+    /// The same with another [`keep_alive`](Self::keep_alive).
+    #[must_use]
+    pub const fn keep_alive(self, keep_alive: Duration) -> PoolLimits {
+        PoolLimits { keep_alive, ..self }
+    }
+
     /// The controller's policy for these limits.
     ///
     /// # Errors
@@ -115,6 +151,7 @@ impl PoolLimits {
 
 /// Which peers may stop the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StopFrom {
     /// Every peer.
     Any,
@@ -128,9 +165,9 @@ pub enum StopFrom {
 }
 
 impl StopFrom {
-    /// Whether a peer at `address` may stop the service.
-    pub fn allows(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
+    /// Whether a peer at `address` may stop the service. The peer of a Unix socket counts as one at 127.0.0.1.
+    pub fn allows(&self, address: &Address) -> bool {
+        let address = address.ip().unwrap_or(Ipv4Addr::LOCALHOST.into());
         match self {
             StopFrom::Any => true,
             StopFrom::None => false,
@@ -157,7 +194,7 @@ fn unmapped(network: &IpNet) -> IpNet {
 /// A [`Config`] that was checked. Only [`Config::check`] makes one.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) listen: Vec<Address>,
     pub(crate) limits: PoolLimits,
     pub(crate) policy: Policy,
     pub(crate) max_connections: usize,
@@ -165,6 +202,7 @@ pub(crate) struct Settings {
     pub(crate) max_pending: usize,
     pub(crate) high_watermark_bytes: usize,
     pub(crate) low_watermark_bytes: usize,
+    pub(crate) write_timeout: Option<Duration>,
     pub(crate) drain_timeout: Duration,
     pub(crate) stop_from: StopFrom,
 }
@@ -175,9 +213,6 @@ impl Config {
     /// # Errors
     /// [`Error::Setting`] for the first one out of range.
     pub(crate) fn check(self) -> Result<Settings, Error> {
-        if self.listen.is_empty() {
-            return Err(setting("listen", "empty", "at least one address".to_owned()));
-        }
         let limits = PoolLimits {
             min_threads: self.min_threads,
             max_threads: self.max_threads,
@@ -190,9 +225,16 @@ impl Config {
         within("max_line_bytes", self.max_line_bytes, 1, MAX_LINE_BYTES)?;
         within("max_pending", self.max_pending, 1, 1 << 30)?;
         within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
+        if let Some(timeout) = self.write_timeout {
+            lasting("write_timeout", timeout, Duration::from_millis(1))?;
+        }
         lasting("drain_timeout", self.drain_timeout, Duration::ZERO)?;
+        let listen = match self.listen.is_empty() {
+            true => vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into()],
+            false => self.listen,
+        };
         Ok(Settings {
-            listen: self.listen,
+            listen,
             limits,
             policy,
             max_connections: self.max_connections,
@@ -200,6 +242,7 @@ impl Config {
             max_pending: self.max_pending,
             high_watermark_bytes: self.high_watermark_bytes,
             low_watermark_bytes: self.high_watermark_bytes / 4,
+            write_timeout: self.write_timeout,
             drain_timeout: self.drain_timeout,
             stop_from: self.stop_from,
         })
@@ -235,7 +278,7 @@ mod tests {
 
     #[test]
     fn the_setting_out_of_range_is_named_with_its_value() {
-        let cases: [(Config, &str); 7] = [
+        let cases: [(Config, &str); 6] = [
             (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 10000"),
             (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 10000"),
             (
@@ -251,10 +294,6 @@ mod tests {
                 Config { keep_alive: Duration::ZERO, ..Config::default() },
                 "keep_alive is 0ns, but must be 1ms to a year",
             ),
-            (
-                Config { listen: vec![], ..Config::default() },
-                "listen is empty, but must be at least one address",
-            ),
         ];
         for (config, expected) in cases {
             assert_eq!(config.check().unwrap_err().to_string(), expected);
@@ -263,12 +302,13 @@ mod tests {
 
     #[test]
     fn mapped_addresses_count_as_their_ipv4_address() {
-        let mapped: IpAddr = "::ffff:10.1.2.3".parse().unwrap();
-        assert!(StopFrom::Networks(vec!["10.0.0.0/8".parse().unwrap()]).allows(mapped));
-        assert!(!StopFrom::Networks(vec!["10.2.0.0/16".parse().unwrap()]).allows(mapped));
-        assert!(StopFrom::Loopback.allows("::ffff:127.0.0.1".parse().unwrap()));
-        assert!(!StopFrom::Loopback.allows(mapped));
-        assert!(!StopFrom::None.allows("127.0.0.1".parse().unwrap()));
+        let mapped: Address = "[::ffff:10.1.2.3]:1".parse().unwrap();
+        assert!(StopFrom::Networks(vec!["10.0.0.0/8".parse().unwrap()]).allows(&mapped));
+        assert!(!StopFrom::Networks(vec!["10.2.0.0/16".parse().unwrap()]).allows(&mapped));
+        assert!(StopFrom::Loopback.allows(&"[::ffff:127.0.0.1]:1".parse().unwrap()));
+        assert!(StopFrom::Loopback.allows(&"unix:".parse().unwrap()));
+        assert!(!StopFrom::Loopback.allows(&mapped));
+        assert!(!StopFrom::None.allows(&"127.0.0.1:1".parse().unwrap()));
         for (network, allows) in [
             ("::ffff:10.1.2.3/128", true),
             ("::ffff:10.0.0.0/104", true),
@@ -278,7 +318,7 @@ mod tests {
             ("::10.1.2.3/128", false),
         ] {
             let list = StopFrom::Networks(vec![network.parse().unwrap()]);
-            assert_eq!(list.allows(mapped), allows, "{network}");
+            assert_eq!(list.allows(&mapped), allows, "{network}");
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+
+use crate::address::Address;
 
 /// Why a server could not start, take a new setting, or be waited for.
 ///
@@ -22,7 +23,7 @@ pub enum Error {
     /// A listener could not be bound, for instance because the port is in use.
     Bind {
         /// The address asked for.
-        address: SocketAddr,
+        address: Address,
         /// What the system said.
         source: io::Error,
     },

@@ -4,22 +4,27 @@
 //! is: that keeps replies in the order of their requests. It carries bytes and a [`ConnId`], no references, and its
 //! buffers are recycled with it, so that a request allocates nothing.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use crate::address::Address;
 use crate::clock::Nanos;
+use crate::litter::Litter;
+use crate::service::ServiceId;
 
 /// Most lines in a job. More would make one connection's burst a long wait for another's single line.
 pub(crate) const MAX_JOB_LINES: usize = 256;
+/// Bytes of lines in a job after which it takes no further line. It may hold one line of any length.
+pub(crate) const MAX_JOB_BYTES: usize = 16 << 10;
 /// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
 const MAX_RECYCLED_BYTES: usize = 16 << 10;
-/// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
-/// buffers and the ends of their lines and replies this keeps 36 MiB at the most, and usually some hundred bytes each.
+/// Jobs kept for reuse, for as many connections that have one out at the same time, and bytes that they may hold all together:
+/// usually it is some hundred each. What is above is freed.
 const MAX_RECYCLED_JOBS: usize = 1024;
+const MAX_RECYCLED_TOTAL_BYTES: usize = 8 << 20;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ConnId {
     pub(crate) slot: u32,
     /// Slots are reused. A job whose generation is old belongs to a connection that is gone.
@@ -69,17 +74,17 @@ impl Generations {
     }
 }
 
-/// A local address that clients reached, shared by all connections that came in through it.
+/// A local address of a service that clients reached, shared by all connections that came in through it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    pub(crate) address: SocketAddr,
-    /// See [`Request::local_bytes`](crate::Request::local_bytes).
-    pub(crate) rendered: OnceLock<Box<[u8]>>,
+    pub(crate) address: Address,
+    /// The service that listens there.
+    pub(crate) service: ServiceId,
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: SocketAddr) -> Arc<Endpoint> {
-        Arc::new(Endpoint { address, rendered: OnceLock::new() })
+    pub(crate) fn new(address: Address, service: ServiceId) -> Arc<Endpoint> {
+        Arc::new(Endpoint { address, service })
     }
 }
 
@@ -102,7 +107,7 @@ pub(crate) struct Job {
     pub(crate) connection: ConnId,
     generations: Arc<Generations>,
     pub(crate) local: Arc<Endpoint>,
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer: Address,
     /// When the reactor took these lines in, by the pool's clock. Waiting is counted from here.
     pub(crate) accepted_at: Nanos,
     /// The lines, back to back, without terminators.
@@ -129,14 +134,25 @@ impl Job {
         self.line_ends.push(self.lines.len());
     }
 
+    /// Bytes of its lines, those that are handled too.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Bytes that it holds, by capacity.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let ends = self.line_ends.capacity() + self.reply_ends.capacity();
+        size_of::<Job>() + self.lines.capacity() + self.replies.capacity() + ends * size_of::<usize>()
+    }
+
     /// Lines not handled yet.
     pub(crate) fn lines_left(&self) -> usize {
         self.line_ends.len() - self.taken
     }
 
-    /// Takes the next line, and the place for its reply; `None` when all are handled, or when the connection has gone and
-    /// nobody would read the reply.
-    pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Endpoint, &mut Vec<u8>)> {
+    /// Takes the next line, with the addresses of both sides, and the place for its reply; `None` when all are handled, or when
+    /// the connection has gone and nobody would read the reply.
+    pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Address, &Address, &mut Vec<u8>)> {
         if !self.generations.has(self.connection) {
             return None;
         }
@@ -144,7 +160,7 @@ impl Job {
         let begin = self.taken.checked_sub(1).map_or(0, |before| self.line_ends[before]);
         self.taken += 1;
         self.handled += 1;
-        Some((&self.lines[begin..end], &self.local, &mut self.replies))
+        Some((&self.lines[begin..end], &self.local.address, &self.peer, &mut self.replies))
     }
 
     /// Forgets the replies and figures of the last slice, so that the job can be handed out again.
@@ -156,13 +172,18 @@ impl Job {
         self.end = JobEnd::Done;
     }
 
+    /// Gives back what it does not need to hold its lines.
+    pub(crate) fn trim(&mut self) {
+        self.replies.shrink_to(0);
+        self.reply_ends.shrink_to(0);
+        self.lines.shrink_to(0);
+    }
+
     fn clear(&mut self) {
         self.lines.clear();
         self.line_ends.clear();
         self.taken = 0;
         self.begin_slice();
-        self.lines.shrink_to(MAX_RECYCLED_BYTES);
-        self.replies.shrink_to(MAX_RECYCLED_BYTES);
     }
 }
 
@@ -173,12 +194,14 @@ pub(crate) struct FreeJobs {
     // Boxed: a job moves between queues many times, and a box is one word.
     #[expect(clippy::vec_box, reason = "the boxes themselves are what is recycled")]
     free: Vec<Box<Job>>,
+    /// What they hold.
+    held_bytes: usize,
 }
 
 impl FreeJobs {
     /// None yet. Their workers ask `generations` whether their connections are there.
     pub(crate) fn new(generations: Arc<Generations>) -> FreeJobs {
-        FreeJobs { generations, free: Vec::new() }
+        FreeJobs { generations, free: Vec::new(), held_bytes: 0 }
     }
 
     /// An empty job for `connection`.
@@ -186,10 +209,12 @@ impl FreeJobs {
         &mut self,
         connection: ConnId,
         local: &Arc<Endpoint>,
-        peer: SocketAddr,
+        peer: Address,
         now: Nanos,
     ) -> Box<Job> {
-        let Some(mut job) = self.free.pop() else {
+        let popped = self.free.pop();
+        self.held_bytes -= popped.as_deref().map_or(0, Job::held_bytes);
+        let Some(mut job) = popped else {
             return Box::new(Job {
                 connection,
                 generations: Arc::clone(&self.generations),
@@ -216,10 +241,17 @@ impl FreeJobs {
         job
     }
 
-    /// Takes back a job that nobody needs any more.
-    pub(crate) fn put(&mut self, mut job: Box<Job>) {
-        if self.free.len() < MAX_RECYCLED_JOBS {
-            job.clear();
+    /// Takes back a job that nobody needs any more. What it holds too much goes to `litter`.
+    pub(crate) fn put(&mut self, mut job: Box<Job>, litter: &mut Litter) {
+        job.clear();
+        for buffer in [&mut job.lines, &mut job.replies] {
+            if buffer.capacity() > MAX_RECYCLED_BYTES {
+                litter.drop_later(Some(std::mem::take(buffer)));
+            }
+        }
+        let held = job.held_bytes();
+        if self.free.len() < MAX_RECYCLED_JOBS && self.held_bytes + held <= MAX_RECYCLED_TOTAL_BYTES {
+            self.held_bytes += held;
             self.free.push(job);
         }
     }
@@ -234,8 +266,8 @@ mod tests {
     }
 
     fn take(free: &mut FreeJobs) -> Box<Job> {
-        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address, 0)
+        let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
+        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address.clone(), 0)
     }
 
     #[test]
@@ -258,7 +290,7 @@ mod tests {
         let mut job = take(&mut free);
         job.push_line(&vec![b'x'; 1 << 20]);
         job.replies = vec![0; 1 << 20];
-        free.put(job);
+        free.put(job, &mut Litter::default());
         let mut job = take(&mut free);
         assert!(job.next_line().is_none());
         assert_eq!((job.lines_left(), job.replies.len(), job.reply_ends.len()), (0, 0, 0));

@@ -5,6 +5,8 @@
 //! within a tolerance.
 //!
 //! ```
+//! use std::io::{Read, Write};
+//!
 //! use tidemill::{Reply, Request, Server};
 //!
 //! // A server of your own: answer each line with itself.
@@ -15,9 +17,11 @@
 //! .listen("127.0.0.1:0".parse()?)
 //! .start()?;
 //!
-//! let mut client = tidemill::client::Client::connect(server.local_addr(), std::time::Duration::from_secs(5))?;
-//! client.send(b"hello\n")?;
-//! assert_eq!(client.read_line()?, b"hello");
+//! let mut client = std::net::TcpStream::connect(server.local_addr())?;
+//! client.write_all(b"hello\n")?;
+//! let mut reply = [0; 6];
+//! client.read_exact(&mut reply)?;
+//! assert_eq!(&reply, b"hello\n");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -41,6 +45,7 @@
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
 
+mod address;
 pub mod client;
 mod clock;
 mod config;
@@ -48,9 +53,8 @@ mod connection;
 pub mod controller;
 mod error;
 pub mod framing;
-mod handler;
-mod helo;
 mod job;
+mod litter;
 mod metrics;
 mod pool;
 pub mod protocol;
@@ -59,17 +63,18 @@ mod replies;
 #[cfg(feature = "simulate")]
 pub mod schedule;
 mod server;
+mod service;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 mod sync;
 mod tuner;
 
+pub use address::Address;
 pub use config::{Config, MAX_DURATION, MAX_LINE_BYTES, MAX_WORKERS, PoolLimits, StopFrom};
 pub use controller::Decision;
 pub use error::Error;
-pub use handler::{Handler, Kind, Reply, Request};
-pub use helo::{Delay, Helo};
 pub use ipnet::IpNet;
 pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
 pub use server::{Builder, Outcome, Server, ServerHandle};
+pub use service::{Delay, Farewell, Handler, Helo, Kind, Reply, Request};
 pub use tuner::MAX_DECISIONS;

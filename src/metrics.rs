@@ -4,6 +4,8 @@
 //! adds up at any moment: accepted = open + closed + rejected; requests = replied + silent + pending + dropped. Workers
 //! write [`Timings`]. The names of [`Stats`] are those of the metrics, without the prefix `tidemill_`.
 
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 use std::thread;
 use std::time::Duration;
@@ -22,15 +24,28 @@ const DIGITS: u8 = 2;
 const MAX_SHARDS: usize = 8;
 
 /// The reactor's counts. Plain numbers: only the reactor thread writes them.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Counters {
+    /// By service.
+    pub(crate) services: Box<[ServiceCounters]>,
+    pub(crate) totals: Totals,
+}
+
+/// What is counted for each service.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ServiceCounters {
+    pub(crate) requests: u64,
+    pub(crate) stops: u64,
+    pub(crate) ignored: u64,
+}
+
+/// What is counted for all services together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
     pub(crate) open: u64,
     pub(crate) accepted: u64,
     pub(crate) rejected_full: u64,
     pub(crate) closed: [u64; CloseReason::COUNT],
-    pub(crate) requests: u64,
-    pub(crate) kills: u64,
-    pub(crate) others: u64,
     pub(crate) replied: u64,
     pub(crate) silent: u64,
     pub(crate) pending: u64,
@@ -41,6 +56,35 @@ pub(crate) struct Counters {
     pub(crate) wakeups: u64,
     pub(crate) accept_errors: u64,
     pub(crate) stale_replies: u64,
+    /// A gauge: what the connections hold, see `Connection::held_bytes`.
+    pub(crate) held_bytes: u64,
+}
+
+impl Counters {
+    /// All 0, for so many services.
+    pub(crate) fn new(services: usize) -> Counters {
+        Counters { services: vec![ServiceCounters::default(); services].into(), totals: Totals::default() }
+    }
+
+    /// Takes over all values of `other`, which is of the same server, without allocating.
+    pub(crate) fn copy_from(&mut self, other: &Counters) {
+        self.services.copy_from_slice(&other.services);
+        self.totals = other.totals;
+    }
+}
+
+impl Deref for Counters {
+    type Target = Totals;
+
+    fn deref(&self) -> &Totals {
+        &self.totals
+    }
+}
+
+impl DerefMut for Counters {
+    fn deref_mut(&mut self) -> &mut Totals {
+        &mut self.totals
+    }
 }
 
 /// Requests that take less than this on average may be timed together, in nanoseconds.
@@ -179,11 +223,11 @@ pub struct Stats {
     pub connections_rejected_total: Rejected,
     /// Connections that ended, by reason.
     pub connections_closed_total: Closed,
-    /// Lines accepted, by kind.
-    pub requests_total: Requests,
+    /// Lines accepted, by the name of their service and by kind.
+    pub requests_total: BTreeMap<String, Requests>,
     /// Replies written completely to their socket.
     pub replies_total: u64,
-    /// Requests that have no reply by nature: kinds `kill` and `other`, and those for which the handler wrote nothing.
+    /// Requests that have no reply by nature: kinds `stop` and `ignored`, and those for which the handler wrote nothing.
     pub requests_silent_total: u64,
     /// Requests accepted whose reply is not written yet.
     pub requests_pending: u64,
@@ -204,12 +248,17 @@ pub struct Stats {
     pub pool_max: u64,
     /// Workers wanted for the present work.
     pub pool_demand: u64,
+    /// `pool_demand / pool_max`. Above 1 more work is there than the pool may have workers for.
+    pub pool_saturation: f64,
     /// Resizes of the pool, by direction.
     pub pool_resizes_total: Resizes,
     /// Threads that the system refused to start.
     pub pool_threads_refused_total: u64,
     /// Handlers that panicked.
     pub handler_panics_total: u64,
+    /// Bytes that connections hold, by capacity: what has come in and was not handled, replies that wait for their peers, what
+    /// jobs carry, and the bookkeeping. What the kernel holds for them is not among it.
+    pub held_bytes: u64,
     /// Bytes read from sockets.
     pub read_bytes_total: u64,
     /// Bytes written to sockets.
@@ -248,6 +297,8 @@ pub struct Closed {
     pub panic: u64,
     /// The handler asked for it.
     pub handler: u64,
+    /// The peer did not read its replies for as long as [`Config::write_timeout`](crate::Config::write_timeout).
+    pub write_timeout: u64,
     /// The server stopped gracefully.
     pub stopping: u64,
     /// The server stopped at once.
@@ -257,8 +308,18 @@ pub struct Closed {
 impl Closed {
     /// Over all reasons.
     pub fn total(&self) -> u64 {
-        let Closed { eof, reset, line_too_long, kill_refused, panic, handler, stopping, aborted } = *self;
-        eof + reset + line_too_long + kill_refused + panic + handler + stopping + aborted
+        let Closed {
+            eof,
+            reset,
+            line_too_long,
+            kill_refused,
+            panic,
+            handler,
+            write_timeout,
+            stopping,
+            aborted,
+        } = *self;
+        eof + reset + line_too_long + kill_refused + panic + handler + write_timeout + stopping + aborted
     }
 }
 
@@ -267,18 +328,18 @@ impl Closed {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Requests {
-    /// [`Kind::Request`](crate::Kind::Request): given to a worker. Named for the first service.
-    pub helo: u64,
+    /// [`Kind::Request`](crate::Kind::Request): given to a worker.
+    pub request: u64,
     /// [`Kind::Stop`](crate::Kind::Stop), whether it was obeyed or refused.
-    pub kill: u64,
-    /// [`Kind::Other`](crate::Kind::Other).
-    pub other: u64,
+    pub stop: u64,
+    /// [`Kind::Ignored`](crate::Kind::Ignored).
+    pub ignored: u64,
 }
 
 impl Requests {
     /// Over all kinds.
     pub fn total(&self) -> u64 {
-        self.helo + self.kill + self.other
+        self.request + self.stop + self.ignored
     }
 }
 
@@ -309,7 +370,27 @@ pub struct Distribution {
 }
 
 impl Stats {
-    pub(crate) fn new(uptime: Duration, counters: &Counters, pool: &PoolGauges, timings: &Timings) -> Stats {
+    /// Lines accepted, of all services and kinds.
+    pub fn requests(&self) -> u64 {
+        self.requests_total.values().map(Requests::total).sum()
+    }
+
+    /// `names`: of the services, in their order.
+    pub(crate) fn new<'a>(
+        uptime: Duration,
+        names: impl Iterator<Item = &'a str>,
+        counters: &Counters,
+        pool: &PoolGauges,
+        timings: &Timings,
+    ) -> Stats {
+        let mut requests_total = BTreeMap::<String, Requests>::new();
+        for (name, counted) in names.zip(&counters.services) {
+            // Services of the same name are told together.
+            let requests = requests_total.entry(name.to_owned()).or_default();
+            requests.request += counted.requests;
+            requests.stop += counted.stops;
+            requests.ignored += counted.ignored;
+        }
         let closed = |reason: CloseReason| counters.closed[reason as usize];
         let (queue_wait_seconds, service_seconds) = timings.summaries();
         Stats {
@@ -324,14 +405,11 @@ impl Stats {
                 kill_refused: closed(CloseReason::KillRefused),
                 panic: closed(CloseReason::Panic),
                 handler: closed(CloseReason::Handler),
+                write_timeout: closed(CloseReason::WriteTimeout),
                 stopping: closed(CloseReason::Stopping),
                 aborted: closed(CloseReason::Aborted),
             },
-            requests_total: Requests {
-                helo: counters.requests,
-                kill: counters.kills,
-                other: counters.others,
-            },
+            requests_total,
             replies_total: counters.replied,
             requests_silent_total: counters.silent,
             requests_pending: counters.pending,
@@ -343,9 +421,11 @@ impl Stats {
             pool_min: pool.min as u64,
             pool_max: pool.max as u64,
             pool_demand: pool.demand as u64,
+            pool_saturation: pool.demand as f64 / pool.max.max(1) as f64,
             pool_resizes_total: Resizes { grow: pool.grown, shrink: pool.shrunk },
             pool_threads_refused_total: pool.refused,
             handler_panics_total: counters.panics,
+            held_bytes: counters.held_bytes,
             read_bytes_total: counters.read_bytes,
             written_bytes_total: counters.written_bytes,
             wakeups_total: counters.wakeups,

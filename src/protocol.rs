@@ -1,12 +1,12 @@
 //! The HELO protocol: a line to what it asks for, a result to reply bytes. No I/O.
 
-use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use crate::handler::Kind;
+use crate::address::Address;
+use crate::service::Kind;
 
 const HELO: &[u8] = b"HELO ";
-const KILL: &[u8] = b"KILL_SERVICE";
+pub(crate) const KILL: &[u8] = b"KILL_SERVICE";
 
 /// Tells what a line of the HELO protocol is.
 pub fn classify(line: &[u8]) -> Kind {
@@ -15,7 +15,7 @@ pub fn classify(line: &[u8]) -> Kind {
     } else if line == KILL {
         Kind::Stop
     } else {
-        Kind::Other
+        Kind::Ignored
     }
 }
 
@@ -34,13 +34,11 @@ pub fn render_helo(text: &[u8], tail: &[u8], reply: &mut Vec<u8>) {
 
 /// What follows the text in each reply: `\nIP:<ip>\nPort:<port>\nStudentID:<id>\n`.
 ///
-/// An IPv4 address mapped into IPv6, as a socket on `::` has it, is written as the IPv4 address that the client reached.
-pub fn render_tail(local: SocketAddr, advertise_ip: Option<IpAddr>, student_id: &str) -> Vec<u8> {
-    let ip = advertise_ip.unwrap_or_else(|| local.ip().to_canonical());
-    let mut tail = Vec::new();
-    write!(tail, "\nIP:{ip}\nPort:{}\nStudentID:{student_id}\n", local.port())
-        .expect("writing to a vector does not fail");
-    tail
+/// An IPv4 address mapped into IPv6, as a socket on `::` has it, is written as the IPv4 address that the client reached; a
+/// Unix socket has `IP:unix` and `Port:0`.
+pub fn render_tail(local: &Address, advertise_ip: Option<IpAddr>, student_id: &str) -> Vec<u8> {
+    let ip = advertise_ip.or_else(|| local.ip()).map_or_else(|| "unix".to_owned(), |ip| ip.to_string());
+    format!("\nIP:{ip}\nPort:{}\nStudentID:{student_id}\n", local.port()).into_bytes()
 }
 
 /// White space is space, `\t`, `\r`, `\x0b` and `\x0c`; `u8::is_ascii_whitespace` leaves `\x0b` out.
@@ -61,7 +59,7 @@ mod tests {
             assert_eq!(classify(line), Kind::Request, "{}", line.escape_ascii());
         }
         for line in [&b""[..], b"HELO", b"helo x", b" HELO x", b"HELO\tx", b"Helo x"] {
-            assert_eq!(classify(line), Kind::Other, "{}", line.escape_ascii());
+            assert_eq!(classify(line), Kind::Ignored, "{}", line.escape_ascii());
         }
     }
 
@@ -69,7 +67,7 @@ mod tests {
     fn kill_service_is_the_whole_line() {
         assert_eq!(classify(b"KILL_SERVICE"), Kind::Stop);
         for line in [&b"KILL_SERVICE "[..], b" KILL_SERVICE", b"KILL_SERVICES", b"kill_service"] {
-            assert_eq!(classify(line), Kind::Other, "{}", line.escape_ascii());
+            assert_eq!(classify(line), Kind::Ignored, "{}", line.escape_ascii());
         }
     }
 
@@ -86,7 +84,7 @@ mod tests {
     fn the_tail_names_the_address_that_was_reached() {
         let tail = |local: &str, advertise: Option<&str>| {
             let ip = advertise.map(|ip| ip.parse().unwrap());
-            String::from_utf8(render_tail(local.parse().unwrap(), ip, "16336617")).unwrap()
+            String::from_utf8(render_tail(&local.parse().unwrap(), ip, "16336617")).unwrap()
         };
         assert_eq!(tail("10.0.0.7:8000", None), "\nIP:10.0.0.7\nPort:8000\nStudentID:16336617\n");
         assert_eq!(tail("[::1]:80", None), "\nIP:::1\nPort:80\nStudentID:16336617\n");

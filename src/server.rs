@@ -11,20 +11,20 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::address::Address;
 use crate::clock::Clock;
 use crate::config::{Config, PoolLimits, StopFrom};
 use crate::controller::Decision;
 use crate::error::Error;
-use crate::handler::Handler;
 use crate::metrics::{Counters, PoolGauges, Stats};
 use crate::pool::LEAVE_TIMEOUT;
 use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
+use crate::service::{Handler, Service};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
 
@@ -53,8 +53,6 @@ pub struct Server {
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
     config: Config,
-    /// `config.listen` holds what was asked for, not the default.
-    listens: bool,
     handler: Arc<dyn Handler>,
 }
 
@@ -65,7 +63,9 @@ pub struct ServerHandle {
 }
 
 struct Inner {
-    local_addrs: Vec<SocketAddr>,
+    local_addrs: Vec<Address>,
+    /// Of the services, in their order.
+    service_names: Vec<String>,
     drain_timeout: Duration,
     pool: Arc<ReactorPool>,
     tuner: Arc<Tuner>,
@@ -118,11 +118,11 @@ impl Outcome {
 impl Server {
     /// Begins to set up a server for `handler` with the defaults of [`Config`].
     pub fn builder(handler: impl Handler) -> Builder {
-        Builder { config: Config::default(), listens: false, handler: Arc::new(handler) }
+        Builder { config: Config::default(), handler: Arc::new(handler) }
     }
 
     /// The address of the first listener, with its real port.
-    pub fn local_addr(&self) -> SocketAddr {
+    pub fn local_addr(&self) -> &Address {
         self.handle.local_addr()
     }
 
@@ -155,17 +155,20 @@ impl Drop for Server {
 impl Builder {
     /// Replaces all settings made so far.
     pub fn config(mut self, config: Config) -> Self {
-        (self.config, self.listens) = (config, true);
+        self.config = config;
         self
     }
 
     /// Listens on `address`, with port 0 on a free port. Can be given more than once. See [`Config::listen`].
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        if !std::mem::replace(&mut self.listens, true) {
-            self.config.listen.clear();
-        }
+    pub fn listen(mut self, address: Address) -> Self {
         self.config.listen.push(address);
         self
+    }
+
+    /// Everything about the size of the pool at once.
+    pub fn pool_limits(self, limits: PoolLimits) -> Self {
+        let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
+        self.threads(min_threads, max_threads).tolerance(tolerance).keep_alive(keep_alive)
     }
 
     /// See [`Config::min_threads`] and [`Config::max_threads`].
@@ -217,9 +220,13 @@ impl Builder {
             .iter()
             .zip(&settings.listen)
             .map(|(socket, asked)| {
-                socket.local_addr().map_err(|source| Error::Bind { address: *asked, source })
+                socket.local_addr().map_err(|source| Error::Bind { address: asked.clone(), source })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let stop_from = settings.stop_from.clone();
+        let service = Service::of_lines(self.handler, settings.max_line_bytes, stop_from);
+        let services: Arc<[Service]> = Arc::new([service]);
+        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
         let (sockets, waker) = Sockets::new(sockets)?;
 
         let clock = Clock::start();
@@ -227,11 +234,12 @@ impl Builder {
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
+            service_names: services.iter().map(|service| service.name.clone()).collect(),
             drain_timeout: settings.drain_timeout,
             pool: Arc::clone(&pool),
             tuner: Arc::clone(&tuner),
             stop: Arc::default(),
-            counters: Arc::default(),
+            counters: Arc::new(Mutex::new(Counters::new(services.len()))),
             end: Mutex::new(None),
             ended: Condvar::new(),
             tuner_thread: Mutex::default(),
@@ -243,10 +251,9 @@ impl Builder {
             stop: Arc::clone(&inner.stop),
             counters: Arc::clone(&inner.counters),
         };
-        let handler = self.handler;
-        let reactor = Reactor::new(sockets, settings, Arc::clone(&handler), shared);
+        let reactor = Reactor::new(sockets, settings, Arc::clone(&services), shared);
 
-        inner.start_threads(handler, || run(reactor)).inspect_err(|_| drop(inner.end_threads()))?;
+        inner.start_threads(services, || run(reactor)).inspect_err(|_| drop(inner.end_threads()))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
 }
@@ -260,27 +267,27 @@ impl Inner {
     /// Starts the workers, the tuner and the reactor. Where one is refused, what has been started is still there.
     fn start_threads(
         self: &Arc<Self>,
-        handler: Arc<dyn Handler>,
+        services: Arc<[Service]>,
         turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
     ) -> Result<(), Error> {
         let missing = self.pool.set_target(self.tuner.limits().min_threads);
         for rest in (0..missing).rev() {
-            self.pool.start_worker(&handler).map_err(|source| {
+            self.pool.start_worker(&services).map_err(|source| {
                 self.pool.give_up(rest);
                 Error::Thread { name: "worker", source }
             })?;
         }
         let tuner = spawn("tidemill-tuner", {
-            let (tuner, pool, handler) =
-                (Arc::clone(&self.tuner), Arc::clone(&self.pool), Arc::clone(&handler));
-            move || tuner.run(&pool, &handler, pool.clock.epoch())
+            let (tuner, pool, services) =
+                (Arc::clone(&self.tuner), Arc::clone(&self.pool), Arc::clone(&services));
+            move || tuner.run(&pool, &services, pool.clock.epoch())
         })?;
         *lock_std(&self.tuner_thread) = Some(tuner);
         // Held until the thread's handle is in its place: the end may come before.
         let mut place = lock_std(&self.reactor_thread);
         *place = Some(spawn("tidemill-loop", {
             let inner = Arc::clone(self);
-            move || inner.run(handler, turns)
+            move || inner.run(services, turns)
         })?);
         Ok(())
     }
@@ -311,7 +318,7 @@ impl Inner {
     }
 
     /// The reactor's thread; `turns` are those of its loop.
-    fn run(&self, handler: Arc<dyn Handler>, turns: impl FnOnce() -> io::Result<Dropped>) {
+    fn run(&self, services: Arc<[Service]>, turns: impl FnOnce() -> io::Result<Dropped>) {
         // Unwind safety: what the reactor shares are counters and queues, all usable as they are after a panic.
         let mut end = match panic::catch_unwind(AssertUnwindSafe(turns)) {
             Ok(Ok(dropped)) => End::Stopped { dropped, left_behind: Vec::new() },
@@ -330,7 +337,7 @@ impl Inner {
             *left_behind = left;
         }
         // The last one, unless a worker is left behind. Unwind safety: nothing of it is used any more.
-        if panic::catch_unwind(AssertUnwindSafe(|| drop(handler))).is_err() {
+        if panic::catch_unwind(AssertUnwindSafe(|| drop(services))).is_err() {
             tracing::error!("the handler panicked while it was dropped");
         }
         *lock_std(&self.end) = Some(end);
@@ -369,12 +376,12 @@ fn again(error: &io::Error) -> io::Error {
 
 impl ServerHandle {
     /// The address of the first listener, with its real port.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.inner.local_addrs[0]
+    pub fn local_addr(&self) -> &Address {
+        &self.inner.local_addrs[0]
     }
 
     /// The addresses of all listeners, in the order of [`Config::listen`], with their real ports.
-    pub fn local_addrs(&self) -> &[SocketAddr] {
+    pub fn local_addrs(&self) -> &[Address] {
         &self.inner.local_addrs
     }
 
@@ -427,8 +434,8 @@ impl ServerHandle {
 
     /// The statistics at the end of the reactor's last turn. Takes some microseconds and does not hold up the reactor.
     pub fn stats(&self) -> Stats {
-        let Inner { pool, tuner, counters, .. } = &*self.inner;
-        let counters = *lock_std(counters);
+        let Inner { pool, tuner, counters, service_names, .. } = &*self.inner;
+        let counters = lock_std(counters).clone();
         let census = pool.census(Duration::ZERO);
         let limits = tuner.limits();
         let (grown, shrunk, refused) = tuner.resizes();
@@ -442,7 +449,13 @@ impl ServerHandle {
             shrunk,
             refused,
         };
-        Stats::new(pool.clock.epoch().elapsed(), &counters, &gauges, &pool.timings)
+        Stats::new(
+            pool.clock.epoch().elapsed(),
+            service_names.iter().map(String::as_str),
+            &counters,
+            &gauges,
+            &pool.timings,
+        )
     }
 
     /// The last changes of the pool's size with their reasons, the oldest first; at most
@@ -484,7 +497,7 @@ impl fmt::Debug for Builder {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::handler::{Reply, Request};
+    use crate::service::{Reply, Request};
 
     fn builder() -> Builder {
         let silent = |_: &Request<'_>, _: &mut Reply<'_>| ();

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use crate::config::PoolLimits;
 use crate::controller::{self, Decision, Memory, Policy, Sample};
 use crate::error::Error;
-use crate::handler::Handler;
 use crate::pool::{Census, Pool};
 use crate::replies::Wake;
+use crate::service::Service;
 use crate::sync::lock_std;
 
 /// Decisions that are remembered; the oldest is forgotten for a new one.
@@ -125,7 +125,7 @@ impl Tuner {
 
     /// The tuner's thread: runs until [`Tuner::stop`], and then until the workers of the stopped pool, which it has started,
     /// have ended or are waited for no longer.
-    pub(crate) fn run<W: Wake>(&self, pool: &Arc<Pool<W>>, handler: &Arc<dyn Handler>, epoch: Instant) {
+    pub(crate) fn run<W: Wake>(&self, pool: &Arc<Pool<W>>, services: &Arc<[Service]>, epoch: Instant) {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let mut memory = Memory::default();
         let mut check_at = None;
@@ -141,7 +141,7 @@ impl Tuner {
             }
             if to != from {
                 let missing = pool.set_target(to);
-                to = self.start(pool, handler, missing, now, &mut refusals);
+                to = self.start(pool, services, missing, now, &mut refusals);
             }
             // A pool that stops has no size of its own any more.
             if to != from && to > 0 {
@@ -220,13 +220,13 @@ impl Tuner {
     fn start<W: Wake>(
         &self,
         pool: &Arc<Pool<W>>,
-        handler: &Arc<dyn Handler>,
+        services: &Arc<[Service]>,
         missing: usize,
         now: Duration,
         refusals: &mut Refusals,
     ) -> usize {
         for started in 0..missing {
-            if let Err(error) = pool.start_worker(handler) {
+            if let Err(error) = pool.start_worker(services) {
                 let rest = missing - started - 1;
                 pool.give_up(rest);
                 self.refused.fetch_add(1, Relaxed);

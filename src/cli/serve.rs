@@ -208,7 +208,7 @@ fn start(args: &ServeArgs) -> Result<Server, Error> {
     (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
     let anyone = if args.assignment { StopFrom::Any } else { StopFrom::Loopback };
-    config.listen = vec![SocketAddr::new(args.bind.unwrap_or(everywhere.into()), args.port)];
+    config.listen = vec![SocketAddr::new(args.bind.unwrap_or(everywhere.into()), args.port).into()];
     config.stop_from = args.kill_from.clone().unwrap_or(anyone);
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;

@@ -19,10 +19,10 @@ use crossbeam_deque::{Injector, Stealer};
 
 use crate::clock::{Clock, Nanos, nanos};
 use crate::controller::DRAIN_TARGET;
-use crate::handler::Handler;
 use crate::job::Job;
 use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
+use crate::service::Service;
 use crate::sync::lock_std;
 use sleep::{Sleep, Which};
 
@@ -292,7 +292,7 @@ impl<W: Wake> Pool<W> {
     ///
     /// # Errors
     /// The system refuses the thread. The worker is given up as by [`Pool::give_up`].
-    pub(crate) fn start_worker(self: &Arc<Self>, handler: &Arc<dyn Handler>) -> io::Result<()> {
+    pub(crate) fn start_worker(self: &Arc<Self>, services: &Arc<[Service]>) -> io::Result<()> {
         let state = Arc::new(WorkerState::new(self.clock.now()));
         let id = {
             let mut crew = lock_std(&self.crew);
@@ -302,8 +302,8 @@ impl<W: Wake> Pool<W> {
             id
         };
         let run = {
-            let (pool, state, handler) = (Arc::clone(self), Arc::clone(&state), Arc::clone(handler));
-            move || worker::run(&pool, id, state, &*handler)
+            let (pool, state, services) = (Arc::clone(self), Arc::clone(&state), Arc::clone(services));
+            move || worker::run(&pool, id, state, &services)
         };
         match thread::Builder::new().name(thread_name(id)).spawn(run) {
             Ok(thread) => {
@@ -510,13 +510,13 @@ impl<W> std::fmt::Debug for Pool<W> {
 #[cfg(all(test, not(loom)))]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 mod tests {
-    use std::net::SocketAddr;
     use std::sync::mpsc;
 
     use super::*;
-    use crate::handler::{Reply, Request};
+    use crate::config::StopFrom;
     use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
     use crate::metrics::{Counters, PoolGauges, Stats};
+    use crate::service::{Handler, Reply, Request};
 
     struct NoReactor;
 
@@ -525,16 +525,20 @@ mod tests {
     }
 
     fn job(line: &[u8]) -> Box<Job> {
-        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address, 0);
+        let mut job = FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address.clone(), 0);
         job.push_line(line);
         job
     }
 
-    fn start(pool: &Arc<Pool<NoReactor>>, handler: &Arc<dyn Handler>, workers: usize) {
+    fn services(handler: impl Handler) -> Arc<[Service]> {
+        Arc::new([Service::of_lines(Arc::new(handler), 1024, StopFrom::None)])
+    }
+
+    fn start(pool: &Arc<Pool<NoReactor>>, services: &Arc<[Service]>, workers: usize) {
         for _ in 0..pool.set_target(workers) {
-            pool.start_worker(handler).expect("the system grants a thread");
+            pool.start_worker(services).expect("the system grants a thread");
         }
     }
 
@@ -549,7 +553,7 @@ mod tests {
     /// A pool without workers whose handler blocks on the line `block` and passes every other on.
     struct Blocking {
         pool: Arc<Pool<NoReactor>>,
-        handler: Arc<dyn Handler>,
+        services: Arc<[Service]>,
         is_blocked: mpsc::Receiver<()>,
         unblock: mpsc::Sender<()>,
         done: mpsc::Receiver<Vec<u8>>,
@@ -571,7 +575,7 @@ mod tests {
             let pool = Pool::new(NoReactor, Clock::start());
             // Short enough that a worker takes several at once.
             pool.learn_time_per_job(1_000);
-            Blocking { pool, handler: Arc::new(handler), is_blocked, unblock, done }
+            Blocking { pool, services: services(handler), is_blocked, unblock, done }
         }
 
         fn next_done(&self) -> Vec<u8> {
@@ -582,7 +586,7 @@ mod tests {
         fn hoard(&self, jobs: usize) -> usize {
             let line = |number| if number == 0 { &b"block"[..] } else { b"hoarded" };
             self.pool.submit(&mut (0..jobs).map(|number| job(line(number))).collect());
-            start(&self.pool, &self.handler, 1);
+            start(&self.pool, &self.services, 1);
             self.is_blocked.recv().unwrap();
             let taken = jobs - 1 - self.pool.injector.len();
             assert!(taken > 0, "this test is about a batch");
@@ -599,7 +603,7 @@ mod tests {
     fn what_a_worker_took_and_then_blocks_on_is_stolen_by_others() {
         let blocking = Blocking::new();
         blocking.hoard(16);
-        start(&blocking.pool, &blocking.handler, 2);
+        start(&blocking.pool, &blocking.services, 2);
         for _ in 0..15 {
             blocking.next_done();
         }
@@ -611,7 +615,7 @@ mod tests {
         let blocking = Blocking::new();
         let hoarded = blocking.hoard(16);
         blocking.pool.submit(&mut (0..5_000).map(|_| job(b"new")).collect());
-        start(&blocking.pool, &blocking.handler, 2);
+        start(&blocking.pool, &blocking.services, 2);
         let order: Vec<_> = (0..5_015).map(|_| blocking.next_done()).collect();
         let last = order.iter().rposition(|line| line == b"hoarded").unwrap();
         assert!(last < 2_000, "the last of {hoarded} came after {last} others");
@@ -630,9 +634,9 @@ mod tests {
             }
         };
         pool.submit(&mut vec![job(b"block")]);
-        start(pool, &blocking.handler, 1);
+        start(pool, &blocking.services, 1);
         blocking.is_blocked.recv().unwrap();
-        start(pool, &blocking.handler, 2);
+        start(pool, &blocking.services, 2);
         one_parks();
         pool.submit(&mut vec![job(b"pass")]);
         // Too little work to unpark for beside one that is awake, until that one turns out to be stuck.
@@ -656,9 +660,9 @@ mod tests {
 
     #[test]
     fn a_clock_that_steps_back_makes_no_request_seem_long() {
-        let handler: Arc<dyn Handler> = Arc::new(|_: &Request<'_>, _: &mut Reply<'_>| ());
+        let services = services(|_: &Request<'_>, _: &mut Reply<'_>| ());
         let pool = Pool::new(NoReactor, Clock::reading(steps_back));
-        start(&pool, &handler, 2);
+        start(&pool, &services, 2);
         let mut back = Vec::new();
         for count in 1..=100 {
             // Several requests each, some of which are timed together.
@@ -679,7 +683,13 @@ mod tests {
             pool.learn_time_per_job(job.took);
         }
         assert!(pool.time_per_job() < Duration::from_millis(1), "{:?}", pool.time_per_job());
-        let stats = Stats::new(Duration::ZERO, &Counters::default(), &PoolGauges::default(), &pool.timings);
+        let stats = Stats::new(
+            Duration::ZERO,
+            [].into_iter(),
+            &Counters::default(),
+            &PoolGauges::default(),
+            &pool.timings,
+        );
         let (wait, service) = (stats.queue_wait_seconds, stats.service_seconds);
         assert_eq!((wait.count, service.count), (700, 700));
         assert!(service.sum < 0.1 && service.max < 0.001, "{service:?}");
@@ -696,9 +706,9 @@ mod tests {
             begun.send(()).unwrap();
             may_go.lock().unwrap().recv().unwrap();
         };
-        let handler: Arc<dyn Handler> = Arc::new(handler);
+        let services = services(handler);
         let pool = Pool::new(NoReactor, Clock::start());
-        start(&pool, &handler, 4);
+        start(&pool, &services, 4);
         pool.submit(&mut vec![job(b"1"), job(b"2")]);
         pool.nudge();
         has_begun.recv().unwrap();

@@ -8,15 +8,15 @@ use crossbeam_deque::{Steal, Worker as Deque};
 use super::sleep::{Bed, Unparked};
 use super::{Pool, WorkerState, join};
 use crate::clock::Nanos;
-use crate::handler::{self, Handled, Handler, Request};
 use crate::job::{Job, JobEnd};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
+use crate::service::{self, Handled, Request, Service};
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 const MAX_SLICE: Nanos = 1_000_000;
 /// Reply bytes after which it does, so that what the reactor has to write stays small.
-const MAX_SLICE_BYTES: usize = 64 << 10;
+const MAX_SLICE_BYTES: usize = 32 << 10;
 /// Most jobs taken at once. They are taken together only while all of them are done within [`MAX_BATCH_TIME`]: a worker
 /// that hoards jobs and then blocks costs them the time until another steals them.
 const MAX_BATCH: u64 = 16;
@@ -34,14 +34,14 @@ const MAX_LAP: usize = 4;
 const STEAL_FIRST_EVERY: u32 = 32;
 
 /// Runs a worker until it is surplus. It counts as live and searching already.
-pub(super) fn run<W: Wake>(pool: &Pool<W>, id: u64, state: Arc<WorkerState>, handler: &dyn Handler) {
+pub(super) fn run<W: Wake>(pool: &Pool<W>, id: u64, state: Arc<WorkerState>, services: &[Service]) {
     pool.adopt_thread();
     state.tid.store(thread_id(), Relaxed);
     let deque = Deque::new_fifo();
     let stealer = deque.stealer();
     pool.stealers.write().unwrap_or_else(std::sync::PoisonError::into_inner).push((id, stealer));
     let mut worker =
-        Worker { pool, handler, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new(), searches: 0 };
+        Worker { pool, services, id, state, deque, bed: Bed::new(), owed: 0, laps: Vec::new(), searches: 0 };
     worker.work();
 }
 
@@ -52,7 +52,7 @@ fn thread_id() -> u32 {
 
 struct Worker<'a, W: Wake> {
     pool: &'a Pool<W>,
-    handler: &'a dyn Handler,
+    services: &'a [Service],
     id: u64,
     state: Arc<WorkerState>,
     deque: Deque<Box<Job>>,
@@ -139,11 +139,12 @@ impl<W: Wake> Worker<'_, W> {
         let begun = pool.clock.now();
         self.state.last.store(begun * 2 + 1, Relaxed);
 
-        let (accepted_at, peer) = (job.accepted_at, job.peer);
+        let accepted_at = job.accepted_at;
+        let handler = &*self.services[job.local.service as usize].handler;
         let (mut now, mut lap, mut most) = (begun, 0, 1);
-        while let Some((line, local, replies)) = job.next_line() {
+        while let Some((line, local, peer, replies)) = job.next_line() {
             let handled =
-                handler::call(self.handler, &Request::new(line, local, peer, &self.state.blocks), replies);
+                service::call(handler, &Request::new(line, local, peer, &self.state.blocks), replies);
             lap += 1;
             let replied = job.replies.len();
             match handled {

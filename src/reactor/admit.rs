@@ -7,7 +7,7 @@ use mio::{Interest, Token};
 
 use super::Reactor;
 use super::listener::Accepted;
-use crate::connection::{CloseReason, Connection, Phase};
+use crate::connection::{CloseReason, Connection, Phase, Role};
 
 /// What is asked for from the start. Urgent data too, which is of no interest: reads stop short at it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -16,8 +16,6 @@ pub(super) const READ_INTEREST: Interest = Interest::READABLE.add(Interest::PRIO
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(super) const READ_INTEREST: Interest = Interest::READABLE;
 
-/// Connections accepted in a turn.
-pub(super) const ACCEPT_BUDGET: usize = 64;
 /// Connections that may be told at a time that the server is full. For one more the oldest that has been told is let go.
 pub(super) const MAX_REJECTED: usize = 256;
 
@@ -42,35 +40,42 @@ impl Reactor {
                 }
             };
             self.counters.accepted += 1;
-            let mut connection = Connection::new(local, peer);
-            if self.counters.open >= self.settings.max_connections as u64 {
-                self.counters.rejected_full += 1;
-                tracing::debug!(%peer, "connection rejected: full");
-                self.announce(CloseReason::Full, peer);
-                if self.rejected >= MAX_REJECTED && !self.let_one_go() {
-                    // Told, but not waited for: a reset may overtake the line.
-                    if let Some(line) = self.last_line(CloseReason::Full) {
-                        drop(stream.write(line.as_bytes()));
+            let service = local.service;
+            let may_stop = self.services[service as usize].may_stop(&peer);
+            let role = match self.counters.open < self.settings.max_connections as u64 {
+                true => Role::Requests,
+                false => Role::TurnedAway,
+            };
+            let mut connection = Connection::new(local, &peer, may_stop, role);
+            match role {
+                Role::Requests => self.counters.open += 1,
+                Role::TurnedAway => {
+                    self.counters.rejected_full += 1;
+                    tracing::debug!(%peer, "connection rejected: full");
+                    self.announce(CloseReason::Full, &peer);
+                    if self.rejected >= MAX_REJECTED && !self.let_one_go() {
+                        // Told, but not waited for: a reset may overtake the line.
+                        if let Some(line) = self.last_line(service, CloseReason::Full) {
+                            drop(stream.write(&line));
+                        }
+                        continue;
                     }
-                    continue;
+                    connection.phase = Phase::Closing(CloseReason::Full);
+                    self.rejected += 1;
                 }
-                connection.phase = Phase::Closing(CloseReason::Full);
-                self.rejected += 1;
-            } else {
-                self.counters.open += 1;
             }
             let id = self.table.insert(stream, connection);
             let Some(entry) = self.table.get(id) else { continue };
             let token = Token(id.slot as usize);
-            let registered = self.poll.registry().register(&mut entry.stream, token, READ_INTEREST);
-            let rejected = entry.connection.is_rejected();
-            if let Err(error) = registered {
+            if let Err(error) = self.poll.registry().register(&mut entry.stream, token, READ_INTEREST) {
                 self.warn("cannot watch a connection", &error);
                 self.close(id, CloseReason::Reset);
-            } else if rejected {
-                self.list(id);
-            } else if self.drain.is_some() {
-                self.drain(id);
+                continue;
+            }
+            match role {
+                Role::Requests if self.drain.is_some() => self.drain(id),
+                Role::Requests => {}
+                Role::TurnedAway => self.list(id),
             }
         }
     }

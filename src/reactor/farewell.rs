@@ -4,13 +4,13 @@
 //! shut down first, and what still comes is discarded until the peer closes, for a second at most.
 
 use std::io::{ErrorKind, Read};
-use std::net::Shutdown;
 use std::time::Instant;
 
 use super::Reactor;
 use super::table::Entry;
-use crate::connection::{CloseReason, Phase};
+use crate::connection::{CloseReason, Phase, Role};
 use crate::job::ConnId;
+use crate::service::{self, Farewell, ServiceId};
 
 /// Reads of a connection that is only discarded, in a turn.
 const DISCARD_BUDGET: usize = 4;
@@ -23,23 +23,21 @@ impl Reactor {
             if connection.has_ended() && connection.is_quiet() {
                 return self.close(id, CloseReason::Eof);
             }
-            if connection.drain_left() != Some(0) {
+            if connection.drain_left() != Some(0) || connection.may_have_frame() {
                 return;
             }
             // All that had come when the stop began is read. A line without terminator counts only if the end of the
             // stream had come with it.
-            if connection.has_partial()
+            if connection.inbound().is_some()
                 && !connection.has_ended()
                 && stream.peek(&mut [0]).is_ok_and(|read| read == 0)
             {
-                self.take_in(id, 0, 0);
-                // It was kept; handing it out is for the next turn, as no event may come any more.
-                self.list(id);
+                connection.set_ended();
+                connection.inbound_mut().set_ended();
+                // Handing it out is for the next turn, as no event may come any more.
+                return self.list(id);
             }
-            let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-            if connection.phase == Phase::Open {
-                connection.phase = Phase::Closing(CloseReason::Stopping);
-            }
+            connection.phase = Phase::Closing(CloseReason::Stopping);
         }
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         match connection.phase {
@@ -52,14 +50,18 @@ impl Reactor {
 
     /// Everything is answered: queues the last line, if the reason has one, and goes on to the end of the stream.
     fn say_farewell(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
-        let line = self.last_line(reason);
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        let service = connection.service();
+        let line = self.last_line(service, reason);
+        let (watermarks, turn_at) = (self.watermarks(), self.turn_at);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.phase = Phase::Leaving(reason);
         if let Some(line) = line {
-            connection.queue(line.as_bytes(), std::iter::empty(), usize::MAX);
+            connection.with_outbound(watermarks, turn_at, |outbound| outbound.push_word(&line));
             if connection.is_writable() && !self.flush(id) {
                 return;
             }
+            self.watch_progress_of(id);
         }
         self.end_stream(id, reason, now);
     }
@@ -67,36 +69,36 @@ impl Reactor {
     /// Once everything is written: ends the stream, and begins to discard what still comes.
     fn end_stream(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
-        if !connection.outbound().is_empty() {
+        if connection.outbound().is_some() {
             return;
         }
-        if connection.has_ended() || stream.shutdown(Shutdown::Write).is_err() {
+        if connection.has_ended() || stream.end().is_err() {
             return self.close(id, reason);
         }
-        connection.discard_input();
+        let free = connection.discard_input();
         connection.phase = Phase::Lingering(reason);
         connection.set_readable();
-        self.lingering.set(now, id);
+        self.litter.drop_later(free);
+        self.lingering.begin(now, id);
         self.discard(id, reason);
     }
 
     /// What a peer is told when its connection is closed for this reason.
-    pub(super) fn last_line(&self, reason: CloseReason) -> Option<String> {
-        match reason {
-            CloseReason::LineTooLong => {
-                Some(format!("ERROR line too long (limit {} bytes)\n", self.settings.max_line_bytes))
-            }
-            CloseReason::Full => {
-                Some(format!("ERROR server full (limit {} connections)\n", self.settings.max_connections))
-            }
-            CloseReason::KillRefused => Some("ERROR KILL_SERVICE refused\n".to_owned()),
-            CloseReason::Panic => Some("ERROR internal error\n".to_owned()),
+    pub(super) fn last_line(&self, service: ServiceId, reason: CloseReason) -> Option<Vec<u8>> {
+        let service = &self.services[service as usize];
+        let farewell = match reason {
+            CloseReason::LineTooLong => Farewell::LineTooLong { limit: service.framing.max_bytes() },
+            CloseReason::Full => Farewell::Full { limit: self.settings.max_connections },
+            CloseReason::KillRefused => Farewell::StopRefused,
+            CloseReason::Panic => Farewell::Panic,
             CloseReason::Eof
             | CloseReason::Reset
             | CloseReason::Handler
+            | CloseReason::WriteTimeout
             | CloseReason::Stopping
-            | CloseReason::Aborted => None,
-        }
+            | CloseReason::Aborted => return None,
+        };
+        service::last_line(&*service.handler, &farewell)
     }
 
     /// Lets the connection go that has been told everything and has been waited for longest: somebody else needs its place.
@@ -139,20 +141,30 @@ impl Reactor {
         let mut lost = connection.unsent_replies();
         if let Some(job) = connection.take_held() {
             lost += job.lines_left();
-            self.free.put(job);
+            self.free.put(job, &mut self.litter);
         }
         self.drop_requests(lost);
-        // A peer that was turned away may leave for any reason; it never was open.
-        if connection.is_rejected() {
-            self.rejected -= 1;
-        } else {
-            self.counters.open -= 1;
-            self.counters.closed[reason as usize] += 1;
+        match connection.role {
+            Role::Requests => {
+                self.counters.open -= 1;
+                self.counters.closed[reason as usize] += 1;
+            }
+            // It never was open.
+            Role::TurnedAway => self.rejected -= 1,
         }
+        self.counters.held_bytes -= connection.accounted_bytes as u64;
+        self.litter.drop_later(connection.discard_input());
+        self.litter.drop_later(connection.discard_output());
         let peer = connection.peer();
         tracing::debug!(%peer, reason = reason.as_str(), lost, "connection closed");
-        if matches!(reason, CloseReason::LineTooLong | CloseReason::KillRefused | CloseReason::Panic) {
-            self.announce(reason, peer);
+        if matches!(
+            reason,
+            CloseReason::LineTooLong
+                | CloseReason::KillRefused
+                | CloseReason::Panic
+                | CloseReason::WriteTimeout
+        ) {
+            self.announce(reason, &peer);
         }
         // A descriptor is free again.
         self.listeners.retry();

@@ -3,14 +3,20 @@
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use mio::event::Source;
+use mio::net::{TcpListener, UnixListener};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
+use super::socket::{ListenSocket, Stream};
+use crate::address::Address;
 use crate::error::Error;
 use crate::job::Endpoint;
+use crate::service::ServiceId;
 
 /// Longest listen backlog to ask for; the system cuts it to its own limit. mio's own `bind` asks for 128, which a burst
 /// of connects overruns.
@@ -36,8 +42,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 ///
 /// # Errors
 /// [`Error::Bind`] with the address and what the system said.
-pub(crate) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> {
-    let bind = |address: SocketAddr| {
+pub(crate) fn bind(addresses: &[Address]) -> Result<Vec<ListenSocket>, Error> {
+    let tcp = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // Said either way: the system's default is a setting of the machine.
@@ -49,25 +55,49 @@ pub(crate) fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Error> 
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG)?;
-        Ok(TcpListener::from_std(socket.into()))
+        Ok(ListenSocket::Tcp(TcpListener::from_std(socket.into())))
     };
-    let bind = |address| bind(address).map_err(|source| Error::Bind { address, source });
-    addresses.iter().copied().map(bind).collect()
+    let unix = |path: &PathBuf| {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SockAddr::unix(path)?)?;
+        // From here on the file is removed if something fails.
+        let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), path.clone());
+        SockRef::from(&socket).listen(LISTEN_BACKLOG)?;
+        Ok(socket)
+    };
+    let bind = |address: &Address| {
+        let bound = match address {
+            Address::Tcp(address) => tcp(*address),
+            Address::Unix(path) => unix(path),
+        };
+        bound.map_err(|source| Error::Bind { address: address.clone(), source })
+    };
+    addresses.iter().map(bind).collect()
 }
 
 /// Whether an IPv4 listener of the same port is asked for besides the IPv6 one at `address`, which then leaves IPv4 to it.
-fn has_ipv4_beside(address: SocketAddr, addresses: &[SocketAddr]) -> bool {
+fn has_ipv4_beside(address: SocketAddr, addresses: &[Address]) -> bool {
     let mapped = address.ip().to_canonical().is_ipv4();
-    !mapped && addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port())
+    let mut others = addresses.iter().filter_map(Address::tcp);
+    !mapped && others.any(|other| other.is_ipv4() && other.port() == address.port())
 }
 
-/// Lets no new connection begin at `socket` any more, while those that have begun can still be accepted: drops whatever
-/// has the SYN flag, which no packet of an established connection has, as accepted sockets inherit this.
+/// Lets no new connection begin at `socket` any more, while those that have begun can still be accepted: a Unix socket loses
+/// its path, TCP drops.
+fn shut_door(socket: &ListenSocket) -> io::Result<()> {
+    match socket {
+        ListenSocket::Tcp(socket) => drop_new(socket),
+        ListenSocket::Unix(_, path) => std::fs::remove_file(path),
+    }
+}
+
+/// Drops whatever has the SYN flag, which no packet of an established connection has, as accepted sockets inherit this.
 ///
 /// The filter belongs to the socket, so whoever else holds it has a closed door too. A peer that is turned away here tries
 /// again after a second, and is refused then, as the socket is closed by that time.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-fn shut_door(socket: &TcpListener) -> io::Result<()> {
+fn drop_new(socket: &TcpListener) -> io::Result<()> {
     use socket2::SockFilter;
     /// Load a byte; jump if any of these bits is set; return. (`linux/bpf_common.h`)
     const LOAD_BYTE: u16 = 0x30;
@@ -86,13 +116,13 @@ fn shut_door(socket: &TcpListener) -> io::Result<()> {
 
 /// Nothing can be done here: who connects in the moment of the stop may be reset.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn shut_door(_socket: &TcpListener) -> io::Result<()> {
+fn drop_new(_socket: &TcpListener) -> io::Result<()> {
     Err(ErrorKind::Unsupported.into())
 }
 
 /// What a call of [`Listeners::accept`] came to.
 pub(super) enum Accepted {
-    Connection(TcpStream, SocketAddr, Arc<Endpoint>),
+    Connection(Stream, Address, Arc<Endpoint>),
     /// The queue is empty.
     None,
     /// The system refuses for now; [`Listeners::retry_at`] is set.
@@ -103,7 +133,7 @@ pub(super) enum Accepted {
 #[derive(Debug)]
 pub(super) struct Listeners {
     listeners: Vec<Listener>,
-    endpoints: HashMap<SocketAddr, Arc<Endpoint>>,
+    endpoints: HashMap<(Address, ServiceId), Arc<Endpoint>>,
     /// Endpoints at which those without connections are let go.
     prune_at: usize,
     /// Where the search for one that is ready begins.
@@ -112,7 +142,8 @@ pub(super) struct Listeners {
 
 #[derive(Debug)]
 struct Listener {
-    socket: TcpListener,
+    socket: ListenSocket,
+    service: ServiceId,
     /// Set when the listener is bound to one address, which then is that of each connection.
     endpoint: Option<Arc<Endpoint>>,
     /// An edge was seen, and the queue was not emptied since.
@@ -130,12 +161,15 @@ impl Listener {
 }
 
 impl Listeners {
-    pub(super) fn new(sockets: Vec<TcpListener>) -> Listeners {
-        let listener = |socket: TcpListener| {
-            let bound = socket.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+    /// Listeners of services.
+    pub(super) fn new(sockets: Vec<(ListenSocket, ServiceId)>) -> Listeners {
+        let listener = |(socket, service): (ListenSocket, ServiceId)| {
+            let bound = socket.local_addr().ok();
+            let bound = bound.filter(|address| address.ip().is_none_or(|ip| !ip.is_unspecified()));
             Listener {
                 socket,
-                endpoint: bound.map(Endpoint::new),
+                service,
+                endpoint: bound.map(|address| Endpoint::new(address, service)),
                 ready: true,
                 retry_at: None,
                 pause: FIRST_PAUSE,
@@ -150,8 +184,12 @@ impl Listeners {
     }
 
     /// The sockets, for registration.
-    pub(super) fn sockets(&mut self) -> impl Iterator<Item = &mut TcpListener> {
-        self.listeners.iter_mut().map(|listener| &mut listener.socket)
+    pub(super) fn sources(&mut self) -> impl Iterator<Item = &mut dyn Source> {
+        self.listeners.iter_mut().map(|listener| listener.socket.source())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.listeners.len()
     }
 
     /// An edge came for the listener of this number.
@@ -254,20 +292,21 @@ impl Listeners {
     }
 
     /// The local address of `stream`, shared with the other connections that came in through it.
-    fn endpoint(&mut self, number: usize, stream: &TcpStream) -> io::Result<Arc<Endpoint>> {
-        if let Some(endpoint) = &self.listeners[number].endpoint {
+    fn endpoint(&mut self, number: usize, stream: &Stream) -> io::Result<Arc<Endpoint>> {
+        let Listener { endpoint, service, .. } = &self.listeners[number];
+        if let Some(endpoint) = endpoint {
             return Ok(Arc::clone(endpoint));
         }
-        let address = stream.local_addr()?;
-        if let Some(endpoint) = self.endpoints.get(&address) {
+        let key = (stream.local_addr()?, *service);
+        if let Some(endpoint) = self.endpoints.get(&key) {
             return Ok(Arc::clone(endpoint));
         }
         if self.endpoints.len() >= self.prune_at {
             self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
             self.prune_at = (self.endpoints.len() * 2).max(FIRST_ENDPOINTS);
         }
-        let endpoint = Endpoint::new(address);
-        self.endpoints.insert(address, Arc::clone(&endpoint));
+        let endpoint = Endpoint::new(key.0.clone(), key.1);
+        self.endpoints.insert(key, Arc::clone(&endpoint));
         Ok(endpoint)
     }
 }
@@ -280,17 +319,18 @@ mod tests {
 
     #[test]
     fn a_listener_that_is_refused_leaves_the_others_alone() {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let sockets = bind(&[address, address]).unwrap();
+        let address = Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let sockets = bind(&[address.clone(), address]).unwrap();
         let healthy = sockets[1].local_addr().unwrap();
         // Accepting from it fails from now on.
         SockRef::from(&sockets[0]).shutdown(Shutdown::Read).unwrap();
         let client = std::net::TcpStream::connect(healthy).unwrap();
+        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
         let (mut listeners, now) = (Listeners::new(sockets), Instant::now());
         assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + FIRST_PAUSE));
         let Accepted::Connection(_, peer, _) = listeners.accept(now) else { panic!("not accepted") };
-        assert_eq!(peer, client.local_addr().unwrap());
+        assert_eq!(peer, client.local_addr().unwrap().into());
         assert!(matches!(listeners.accept(now), Accepted::None));
         listeners.retry_due(now + FIRST_PAUSE);
         assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
@@ -299,10 +339,12 @@ mod tests {
 
     #[test]
     fn only_ipv6_where_ipv4_has_a_listener_of_the_same_port() {
-        let [v4, v6, mapped] = ["0.0.0.0:80", "[::]:80", "[::ffff:10.0.0.1]:80"]
-            .map(|address| address.parse::<SocketAddr>().unwrap());
-        assert!(has_ipv4_beside(v6, &[v4, v6]));
-        assert!(!has_ipv4_beside(v6, &[v6]) && !has_ipv4_beside(v6, &["0.0.0.0:81".parse().unwrap(), v6]));
-        assert!(!has_ipv4_beside(mapped, &[v4, mapped]));
+        let beside = |address: &str, others: &[&str]| {
+            let others: Vec<Address> = others.iter().map(|other| other.parse().unwrap()).collect();
+            has_ipv4_beside(address.parse().unwrap(), &others)
+        };
+        assert!(beside("[::]:80", &["0.0.0.0:80", "[::]:80"]));
+        assert!(!beside("[::]:80", &["[::]:80"]) && !beside("[::]:80", &["0.0.0.0:81", "[::]:80"]));
+        assert!(!beside("[::ffff:10.0.0.1]:80", &["0.0.0.0:80"]));
     }
 }

@@ -1,52 +1,56 @@
 //! The event loop: one thread that owns every socket.
 //!
-//! A turn: wait for readiness; collect finished jobs and write their replies; read what is readable and frame it into
-//! jobs; accept; look at the deadlines; hand the jobs of this turn to the pool together; publish the counters. It blocks
-//! nowhere but in poll, and there without a timeout unless a deadline is near or a worker may hold something back.
+//! A turn: wait for readiness; accept; collect finished jobs and write their replies; read what is readable and frame it
+//! into jobs; look at the deadlines; hand the jobs of this turn to the pool together; publish the counters. It blocks
+//! nowhere but in poll, and there without a timeout unless a deadline is near or a worker may hold something back. What a
+//! turn does is bounded, by connection and altogether (`budget`).
 //!
 //! Readiness is edge-triggered: a read that does not fill the buffer, or would block, ends it, but a hang-up that was
-//! announced is remembered until the end of the stream was read. A connection whose turn ends before its edge is used
-//! up goes on the ready list, and the next poll does not block.
+//! announced is remembered until the end of the stream was read. A connection whose share of a turn ends before its edge is
+//! used up is left over for the next, and the next poll does not block.
 
 mod admit;
+mod budget;
+mod deadlines;
 mod farewell;
 mod listener;
 mod serve;
+mod socket;
 mod stop;
 mod table;
-mod timers;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 
+use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{CloseReason, Phase, Turn};
 use crate::controller::CPU_PATIENCE;
 use crate::error::Error;
-use crate::handler::Handler;
 use crate::job::{ConnId, FreeJobs, Generations, Job};
+use crate::litter::Litter;
 use crate::metrics::Counters;
 use crate::pool::{LEAVE_TIMEOUT, Pool};
 use crate::replies::Wake;
+use crate::service::{Service, ServiceId};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
-use admit::{ACCEPT_BUDGET, MAX_REJECTED};
+use admit::MAX_REJECTED;
+use budget::Budget;
+use deadlines::{Deadlines, Expiries};
 use listener::Listeners;
 pub(crate) use listener::bind;
-use serve::READ_BUDGET;
+pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
 use table::Table;
-use timers::Deadlines;
 
 const WAKER: Token = Token(usize::MAX);
 /// The listener of number `n` has the token `LISTENERS - n`.
@@ -108,12 +112,12 @@ impl Sockets {
     ///
     /// # Errors
     /// [`Error::Poll`] with what the system said.
-    pub(crate) fn new(sockets: Vec<TcpListener>) -> Result<(Sockets, ReactorWaker), Error> {
+    pub(crate) fn new(sockets: Vec<(ListenSocket, ServiceId)>) -> Result<(Sockets, ReactorWaker), Error> {
         let new = || {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), WAKER)?;
             let mut listeners = Listeners::new(sockets);
-            for (number, socket) in listeners.sockets().enumerate() {
+            for (number, socket) in listeners.sources().enumerate() {
                 poll.registry().register(socket, Token(LISTENERS - number), Interest::READABLE)?;
             }
             Ok((Sockets { poll, listeners }, ReactorWaker(waker)))
@@ -128,17 +132,29 @@ pub(crate) struct Reactor {
     listeners: Listeners,
     table: Table,
     settings: Settings,
-    handler: Arc<dyn Handler>,
+    services: Arc<[Service]>,
     shared: Shared,
     counters: Counters,
     /// Connections in the table that were turned away and are being told so.
     rejected: usize,
-    /// Connections to look at in this turn.
+    /// Listeners there were at the start.
+    listener_count: usize,
+    /// Connections of which this turn's events tell, and those that are to be looked at in it for another reason.
     ready: VecDeque<ConnId>,
+    /// Connections that had their share in an earlier turn and can go on without an event.
+    left_over: VecDeque<ConnId>,
+    /// Finished jobs that were not taken back within their turn.
+    finished: VecDeque<Box<Job>>,
+    /// What was in the mailbox; kept for its capacity.
+    #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
+    mailbox: Vec<Box<Job>>,
     /// Connections that could go on but for `max_pending`.
     stalled: VecDeque<ConnId>,
-    lingering: Deadlines,
+    lingering: Expiries,
+    deadlines: Deadlines,
     free: FreeJobs,
+    litter: Litter,
+    budget: Budget,
     /// Jobs of this turn.
     #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
     outgoing: Vec<Box<Job>>,
@@ -174,27 +190,35 @@ impl Reactor {
     pub(crate) fn new(
         sockets: Sockets,
         settings: Settings,
-        handler: Arc<dyn Handler>,
+        services: Arc<[Service]>,
         shared: Shared,
     ) -> Reactor {
         let generations = Generations::new(settings.max_connections + MAX_REJECTED);
+        let listener_count = sockets.listeners.len();
         Reactor {
             poll: sockets.poll,
             listeners: sockets.listeners,
             table: Table::new(Arc::clone(&generations)),
             settings,
-            handler,
+            counters: Counters::new(services.len()),
+            services,
             shared,
-            counters: Counters::default(),
             rejected: 0,
+            listener_count,
             ready: VecDeque::new(),
+            left_over: VecDeque::new(),
+            finished: VecDeque::new(),
+            mailbox: Vec::new(),
             stalled: VecDeque::new(),
-            lingering: Deadlines::new(LINGER),
+            lingering: Expiries::new(LINGER),
+            deadlines: Deadlines::default(),
             free: FreeJobs::new(generations),
+            litter: Litter::default(),
+            budget: Budget::default(),
             outgoing: Vec::new(),
             jobs_out: 0,
             lines_out: 0,
-            buffer: vec![0; READ_BUDGET].into_boxed_slice(),
+            buffer: vec![0; budget::READ_BYTES].into_boxed_slice(),
             turn_at: 0,
             vain: 0,
             give_way_again_after: 0,
@@ -216,7 +240,6 @@ impl Reactor {
     pub(crate) fn run(mut self) -> io::Result<Dropped> {
         self.shared.pool.adopt_thread();
         let mut events = Events::with_capacity(MAX_EVENTS);
-        let mut finished = Vec::new();
         let mut sent_lone_job = false;
         loop {
             let polls = !sent_lone_job || !self.lone_job_is_back();
@@ -236,7 +259,7 @@ impl Reactor {
             let clock = &self.shared.pool.clock;
             self.turn_at = clock.now();
             let now = clock.instant(self.turn_at);
-            self.turn(&events, &mut finished, now);
+            self.turn(&events, now);
             if self.stop_requested {
                 self.shared.stop.drain();
             }
@@ -260,30 +283,59 @@ impl Reactor {
         }
     }
 
-    /// Everything that can be done without waiting, each connection within its budget.
-    #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
-    fn turn(&mut self, events: &Events, finished: &mut Vec<Box<Job>>, now: Instant) {
+    /// What can be done without waiting, within the budget: new events first, then what is left over.
+    fn turn(&mut self, events: &Events, now: Instant) {
+        self.budget.begin(self.turn_at);
         for event in events {
             self.note(event);
         }
-        self.started_before = self.shared.pool.started();
-        self.shared.pool.replies.drain(finished);
-        for job in finished.drain(..) {
-            self.finish(job, now);
-        }
+        // Behind the events, so that no event of this turn can be taken for one of a connection in a reused slot.
+        self.accept(budget::ACCEPTS, now);
+        self.collect(now);
         self.resume_stalled(now);
-        for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { break };
+        while let Some(id) = self.ready.pop_front() {
+            self.serve(id, now);
+            if self.is_spent() {
+                break;
+            }
+        }
+        // Whoever was not reached is first among those left over, but for those that were before it.
+        let left_over = self.left_over.len();
+        self.left_over.append(&mut self.ready);
+        for served in 0..left_over {
+            if served >= budget::LEAST_LEFT_OVER && self.is_spent() {
+                break;
+            }
+            let Some(id) = self.left_over.pop_front() else { break };
             self.serve(id, now);
         }
-        // Behind the events, so that no event of this turn can be taken for one of a connection in a reused slot.
-        self.accept(ACCEPT_BUDGET, now);
         while let Some(id) = self.lingering.pop_due(now) {
             let phase = self.table.get(id).map(|entry| entry.connection.phase);
             if let Some(Phase::Lingering(reason)) = phase {
                 self.close(id, reason);
             }
         }
+        while let Some(id) = self.deadlines.pop_due(now) {
+            self.look_at_deadline(id);
+        }
+        self.litter.drop_piece();
+    }
+
+    /// Takes finished jobs back, within the budget.
+    fn collect(&mut self, now: Instant) {
+        self.started_before = self.shared.pool.started();
+        self.shared.pool.replies.drain(&mut self.mailbox);
+        self.finished.extend(self.mailbox.drain(..));
+        while let Some(job) = self.finished.pop_front() {
+            self.finish(job, now);
+            if self.is_spent() {
+                break;
+            }
+        }
+    }
+
+    fn is_spent(&mut self) -> bool {
+        self.budget.is_spent(&self.shared.pool.clock)
     }
 
     /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only
@@ -293,7 +345,7 @@ impl Reactor {
     /// less than sleep until it wakes this thread.
     fn lone_job_is_back(&mut self) -> bool {
         let Pool { replies, clock, .. } = &*self.shared.pool;
-        if !self.ready.is_empty() {
+        if !self.is_idle() {
             return false;
         }
         if !replies.is_empty() {
@@ -323,16 +375,15 @@ impl Reactor {
     fn timeout(&self) -> Option<Duration> {
         let pool = &self.shared.pool;
         let resumes = !self.stalled.is_empty() && self.lines_out < self.settings.max_pending;
-        if !self.ready.is_empty() || resumes || self.listeners.is_ready() || !pool.replies.try_sleep() {
+        if !self.is_idle() || resumes || self.listeners.is_ready() || !pool.replies.try_sleep() {
             return Some(Duration::ZERO);
         }
         // A worker may have published a job without a wake, or left a waiting one for later, because it has another: see
         // that it happens.
         let tick = self.jobs_out > 1 && (pool.waiting() > 0 || pool.started() != self.started_before);
         let drain_until = self.drain.map(|drain| drain.until);
-        let deadlines =
-            [self.lingering.next(), self.listeners.retry_at(), self.handshakes_until(), drain_until];
-        let next = deadlines.into_iter().flatten().min();
+        let timers = [self.lingering.next(), self.deadlines.next(), self.listeners.retry_at()];
+        let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
         let until = next.map(|at| at.saturating_duration_since(Instant::now()));
         match until {
             Some(until) if tick => Some(until.min(SAFETY_TICK)),
@@ -345,7 +396,7 @@ impl Reactor {
     fn note(&mut self, event: &Event) {
         match event.token() {
             WAKER => self.counters.wakeups += 1,
-            Token(token) if token > LISTENERS - self.settings.listen.len() => {
+            Token(token) if token > LISTENERS - self.listener_count => {
                 self.listeners.set_ready(LISTENERS - token)
             }
             Token(slot) => {
@@ -367,14 +418,31 @@ impl Reactor {
         }
     }
 
-    /// Puts a connection on the ready list, once.
+    /// Whether nothing is left to be done without an event.
+    fn is_idle(&self) -> bool {
+        self.ready.is_empty()
+            && self.left_over.is_empty()
+            && self.finished.is_empty()
+            && self.litter.is_empty()
+    }
+
+    /// Puts a connection on the list of those to look at in this turn, unless it is on a list.
     fn list(&mut self, id: ConnId) {
-        if let Some(entry) = self.table.get(id)
-            && !entry.connection.listed
-        {
-            entry.connection.listed = true;
+        if self.set_listed(id) {
             self.ready.push_back(id);
         }
+    }
+
+    /// Puts a connection on the list of those to look at again in the next turn, unless it is on a list.
+    fn list_left_over(&mut self, id: ConnId) {
+        if self.set_listed(id) {
+            self.left_over.push_back(id);
+        }
+    }
+
+    /// `false`: the connection is on a list already, or gone.
+    fn set_listed(&mut self, id: ConnId) -> bool {
+        self.table.get(id).is_some_and(|entry| !std::mem::replace(&mut entry.connection.listed, true))
     }
 
     /// Serves connections that waited for `max_pending`, in the order in which they began to, while there is room. At
@@ -431,11 +499,11 @@ impl Reactor {
     }
 
     fn publish(&self) {
-        *lock_std(&self.shared.counters) = self.counters;
+        lock_std(&self.shared.counters).copy_from(&self.counters);
     }
 
     /// Logs that a peer was turned away for a reason of ours; of each reason not more often than once in a while.
-    fn announce(&mut self, reason: CloseReason, peer: SocketAddr) {
+    fn announce(&mut self, reason: CloseReason, peer: &Address) {
         let now = Instant::now();
         let last = &mut self.announced[reason as usize];
         if last.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {

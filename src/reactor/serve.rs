@@ -1,75 +1,110 @@
-//! What is done for one connection in a turn: write, hand out a job, read, and take a job back.
+//! What is done for one connection in a turn: write, hand out a job, read, and take a job back. All of it within the budget.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::time::Instant;
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
 
-use super::Reactor;
 use super::admit::READ_INTEREST;
 use super::table::Entry;
-use crate::connection::{CloseReason, Connection, Intake, Output, Phase, Received, Turn};
-use crate::handler;
+use super::{Reactor, budget};
+use crate::connection::{CloseReason, Connection, Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{ConnId, Job, JobEnd, MAX_JOB_LINES};
 
-/// Most bytes read from a connection in a turn.
-pub(super) const READ_BUDGET: usize = 64 << 10;
 /// Jobs of a turn handed to the pool together; beyond, without waiting for the end of the turn.
 const MAX_BATCH: usize = 128;
 
 impl Reactor {
-    /// Does for a connection whatever can be done now: write, hand out, read, end.
+    /// Does for a connection whatever can be done now, within its share of the turn.
     pub(super) fn serve(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.table.get(id) else { return };
         entry.connection.listed = false;
-        let resumed = entry.connection.turn == Turn::Its;
-        if resumed {
-            entry.connection.turn = Turn::Any;
-        }
-        if entry.connection.is_writable() && !entry.connection.outbound().is_empty() && !self.flush(id) {
+        self.budget.visit();
+        let alive = match entry.connection.role {
+            Role::Requests => self.serve_requests(id),
+            Role::TurnedAway => true,
+        };
+        if !alive {
             return;
-        }
-        let room = self.room(resumed);
-        self.hand_out(id, room);
-        let room = self.room(resumed);
-        if self.table.get(id).is_some_and(|entry| entry.connection.may_read()) && !self.read(id, room) {
-            return;
-        }
-        let reads_on = |connection: &Connection| connection.may_read() && connection.turn != Turn::Waits;
-        if self
-            .table
-            .get(id)
-            .is_some_and(|Entry { connection, .. }| connection.is_broken() && !reads_on(connection))
-        {
-            // Nobody is there for the replies: what waits for a worker is not worth running.
-            return self.close(id, CloseReason::Reset);
         }
         self.end_if_over(id, now);
-        let Some(entry) = self.table.get(id) else { return };
-        let lingering = matches!(entry.connection.phase, Phase::Lingering(_));
-        if entry.connection.turn != Turn::Waits
-            && (entry.connection.may_read() || lingering && entry.connection.is_readable())
-        {
-            self.list(id);
+        self.settle(id);
+    }
+
+    /// Writes, hands out a job, reads. `false`: the connection is gone.
+    fn serve_requests(&mut self, id: ConnId) -> bool {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let resumed = connection.turn == Turn::Its;
+        if resumed {
+            connection.turn = Turn::Any;
+        }
+        if connection.is_writable() && connection.outbound().is_some() && !self.flush(id) {
+            return false;
+        }
+        // Both are of one share: what was read ahead and what is read now.
+        let mut share = budget::frames(self.busy());
+        self.hand_out(id, &mut share, resumed);
+        if !self.read(id, &mut share, resumed) {
+            return false;
+        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        if connection.is_broken() && connection.may_read(1) == 0 {
+            // Nobody is there for the replies: what waits for a worker is not worth running.
+            self.close(id, CloseReason::Reset);
+            return false;
+        }
+        true
+    }
+
+    /// Connections that have something to do in this turn or the next.
+    fn busy(&self) -> usize {
+        self.ready.len() + self.left_over.len() + self.jobs_out
+    }
+
+    /// Brings the account up to date, and puts the connection on the list if it can go on without an event.
+    pub(super) fn settle(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        let goes_on = match connection.phase {
+            Phase::Open => {
+                let cuts = connection.may_have_frame() && connection.may_hand_out();
+                connection.turn != Turn::Waits && (cuts || connection.may_read(1) > 0)
+            }
+            Phase::Lingering(_) => connection.is_readable(),
+            Phase::Closing(_) | Phase::Leaving(_) => false,
+        };
+        let writes = connection.is_writable() && connection.outbound().is_some();
+        let (held, before) = (connection.held_bytes(), connection.accounted_bytes);
+        connection.accounted_bytes = held;
+        self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
+        if goes_on || writes {
+            self.list_left_over(id);
         }
     }
 
-    /// Gives the pool the next job of a connection, if it has one and none is out.
-    fn hand_out(&mut self, id: ConnId, room: usize) {
+    /// Gives the pool the next job of a connection, if it has one and none is out. `share`: the frames that may be cut.
+    fn hand_out(&mut self, id: ConnId, share: &mut usize, resumed: bool) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if !connection.may_hand_out() {
             return;
         }
         if let Some(job) = connection.take_held() {
-            self.resubmit(job);
-        } else if connection.has_ready() {
-            if room == 0 {
-                return self.stall(id);
-            }
-            let mut job = self.free.take(id, &connection.local, connection.peer(), connection.kept_at());
-            let accepted = connection.fill(&mut job, room);
-            self.send_out(job, accepted);
+            return self.resubmit(job);
         }
+        if *share == 0 || !connection.may_have_frame() {
+            return;
+        }
+        let room = self.room(resumed);
+        if room == 0 {
+            return self.stall(id);
+        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        let arrived_at = connection.inbound().map_or(0, Inbound::arrived_at);
+        let (ended, service) = (connection.has_ended(), &self.services[connection.service() as usize]);
+        let mut job = self.free.take(id, &connection.local, connection.peer(), arrived_at);
+        let cut = Cut { service, stop_allowed: connection.may_stop, job: &mut job, room, frames: *share };
+        let taken = connection.inbound_mut().cut(ended, cut);
+        connection.tidy();
+        self.took(id, job, &taken, share);
     }
 
     /// Requests that the next job of a connection may hold. None while others have waited longer for `max_pending`, unless
@@ -81,17 +116,47 @@ impl Reactor {
         self.settings.max_pending.saturating_sub(self.lines_out).min(MAX_JOB_LINES)
     }
 
-    /// A new job, with requests that are accepted by this.
-    fn send_out(&mut self, job: Box<Job>, accepted: usize) {
-        self.counters.requests += accepted as u64;
-        self.counters.pending += accepted as u64;
-        self.resubmit(job);
+    /// Frames were cut into `job`: counts them, hands it out, and obeys what they say.
+    fn took(&mut self, id: ConnId, job: Box<Job>, taken: &Taken, share: &mut usize) {
+        let Taken { requests, ignored, stops, end, .. } = *taken;
+        let frames = requests + ignored + stops;
+        *share = share.saturating_sub(frames);
+        self.budget.frames(frames);
+        let service = &mut self.counters.services[job.local.service as usize];
+        service.requests += requests as u64;
+        service.ignored += ignored as u64;
+        service.stops += stops as u64;
+        self.counters.pending += requests as u64;
+        self.counters.silent += (ignored + stops) as u64;
+        if stops > 0 && end != End::Close(CloseReason::KillRefused) {
+            self.request_stop(id);
+        }
+        if let End::Close(reason) = end {
+            self.counters.panics += u64::from(reason == CloseReason::Panic);
+            if let Some(Entry { connection, .. }) = self.table.get(id) {
+                connection.phase = Phase::Closing(reason);
+                let free = connection.discard_input();
+                self.litter.drop_later(free);
+            }
+        }
+        match requests {
+            0 => self.free.put(job, &mut self.litter),
+            _ => self.resubmit(job),
+        }
+    }
+
+    /// A peer that may do so asked for a stop.
+    fn request_stop(&mut self, id: ConnId) {
+        if !std::mem::replace(&mut self.stop_requested, true) {
+            let peer = self.table.get(id).map(|entry| entry.connection.peer().to_string());
+            tracing::info!(peer, "stop requested by a peer");
+        }
     }
 
     /// A job, new or with lines left, goes to the tail of the queue.
     fn resubmit(&mut self, job: Box<Job>) {
         if let Some(entry) = self.table.get(job.connection) {
-            entry.connection.job_out = true;
+            entry.connection.set_job_out(job.held_bytes());
         }
         self.jobs_out += 1;
         self.lines_out += job.lines_left();
@@ -106,18 +171,20 @@ impl Reactor {
     }
 
     /// Reads a connection within its budget. `false`: it is gone.
-    fn read(&mut self, id: ConnId, room: usize) -> bool {
-        if room == 0 {
-            self.stall(id);
-            return true;
-        }
+    fn read(&mut self, id: ConnId, share: &mut usize, resumed: bool) -> bool {
         // Twice only for the end of the stream behind the last bytes.
         for _ in 0..2 {
+            if self.room(resumed) == 0
+                && self.table.get(id).is_some_and(|entry| entry.connection.may_read(1) > 0)
+            {
+                // Only looks ahead from now on.
+                self.stall(id);
+            }
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-            if !connection.may_read() {
+            let limit = connection.may_read(budget::READ_BYTES);
+            if limit == 0 {
                 return true;
             }
-            let limit = connection.drain_left().unwrap_or(READ_BUDGET).min(READ_BUDGET);
             let read = match stream.read(&mut self.buffer[..limit]) {
                 Ok(read) => read,
                 Err(error) => match error.kind() {
@@ -137,7 +204,8 @@ impl Reactor {
                 connection.set_read_short();
             }
             self.counters.read_bytes += read as u64;
-            self.take_in(id, read, room);
+            self.budget.bytes(read);
+            self.take_in(id, read, share, resumed);
             if filled {
                 return true;
             }
@@ -145,40 +213,63 @@ impl Reactor {
         true
     }
 
-    /// Frames `read` bytes of the buffer; 0 is the end of the stream.
-    pub(super) fn take_in(&mut self, id: ConnId, read: usize, room: usize) {
+    /// Takes in `read` bytes of the buffer; 0 is the end of the stream. What can be cut goes out as a job at once; the rest
+    /// is kept.
+    pub(super) fn take_in(&mut self, id: ConnId, read: usize, share: &mut usize, resumed: bool) {
+        let room = self.room(resumed);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        let free = !connection.job_out && !connection.has_ready() && connection.may_hand_out();
-        let peer = connection.peer();
-        let mut job = free.then(|| self.free.take(id, &connection.local, peer, self.turn_at));
-        let intake = Intake {
-            max_line_bytes: self.settings.max_line_bytes,
-            job: job.as_deref_mut(),
-            room,
-            now: self.turn_at,
-            classify: |line: &[u8]| handler::classify(&*self.handler, line),
-            stop_allowed: || self.settings.stop_from.allows(peer.ip()),
-        };
-        let received = match read {
-            0 => connection.receive_end(intake),
-            read => connection.receive(&self.buffer[..read], intake),
-        };
-        let Received { accepted, others, stops, close } = received;
-        self.counters.others += others as u64;
-        self.counters.kills += stops as u64;
-        self.counters.silent += (others + stops) as u64;
-        if stops > 0 && close != Some(CloseReason::KillRefused) {
-            tracing::info!(%peer, "stop requested by a peer");
-            self.stop_requested = true;
+        connection.count_drained(read);
+        if read == 0 {
+            connection.set_ended();
         }
-        if let Some(reason) = close {
-            connection.phase = Phase::Closing(reason);
-            self.counters.panics += u64::from(reason == CloseReason::Panic);
+        let service = &self.services[connection.service() as usize];
+        let (mut kept, mut incomplete) = (0, None);
+        let cuts = connection.may_hand_out() && room > 0 && *share > 0;
+        // The common connection has nothing kept: it needs no buffers of its own.
+        if cuts && read > 0 && connection.inbound().is_none() {
+            let mut job = self.free.take(id, &connection.local, connection.peer(), self.turn_at);
+            let stop_allowed = connection.may_stop;
+            let cut = Cut { service, stop_allowed, job: &mut job, room, frames: *share };
+            let taken = cut.take(&self.buffer[..read], 0, false);
+            kept = taken.consumed;
+            if let End::More { scanned } = taken.end {
+                incomplete = Some(scanned);
+            }
+            self.took(id, job, &taken, share);
         }
-        match job {
-            Some(job) if accepted > 0 => self.send_out(job, accepted),
-            Some(job) => self.free.put(job),
-            None => {}
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if connection.phase != Phase::Open {
+            return;
+        }
+        if kept < read {
+            connection.inbound_mut().append(&self.buffer[kept..read], incomplete, self.turn_at);
+        }
+        if connection.inbound().is_none() {
+            return;
+        }
+        if incomplete.is_none() {
+            if read == 0 {
+                connection.inbound_mut().set_ended();
+            }
+            self.hand_out(id, share, resumed);
+        }
+        self.look_ahead(id);
+    }
+
+    /// Looks at what is kept: whether it has a whole frame, and whether it asks for a stop, which does not wait.
+    fn look_ahead(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if connection.inbound().is_none() {
+            return;
+        }
+        let (ended, may_stop) = (connection.has_ended(), connection.may_stop);
+        let service = &self.services[connection.service() as usize];
+        let inbound = connection.inbound_mut();
+        if !ended {
+            inbound.examine(service);
+        }
+        if may_stop && inbound.asks_for_stop(service, ended) {
+            self.request_stop(id);
         }
     }
 
@@ -189,6 +280,7 @@ impl Reactor {
         let panicked = job.end == JobEnd::Panicked;
         self.jobs_out -= 1;
         self.lines_out -= job.handled + job.lines_left();
+        self.budget.visit();
         if job.handled > 0 {
             self.shared.pool.learn_time_per_job(job.took);
         }
@@ -203,39 +295,42 @@ impl Reactor {
         let Some(entry) = self.table.get(id) else {
             self.counters.stale_replies += 1;
             self.drop_requests(replies + job.lines_left());
-            self.free.put(job);
+            self.free.put(job, &mut self.litter);
             return;
         };
-        entry.connection.job_out = false;
-        if replies > 0 && !self.reply(id, &job) {
+        entry.connection.set_job_back();
+        if replies > 0 && !self.reply(id, &mut job) {
             // Gone in the attempt, with all that was left of this job.
             self.drop_requests(job.lines_left());
-            self.free.put(job);
+            self.free.put(job, &mut self.litter);
             return;
         }
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         match job.end {
-            JobEnd::Done => self.free.put(job),
+            JobEnd::Done => self.free.put(job, &mut self.litter),
             JobEnd::Unfinished if connection.may_hand_out() => {
                 job.begin_slice();
                 self.resubmit(job);
             }
             JobEnd::Unfinished => {
                 job.begin_slice();
+                job.trim();
                 connection.hold(job);
             }
             JobEnd::Close | JobEnd::Panicked => {
-                connection.discard_input();
+                let free = connection.discard_input();
+                self.litter.drop_later(free);
                 let reason = if panicked { CloseReason::Panic } else { CloseReason::Handler };
                 connection.phase = Phase::Closing(reason);
                 self.drop_requests(job.lines_left());
-                self.free.put(job);
+                self.free.put(job, &mut self.litter);
             }
         }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         // One in the list is served later in this turn; twice would be beyond its budget.
-        let serve = |entry: &mut Entry| entry.connection.wants_service() && !entry.connection.listed;
-        if self.table.get(id).is_some_and(serve) {
-            self.serve(id, now);
+        match connection.wants_service() && !connection.listed {
+            true => self.serve(id, now),
+            false => self.settle(id),
         }
     }
 
@@ -252,50 +347,60 @@ impl Reactor {
 
     /// Writes the replies of a job, or queues them behind what waits. `false`: the connection is gone; its replies are
     /// accounted for.
-    fn reply(&mut self, id: ConnId, job: &Job) -> bool {
+    fn reply(&mut self, id: ConnId, job: &mut Job) -> bool {
+        let watermarks = self.watermarks();
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         let mut sent = 0;
-        let behind_others = !connection.outbound().is_empty();
-        if connection.is_writable() && !behind_others {
-            match write_all(stream, &job.replies) {
-                Ok(written) => sent = written,
-                Err(_) => {
-                    self.drop_requests(job.reply_ends.len());
-                    self.close(id, CloseReason::Reset);
-                    return false;
-                }
-            }
+        if connection.is_writable() && connection.outbound().is_none() {
+            let wrote = write(stream, &job.replies);
+            sent = wrote.bytes;
+            let done = job.reply_ends.partition_point(|end| *end <= sent);
             self.counters.written_bytes += sent as u64;
+            self.budget.bytes(sent);
+            self.count_replied(done);
+            if wrote.failed {
+                self.drop_requests(job.reply_ends.len() - done);
+                self.close(id, CloseReason::Reset);
+                return false;
+            }
             if sent == job.replies.len() {
-                self.count_replied(job.reply_ends.len());
                 return true;
             }
+            if wrote.is_full && !self.watch_writes(id) {
+                self.drop_requests(job.reply_ends.len() - done);
+                return false;
+            }
         }
-        let done = job.reply_ends.partition_point(|end| *end <= sent);
-        let ends = job.reply_ends[done..].iter().map(|end| end - sent);
-        connection.queue(&job.replies[sent..], ends, self.settings.high_watermark_bytes);
-        let writable = connection.is_writable();
-        self.count_replied(done);
-        match (writable, behind_others) {
-            // The event that says so came in this turn and is not announced again: nobody else would write.
-            (true, true) => self.flush(id),
-            (true, false) => self.watch_writes(id),
-            (false, _) => true,
-        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let Job { replies, reply_ends, .. } = job;
+        connection
+            .with_outbound(watermarks, self.turn_at, |outbound| outbound.push(replies, reply_ends, sent));
+        self.watch_progress_of(id);
+        true
     }
 
-    /// Writes what waits. `false`: the connection is gone.
+    /// Writes what waits, within the budget. `false`: the connection is gone.
     pub(super) fn flush(&mut self, id: ConnId) -> bool {
+        let watermarks = self.watermarks();
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        let len = connection.outbound().len();
-        let Ok(sent) = write_all(stream, connection.outbound()) else {
+        let Some(outbound) = connection.outbound() else { return true };
+        let wrote = write(stream, outbound.bytes());
+        let (replied, free) =
+            connection.with_outbound(watermarks, self.turn_at, |outbound| outbound.advance(wrote.bytes));
+        self.litter.drop_later(free);
+        self.counters.written_bytes += wrote.bytes as u64;
+        self.budget.bytes(wrote.bytes);
+        self.count_replied(replied);
+        if wrote.failed {
             self.close(id, CloseReason::Reset);
             return false;
-        };
-        let replied = connection.sent(sent, self.settings.low_watermark_bytes);
-        self.counters.written_bytes += sent as u64;
-        self.count_replied(replied);
-        if sent < len { self.watch_writes(id) } else { true }
+        }
+        !wrote.is_full || self.watch_writes(id)
+    }
+
+    /// Unread replies at which a connection is paused, and at which it is resumed.
+    pub(super) fn watermarks(&self) -> (usize, usize) {
+        (self.settings.high_watermark_bytes, self.settings.low_watermark_bytes)
     }
 
     /// The socket is full: asks for an event when it is not. `false`: the connection is gone.
@@ -314,21 +419,99 @@ impl Reactor {
         }
         true
     }
-}
 
-/// Writes until everything is written or the socket is full. Returns how much.
-fn write_all(stream: &mut impl Write, bytes: &[u8]) -> io::Result<usize> {
-    let mut written = 0;
-    while written < bytes.len() {
-        match stream.write(&bytes[written..]) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock => break,
-                ErrorKind::Interrupted => {}
-                _ => return Err(error),
-            },
+    /// Replies wait for the socket: sees that it is looked at when its peer has taken none of them for too long.
+    pub(super) fn watch_progress_of(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if let Some(at) = deadline_of(connection, self.settings.write_timeout)
+            && !std::mem::replace(&mut connection.has_deadline, true)
+        {
+            self.deadlines.set(self.shared.pool.clock.instant(at), id);
         }
     }
-    Ok(written)
+
+    /// An entry among the deadlines came up: what it was for may have moved ahead meanwhile, or be gone.
+    pub(super) fn look_at_deadline(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        connection.has_deadline = false;
+        match deadline_of(connection, self.settings.write_timeout) {
+            Some(at) if at <= self.turn_at => self.close(id, CloseReason::WriteTimeout),
+            Some(_) => self.watch_progress_of(id),
+            None => {}
+        }
+    }
+}
+
+/// When the connection has to end unless something happens, by the pool's clock.
+fn deadline_of(connection: &Connection, write_timeout: Option<Duration>) -> Option<u64> {
+    Some(connection.blocked_since()?.saturating_add(crate::clock::nanos(write_timeout?)))
+}
+
+/// What came of [`write`].
+#[derive(Debug)]
+struct Wrote {
+    bytes: usize,
+    /// The socket takes no more for now.
+    is_full: bool,
+    failed: bool,
+}
+
+/// Writes until everything is written, the socket is full, or the connection has had its share of the turn.
+fn write(stream: &mut impl Write, bytes: &[u8]) -> Wrote {
+    let mut wrote = Wrote { bytes: 0, is_full: false, failed: false };
+    let share = &bytes[..bytes.len().min(budget::WRITE_BYTES)];
+    while wrote.bytes < share.len() {
+        match stream.write(&share[wrote.bytes..]) {
+            Ok(0) => wrote.failed = true,
+            Ok(count) => wrote.bytes += count,
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => wrote.is_full = true,
+                ErrorKind::Interrupted => {}
+                _ => wrote.failed = true,
+            },
+        }
+        if wrote.is_full || wrote.failed {
+            break;
+        }
+    }
+    wrote
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// Takes a few bytes at a time, then says what it was told to.
+    struct Socket {
+        takes: Vec<io::Result<usize>>,
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.takes.remove(0).map(|count| count.min(bytes.len()))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_written_before_a_failure_counts() {
+        let takes = vec![Ok(3), Err(ErrorKind::Interrupted.into()), Ok(2), Err(ErrorKind::BrokenPipe.into())];
+        let wrote = write(&mut Socket { takes }, b"0123456789");
+        assert_eq!((wrote.bytes, wrote.is_full, wrote.failed), (5, false, true));
+        let takes = vec![Ok(3), Err(ErrorKind::WouldBlock.into())];
+        let wrote = write(&mut Socket { takes }, b"0123456789");
+        assert_eq!((wrote.bytes, wrote.is_full, wrote.failed), (3, true, false));
+    }
+
+    #[test]
+    fn nobody_writes_more_than_its_share_of_a_turn() {
+        let takes = (0..100).map(|_| Ok(usize::MAX)).collect();
+        let wrote = write(&mut Socket { takes }, &vec![0; 100 << 20]);
+        assert_eq!((wrote.bytes, wrote.is_full), (budget::WRITE_BYTES, false));
+    }
 }

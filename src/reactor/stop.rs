@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use socket2::SockRef;
 
 use super::Reactor;
+use super::socket::Stream;
 use super::table::Entry;
 use crate::connection::{CloseReason, Phase};
 use crate::job::ConnId;
@@ -118,6 +118,7 @@ impl Reactor {
         let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, turned_away);
         for id in self.table.ids() {
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
+            let service = &self.services[connection.service() as usize];
             if connection.phase == Phase::Open && connection.drain_left() != Some(0) {
                 let queued = stream.peek(&mut self.buffer).unwrap_or(0);
                 unread_peers += usize::from(self.buffer[..queued].contains(&b'\n'));
@@ -125,7 +126,11 @@ impl Reactor {
             unread += connection.unsent_replies() as u64;
             slow_peers += usize::from(connection.unsent_replies() > 0);
             // Read, but in no job yet: accepted only to be dropped.
-            kept += connection.ready_lines() as u64;
+            let ended = connection.has_ended();
+            let requests =
+                connection.inbound().map_or(0, |inbound| inbound.count_requests(service, ended)) as u64;
+            self.counters.services[connection.service() as usize].requests += requests;
+            kept += requests;
             self.close(id, CloseReason::Aborted);
         }
         let dropped = Dropped {
@@ -136,7 +141,6 @@ impl Reactor {
             unread_peers,
         };
         // Those in jobs that are out, and those in no job; closing accounted for the rest.
-        self.counters.requests += kept;
         self.counters.dropped += self.counters.pending + kept;
         self.counters.pending = 0;
         self.shared.pool.stop();
@@ -147,7 +151,7 @@ impl Reactor {
 
 /// Bytes in the receive queue of `stream`, those behind an urgent one too. One that is not part of the stream may be among
 /// them.
-fn queued_bytes(stream: &TcpStream) -> usize {
+fn queued_bytes(stream: &Stream) -> usize {
     let socket = SockRef::from(stream);
     // Else the system counts up to the urgent byte only. Where it refuses, that is what is known.
     let inline = socket.set_out_of_band_inline(true);

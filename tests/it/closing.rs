@@ -43,8 +43,8 @@ fn a_refusal_to_stop_is_told_although_more_is_under_way() {
     ended.assert_clean();
     let stats = ended.stats();
     assert_eq!(stats["connections_closed_total"]["kill_refused"], 20);
-    assert_eq!(stats["requests_total"]["kill"], 20);
-    assert_eq!(stats["requests_total"]["helo"], 40);
+    assert_eq!(stats["requests_total"]["helo"]["stop"], 20);
+    assert_eq!(stats["requests_total"]["helo"]["request"], 40);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Config, Error, Handler, Helo, Kind, Reply, Request, Server, ServerHandle};
 
-use crate::support::{DEADLINE, Gate, Peer, assert_adds_up, configure, echo, embed, eventually};
+use crate::support::{DEADLINE, Gate, Peer, assert_adds_up, configure, echo, embed, eventually, resolved};
 
 #[test]
 fn a_closure_is_a_handler_and_captures_what_it_likes() {
@@ -237,7 +237,7 @@ fn a_handler_may_ask_for_statistics_and_change_limits() {
 #[test]
 fn a_handler_of_one_server_may_use_and_wait_for_another() {
     let inner = embed(echo);
-    let address = inner.local_addr();
+    let address = resolved(inner.local_addr());
     let inner = Mutex::new(Some(inner));
     let outer = embed(move |request: &Request<'_>, reply: &mut Reply<'_>| {
         let mut peer = Peer::connect(address);
@@ -258,7 +258,7 @@ fn a_handler_of_one_server_may_use_and_wait_for_another() {
 #[test]
 fn dropping_a_server_stops_it_and_loses_nothing() {
     let server = embed(echo);
-    let address = server.local_addr();
+    let address = resolved(server.local_addr());
     let handle = server.handle();
     let mut peer = Peer::connect(address);
     peer.send(b"x\ny\nz\n");
@@ -369,11 +369,11 @@ fn a_server_may_listen_on_several_addresses() {
     let handle = server.handle();
     let addresses = handle.local_addrs();
     assert_eq!(addresses.len(), 3);
-    assert_eq!(handle.local_addr(), addresses[0]);
+    assert_eq!(*handle.local_addr(), addresses[0]);
     for _ in 0..3 {
-        Peer::connect(addresses[0]).ask("one");
-        Peer::connect(addresses[1]).ask("two");
-        Peer::connect(([127, 0, 0, 3], addresses[2].port()).into()).ask("three");
+        Peer::connect(&addresses[0]).ask("one");
+        Peer::connect(&addresses[1]).ask("two");
+        Peer::connect(("127.0.0.3", addresses[2].port())).ask("three");
     }
     handle.stop();
     assert!(server.wait().unwrap().is_clean());
@@ -382,11 +382,12 @@ fn a_server_may_listen_on_several_addresses() {
 #[test]
 fn a_port_in_use_or_a_bad_setting_is_an_error_and_leaves_nothing_running() {
     let server = embed(echo);
-    let error = Server::builder(echo).listen(server.local_addr()).start().unwrap_err();
-    assert!(matches!(&error, Error::Bind { address, .. } if *address == server.local_addr()), "{error}");
+    let error = Server::builder(echo).listen(server.local_addr().clone()).start().unwrap_err();
+    assert!(matches!(&error, Error::Bind { address, .. } if address == server.local_addr()), "{error}");
     assert!(std::error::Error::source(&error).is_some());
 
-    let config = Config { tolerance: usize::MAX, ..Config::default() };
+    let mut config = Config::default();
+    config.tolerance = usize::MAX;
     let error = Server::builder(echo).config(config).start().unwrap_err();
     assert!(matches!(error, Error::Setting { name: "tolerance", .. }), "{error}");
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tidemill::{Decision, PoolLimits, Reply, Request, Server};
+use tidemill::{Decision, Reply, Request, Server};
 
 use rustix::process::Signal;
 
@@ -66,7 +66,7 @@ fn the_decisions_played_again_give_the_sizes_that_the_pool_had() {
     gate.open();
     peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
     eventually("it is back within tolerance of the minimum", || handle.stats().pool_threads <= 4);
-    handle.set_pool_limits(PoolLimits { min_threads: 7, ..handle.pool_limits() }).unwrap();
+    handle.set_pool_limits(handle.pool_limits().threads(7, 20)).unwrap();
     eventually("it has the new minimum, and has said so", || handle.decisions().last().unwrap().to == 7);
     let mut workers = 2;
     let mut sizes = Vec::new();
@@ -93,7 +93,7 @@ fn another_keep_alive_holds_at_once() {
     gate.open();
     peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
     // With the hour that it began with it would stay.
-    handle.set_pool_limits(PoolLimits { keep_alive: Duration::from_millis(50), ..long }).unwrap();
+    handle.set_pool_limits(long.keep_alive(Duration::from_millis(50))).unwrap();
     eventually("it comes down, without any traffic", || handle.stats().pool_threads <= 4);
 }
 
@@ -201,15 +201,15 @@ fn limits_change_while_it_runs_and_are_obeyed_at_once() {
     assert_eq!((limits.min_threads, limits.max_threads, limits.tolerance), (2, 4, 0));
 
     // A higher minimum: without any request.
-    handle.set_pool_limits(PoolLimits { min_threads: 5, max_threads: 6, ..limits }).unwrap();
+    handle.set_pool_limits(limits.threads(5, 6)).unwrap();
     eventually("it has the new minimum", || handle.stats().pool_threads == 5);
     // A higher maximum: for work that waits already.
     let mut peers = send_from_each(&server, 12);
     eventually("it is at its maximum", || handle.stats().pool_busy == 6);
-    handle.set_pool_limits(PoolLimits { min_threads: 1, max_threads: 12, ..limits }).unwrap();
+    handle.set_pool_limits(limits.threads(1, 12)).unwrap();
     eventually("it is at its new maximum", || handle.stats().pool_busy == 12);
     // A lower maximum: workers above it leave as they finish, and no request is lost.
-    handle.set_pool_limits(PoolLimits { min_threads: 1, max_threads: 3, ..limits }).unwrap();
+    handle.set_pool_limits(limits.threads(1, 3)).unwrap();
     let stats = handle.stats();
     assert_eq!((stats.pool_min, stats.pool_max), (1, 3));
     gate.open();
@@ -218,11 +218,9 @@ fn limits_change_while_it_runs_and_are_obeyed_at_once() {
     }
     eventually("it is below its new maximum", || handle.stats().pool_threads <= 3);
     // One that does not fit is refused and changes nothing.
-    for bad in [
-        PoolLimits { min_threads: 0, ..limits },
-        PoolLimits { min_threads: 5, max_threads: 4, ..limits },
-        PoolLimits { keep_alive: Duration::ZERO, ..limits },
-    ] {
+    for bad in
+        [limits.threads(0, limits.max_threads), limits.threads(5, 4), limits.keep_alive(Duration::ZERO)]
+    {
         handle.set_pool_limits(bad).unwrap_err();
     }
     assert_eq!(handle.pool_limits().max_threads, 3);
@@ -242,7 +240,7 @@ fn no_request_is_lost_while_the_pool_is_resized_again_and_again() {
                     break;
                 }
                 let (min_threads, max_threads) = (round, round * 2);
-                handle.set_pool_limits(PoolLimits { min_threads, max_threads, ..limits }).unwrap();
+                handle.set_pool_limits(limits.threads(min_threads, max_threads)).unwrap();
                 thread::yield_now();
             }
         });
@@ -267,10 +265,10 @@ fn requests_of_one_connection_run_one_after_another() {
         let running = Arc::clone(&running);
         move |request: &Request<'_>, reply: &mut Reply<'_>| {
             let peer = request.peer_addr();
-            let before = running.lock().unwrap().insert(peer, ());
+            let before = running.lock().unwrap().insert(peer.clone(), ());
             assert!(before.is_none(), "two requests of one connection at once");
             thread::sleep(Duration::from_micros(300));
-            running.lock().unwrap().remove(&peer);
+            running.lock().unwrap().remove(peer);
             echo(request, reply);
         }
     };

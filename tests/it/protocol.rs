@@ -63,7 +63,7 @@ fn a_line_without_terminator_waits_for_it() {
     let mut peer = Peer::connect(server.local_addr());
     send_in_parts(&server, &mut peer, &[b"HELO wait"]);
     assert!(peer.is_silent_for(Duration::from_millis(50)));
-    assert_eq!(server.handle().stats().requests_total.helo, 0);
+    assert_eq!(server.handle().stats().requests(), 0);
     peer.send(b" for it\n");
     peer.expect_reply("wait for it");
 }
@@ -161,9 +161,9 @@ fn anything_else_has_no_reply_and_changes_nothing() {
     peer.ask("still here");
     drop(peer);
     let stats = serving.stop().stats();
-    assert_eq!(stats["requests_total"]["other"], lines.len());
-    assert_eq!(stats["requests_total"]["helo"], 1);
-    assert_eq!(stats["requests_total"]["kill"], 0);
+    assert_eq!(stats["requests_total"]["helo"]["ignored"], lines.len());
+    assert_eq!(stats["requests_total"]["helo"]["request"], 1);
+    assert_eq!(stats["requests_total"]["helo"]["stop"], 0);
     assert_eq!(stats["requests_silent_total"], lines.len());
 }
 
@@ -200,7 +200,7 @@ fn a_longer_line_is_told_so_after_earlier_replies() {
     let ended = serving.stop();
     ended.assert_clean();
     assert_eq!(ended.stats()["connections_closed_total"]["line_too_long"], 5);
-    assert_eq!(ended.stats()["requests_total"]["helo"], 5);
+    assert_eq!(ended.stats()["requests_total"]["helo"]["request"], 5);
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn start_sh_becomes_the_server_with_the_defaults_of_the_assignment() {
         fs::read_to_string(format!("/proc/{}/comm", serving.pid().as_raw_pid())).unwrap(),
         "tidemill\n"
     );
-    let mut peer = crate::support::Peer::connect(([127, 0, 0, 1], serving.address.port()).into());
+    let mut peer = crate::support::Peer::connect(("127.0.0.1", serving.address.port()));
     peer.send(b"HELO x\nKILL_SERVICE\n");
     let port = serving.address.port();
     peer.expect_rest(format!("HELO x\nIP:127.0.0.1\nPort:{port}\nStudentID:me\n").as_bytes());

@@ -7,15 +7,13 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tidemill::{Helo, Reply, Request};
 
-use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel, serve};
+use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel, resolved, serve};
 
 /// The two sums, and that nothing is negative, in a snapshot of the program.
 #[track_caller]
 fn assert_json_adds_up(stats: &Value) {
     let number = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("{name} in {stats}"));
-    let sum = |name: &str| -> u64 {
-        stats[name].as_object().unwrap().values().map(|value| value.as_u64().unwrap()).sum()
-    };
+    let sum = |name: &str| total(&stats[name]);
     assert_eq!(
         number("connections_accepted_total"),
         number("connections") + sum("connections_closed_total") + sum("connections_rejected_total"),
@@ -29,6 +27,14 @@ fn assert_json_adds_up(stats: &Value) {
             + number("requests_dropped_total"),
         "{stats}"
     );
+}
+
+/// All the numbers of an object, of objects in it too.
+fn total(value: &Value) -> u64 {
+    match value.as_object() {
+        Some(object) => object.values().map(total).sum(),
+        None => value.as_u64().unwrap(),
+    }
 }
 
 fn lines_of_json(output: &str) -> Vec<Value> {
@@ -64,17 +70,27 @@ fn every_name_of_the_contract_is_there() {
             "wakeups_total",
             "requests_silent_total",
             "requests_dropped_total",
+            "held_bytes",
         ] {
             assert!(stats[name].is_u64(), "{name} in {stats}");
         }
         assert!(stats["connections_rejected_total"]["full"].is_u64());
-        for reason in
-            ["eof", "reset", "line_too_long", "kill_refused", "panic", "handler", "stopping", "aborted"]
-        {
+        assert!(stats["pool_saturation"].is_f64());
+        for reason in [
+            "eof",
+            "reset",
+            "line_too_long",
+            "kill_refused",
+            "panic",
+            "handler",
+            "write_timeout",
+            "stopping",
+            "aborted",
+        ] {
             assert!(stats["connections_closed_total"][reason].is_u64(), "{reason} in {stats}");
         }
-        for kind in ["helo", "kill", "other"] {
-            assert!(stats["requests_total"][kind].is_u64(), "{kind} in {stats}");
+        for kind in ["request", "stop", "ignored"] {
+            assert!(stats["requests_total"]["helo"][kind].is_u64(), "{kind} in {stats}");
         }
         for direction in ["grow", "shrink"] {
             assert!(stats["pool_resizes_total"][direction].is_u64(), "{direction} in {stats}");
@@ -114,8 +130,8 @@ fn bytes_connections_and_requests_are_counted_exactly() {
     assert_eq!(closed(&stats, "line_too_long"), Some(1));
     assert_eq!(closed(&stats, "reset"), Some(1));
     assert_eq!(stats["connections_accepted_total"], 3);
-    assert_eq!(stats["requests_total"]["helo"], 2);
-    assert_eq!(stats["requests_total"]["other"], 2);
+    assert_eq!(stats["requests_total"]["helo"]["request"], 2);
+    assert_eq!(stats["requests_total"]["helo"]["ignored"], 2);
     assert_eq!(stats["service_seconds"]["count"], 2);
 }
 
@@ -180,7 +196,7 @@ fn they_add_up_in_every_snapshot_of_a_flood() {
             snapshots
         });
         // More clients than connections: some are turned away, and told so without a reset.
-        in_parallel(600, |number| mixed_client(server.local_addr(), number));
+        in_parallel(600, |number| mixed_client(resolved(server.local_addr()), number));
         over.store(true, Relaxed);
         sampler.join().unwrap()
     });

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Handler, Reply, Request, Server, Stats};
 
-pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel};
+pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
 pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, program, scratch, serve};
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
@@ -32,7 +32,8 @@ pub(crate) fn embed(handler: impl Handler) -> Server {
 
 /// As [`embed`], with other settings.
 pub(crate) fn configure(handler: impl Handler, change: impl FnOnce(&mut tidemill::Config)) -> Server {
-    let mut config = tidemill::Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Default::default() };
+    let mut config = tidemill::Config::default();
+    config.listen = vec![([127, 0, 0, 1], 0).into()];
     change(&mut config);
     Server::builder(handler).config(config).start().unwrap()
 }
@@ -110,7 +111,7 @@ pub(crate) fn assert_adds_up(stats: &Stats) {
         "accepted = open + closed + rejected: {stats:?}"
     );
     assert_eq!(
-        stats.requests_total.total(),
+        stats.requests(),
         stats.replies_total
             + stats.requests_silent_total
             + stats.requests_pending

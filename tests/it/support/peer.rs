@@ -1,7 +1,7 @@
 //! A client with nothing between it and the socket.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,9 +9,15 @@ use std::time::{Duration, Instant};
 use super::DEADLINE;
 
 /// The reply to `HELO text` from a server that was reached at `address`.
-pub(crate) fn helo_reply(text: &[u8], address: SocketAddr) -> Vec<u8> {
+pub(crate) fn helo_reply(text: &[u8], address: impl ToSocketAddrs) -> Vec<u8> {
+    let address = resolved(address);
     let tail = format!("\nIP:{}\nPort:{}\nStudentID:16336617\n", address.ip(), address.port());
     [b"HELO ", text, tail.as_bytes()].concat()
+}
+
+/// The one address that `address`, of a server, stands for.
+pub(crate) fn resolved(address: impl ToSocketAddrs) -> SocketAddr {
+    address.to_socket_addrs().unwrap().next().unwrap()
 }
 
 /// A client's end of a connection. Whatever takes longer than [`DEADLINE`] fails the test.
@@ -23,12 +29,13 @@ pub(crate) struct Peer {
 
 impl Peer {
     #[track_caller]
-    pub(crate) fn connect(address: SocketAddr) -> Peer {
-        Peer::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap())
+    pub(crate) fn connect(address: impl ToSocketAddrs) -> Peer {
+        Peer::over(TcpStream::connect_timeout(&resolved(address), DEADLINE).unwrap())
     }
 
     /// A peer whose receive buffer holds only about `bytes`, so that a server soon finds the connection full.
-    pub(crate) fn with_small_buffer(address: SocketAddr, bytes: usize) -> Peer {
+    pub(crate) fn with_small_buffer(address: impl ToSocketAddrs, bytes: usize) -> Peer {
+        let address = resolved(address);
         let socket =
             socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
         socket.set_recv_buffer_size(bytes).unwrap();

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
-use tidemill::{Config, PoolLimits, Reply, Request, Server, ServerHandle};
+use tidemill::{PoolLimits, Reply, Request, Server, ServerHandle};
 
 /// What all times count from.
 pub(crate) static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -99,16 +99,17 @@ impl Lab {
                 reply.push(b"ok\n");
             }
         };
-        let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
-        let listen = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-        let config = Config { listen, min_threads, max_threads, tolerance, keep_alive, ..Config::default() };
-        let server = Server::builder(handler).config(config).start().map_err(Error::other)?;
+        let server = Server::builder(handler)
+            .pool_limits(limits)
+            .listen(([127, 0, 0, 1], 0).into())
+            .start()
+            .map_err(Error::other)?;
         Ok(Lab { server, notes })
     }
 
     /// Where clients connect.
     pub(crate) fn address(&self) -> SocketAddr {
-        self.server.local_addr()
+        self.server.local_addr().tcp().expect("it listens on TCP")
     }
 
     /// The server's handle.
@@ -167,7 +168,7 @@ impl Notes {
             Kind::Burn => burn(Duration::from_micros(argument)),
             Kind::Nest if argument > 0 => {
                 // A failure ends the connection of the client, which notices.
-                let asked = Client::connect(request.local_addr())
+                let asked = Client::connect(request.local_addr().tcp().expect("it listens on TCP"))
                     .and_then(|mut client| client.ask(Kind::Nest, argument - 1));
                 assert!(asked.is_ok(), "the inner request failed: {asked:?}");
             }

@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 use serde_json::Value;
-use tidemill::{Handler, Helo, Kind, PoolLimits, Reply, Request, Server};
+use tidemill::{Address, Handler, Helo, Kind, Reply, Request, Server};
 use tidemill_bench::machine::{CpuClock, Switches};
 
 use crate::lab::Lab;
@@ -158,16 +158,12 @@ pub(crate) fn flood(tidemill: &Path, effort: Effort) -> Result<Row> {
 pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
     struct TwoDelays {
         helo: Helo,
-        delays: Arc<Mutex<HashMap<SocketAddr, Duration>>>,
+        delays: Arc<Mutex<HashMap<Address, Duration>>>,
     }
     impl Handler for TwoDelays {
         fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
-            let delay = self
-                .delays
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .get(&request.local_addr())
-                .copied();
+            let delay =
+                self.delays.lock().unwrap_or_else(PoisonError::into_inner).get(request.local_addr()).copied();
             thread::sleep(delay.unwrap_or_default());
             self.helo.handle(request, reply);
         }
@@ -176,17 +172,10 @@ pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
         }
     }
     let delays = Arc::new(Mutex::new(HashMap::new()));
-    let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = LIMITS;
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = Server::builder(TwoDelays { helo: Helo::new(), delays: Arc::clone(&delays) })
-        .config(tidemill::Config {
-            listen: vec![any, any],
-            min_threads,
-            max_threads,
-            tolerance,
-            keep_alive,
-            ..Default::default()
-        })
+        .pool_limits(LIMITS)
+        .listen(([127, 0, 0, 1], 0).into())
+        .listen(([127, 0, 0, 1], 0).into())
         .start()
         .map_err(Error::other)?;
     let handle = server.handle();
@@ -194,7 +183,7 @@ pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
     delays
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
-        .extend(addresses.iter().copied().zip([first, second]));
+        .extend(addresses.iter().cloned().zip([first, second]));
     println!("listening on {}", addresses[0]);
     loop {
         thread::sleep(50 * MS);
@@ -352,8 +341,8 @@ const AT_ONCE: usize = LIMITS.max_threads - LIMITS.min_threads;
 
 /// What the child of [`churn`] does: threads started and let go, in cycles.
 pub(crate) fn churn_child(threads: u64) -> Result<()> {
-    let small = PoolLimits { max_threads: LIMITS.min_threads, ..LIMITS };
-    let large = PoolLimits { min_threads: LIMITS.max_threads, ..LIMITS };
+    let small = LIMITS.threads(LIMITS.min_threads, LIMITS.min_threads);
+    let large = LIMITS.threads(LIMITS.max_threads, LIMITS.max_threads);
     let lab = Lab::start(small)?;
     let own = || -> Result<[u64; 3]> {
         let status = fs::read_to_string("/proc/self/status")?;

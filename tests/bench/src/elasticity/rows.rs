@@ -17,8 +17,7 @@ const MS: Duration = Duration::from_millis(1);
 pub(crate) const SLEEP: u64 = 50_000;
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The limits of every row unless it says otherwise.
-pub(crate) const LIMITS: PoolLimits =
-    PoolLimits { min_threads: 2, max_threads: 64, tolerance: 2, keep_alive: KEEP_ALIVE };
+pub(crate) const LIMITS: PoolLimits = PoolLimits::new(2, 64).tolerance(2).keep_alive(KEEP_ALIVE);
 /// How often a row over time looks at the pool.
 const SAMPLE: Duration = Duration::from_millis(5);
 
@@ -70,7 +69,7 @@ fn waits(calls: &[Call]) -> Vec<f64> {
 }
 
 pub(crate) fn step(effort: Effort) -> Result<Row> {
-    let lab = Lab::start(PoolLimits { keep_alive: 300 * MS, ..LIMITS })?;
+    let lab = Lab::start(LIMITS.keep_alive(300 * MS))?;
     let mut clients = Client::connect_many(lab.address(), 64)?;
     let (mut known, mut first, mut last) = (HashSet::new(), Vec::new(), Vec::new());
     for _ in 0..effort.rounds(40, 10) {
@@ -224,10 +223,7 @@ struct Pair {
 
 impl Pair {
     fn start(fixed: usize, clients: usize, kind: Kind, argument: u64) -> Result<Pair> {
-        let labs = [
-            Lab::start(LIMITS)?,
-            Lab::start(PoolLimits { min_threads: fixed, max_threads: fixed, ..LIMITS })?,
-        ];
+        let labs = [Lab::start(LIMITS)?, Lab::start(LIMITS.threads(fixed, fixed))?];
         let crowd = |lab: &Lab| Crowd::start(lab.address(), clients, kind, argument, Duration::ZERO);
         let crowds = [crowd(&labs[0])?, crowd(&labs[1])?];
         Ok(Pair { labs, crowds })
@@ -319,7 +315,7 @@ pub(crate) fn beyond(effort: Effort) -> Result<Row> {
 pub(crate) fn stranded(_: Effort) -> Result<Row> {
     let mut slowest: f64 = 0.0;
     for more in 1..=8 {
-        let lab = Lab::start(PoolLimits { min_threads: 1, tolerance: 8, ..LIMITS })?;
+        let lab = Lab::start(LIMITS.threads(1, LIMITS.max_threads).tolerance(8))?;
         let mut stuck = Client::connect(lab.address())?;
         stuck.send(Kind::Block, 0)?;
         while lab.take_calls().is_empty() {
@@ -368,11 +364,7 @@ pub(crate) fn for_the_cpu(effort: Effort) -> Result<Row> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     // Half as much again as the cores can do; as each client waits for its reply, 48 requests are there all the time.
     let pause = Duration::from_secs_f64(CLIENTS as f64 / (1.5 * cores as f64 * 1000.0));
-    let limits = std::iter::once(LIMITS).chain((cores..=cores + 2).map(|fixed| PoolLimits {
-        min_threads: fixed,
-        max_threads: fixed,
-        ..LIMITS
-    }));
+    let limits = std::iter::once(LIMITS).chain((cores..=cores + 2).map(|fixed| LIMITS.threads(fixed, fixed)));
     let labs: Vec<Lab> = limits.map(Lab::start).collect::<Result<_>>()?;
     let crowd = |lab: &Lab| Crowd::start(lab.address(), CLIENTS, Kind::Burn, 1_000, pause);
     let crowds: Vec<Crowd> = labs.iter().map(crowd).collect::<Result<_>>()?;
@@ -459,7 +451,7 @@ pub(crate) fn live_change(_: Effort) -> Result<Row> {
     let (mut up, mut down): (f64, f64) = (0.0, 0.0);
     // Below the present size; back; a minimum above demand; far below again, with a tolerance above all.
     for (min, max, tolerance, expected) in [(2, 10, 2, 10), (2, 64, 2, 40), (50, 64, 2, 50), (2, 3, 30, 3)] {
-        let limits = PoolLimits { min_threads: min, max_threads: max, tolerance, ..LIMITS };
+        let limits = LIMITS.threads(min, max).tolerance(tolerance);
         let before = lab.workers();
         lab.handle().set_pool_limits(limits).map_err(Error::other)?;
         let took = lab.wait_for_workers(expected, KEEP_ALIVE).map_or(f64::INFINITY, ms);
@@ -472,7 +464,7 @@ pub(crate) fn live_change(_: Effort) -> Result<Row> {
     }
     let answered = crowd.finish()?;
     let stats = lab.handle().stats();
-    let lost = stats.requests_total.helo as f64 - answered as f64;
+    let lost = stats.requests() as f64 - answered as f64;
     let checks = vec![
         Check::time("up", up, 50.0),
         Check::time("down, as requests of 50 ms finish", down, 100.0),

@@ -1,11 +1,18 @@
 //! The HELO service, the first one built on [`Handler`], and [`Delay`], which makes any handler slow on purpose.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use crate::handler::{Handler, Kind, Reply, Request};
+use super::{Farewell, Handler, Kind, Reply, Request};
+use crate::address::Address;
 use crate::protocol;
+
+/// Local addresses for which what follows the text in each reply is kept: a server seldom has more. For others it is
+/// rendered for each request.
+const KEPT_TAILS: usize = 8;
 
 /// Answers `HELO text` with the text, the address that the client reached, and a student's number; takes
 /// `KILL_SERVICE` for a request to stop; leaves everything else without reply.
@@ -13,7 +20,12 @@ use crate::protocol;
 pub struct Helo {
     student_id: String,
     advertise_ip: Option<IpAddr>,
+    /// What follows the text in each reply, by the local address, in the order in which clients reached them.
+    tails: Arc<[OnceLock<Tail>; KEPT_TAILS]>,
 }
+
+/// A local address, and what follows the text in each reply to a client that reached it.
+type Tail = (Address, Vec<u8>);
 
 impl Helo {
     /// The student's number in replies unless another is given.
@@ -21,13 +33,14 @@ impl Helo {
 
     /// A service that answers with [`STUDENT_ID`](Self::STUDENT_ID) and the address that the client reached.
     pub fn new() -> Self {
-        Helo { student_id: Self::STUDENT_ID.to_owned(), advertise_ip: None }
+        Helo { student_id: Self::STUDENT_ID.to_owned(), advertise_ip: None, tails: Arc::default() }
     }
 
     /// Answers with this student's number. A line break in it would break the reply, so it ends there.
     #[must_use]
     pub fn student_id(mut self, id: &str) -> Self {
         self.student_id = id.lines().next().unwrap_or_default().to_owned();
+        self.tails = Arc::default();
         self
     }
 
@@ -35,7 +48,20 @@ impl Helo {
     #[must_use]
     pub fn advertise_ip(mut self, ip: IpAddr) -> Self {
         self.advertise_ip = Some(ip);
+        self.tails = Arc::default();
         self
+    }
+
+    /// What follows the text in the reply to a client that reached `local`.
+    fn tail(&self, local: &Address) -> Cow<'_, [u8]> {
+        let render = || protocol::render_tail(local, self.advertise_ip, &self.student_id);
+        for kept in &*self.tails {
+            let (address, tail) = kept.get_or_init(|| (local.clone(), render()));
+            if address == local {
+                return Cow::Borrowed(tail);
+            }
+        }
+        Cow::Owned(render())
     }
 }
 
@@ -48,14 +74,27 @@ impl Default for Helo {
 impl Handler for Helo {
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
         if let Some(text) = protocol::helo_text(request.line()) {
-            let tail = request
-                .local_bytes(|local| protocol::render_tail(local, self.advertise_ip, &self.student_id));
-            protocol::render_helo(text, tail, reply.buffer());
+            protocol::render_helo(text, &self.tail(request.local_addr()), reply.buffer());
         }
     }
 
     fn classify(&self, line: &[u8]) -> Kind {
         protocol::classify(line)
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        Some(protocol::KILL)
+    }
+
+    fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
+        Some(match farewell {
+            Farewell::StopRefused => b"ERROR KILL_SERVICE refused\n".to_vec(),
+            other => format!("{other}\n").into_bytes(),
+        })
+    }
+
+    fn name(&self) -> &str {
+        "helo"
     }
 }
 
@@ -83,5 +122,17 @@ impl<H: Handler> Handler for Delay<H> {
 
     fn classify(&self, line: &[u8]) -> Kind {
         self.inner.classify(line)
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        self.inner.stop_line()
+    }
+
+    fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
+        self.inner.last_line(farewell)
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
     }
 }

@@ -3,24 +3,56 @@
 //! [`Handler::handle`] runs on a worker and may block; [`Handler::classify`] runs on the reactor and must not.
 
 use std::any::Any;
+use std::fmt;
 use std::io;
 use std::mem;
-use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::job::Endpoint;
+use crate::address::Address;
 
-/// What a line is, told by [`Handler::classify`] as soon as the line has been read.
+/// What a line is, told by [`Handler::classify`] when its turn has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// A request: goes to a worker.
     Request,
-    /// A request to stop the server. Acted on at once, even when every worker is stuck, if this peer may
-    /// ([`Config::stop_from`](crate::Config::stop_from)); else the peer is told so and its connection is closed.
+    /// A request to stop the server, if this peer may ([`Config::stop_from`](crate::Config::stop_from)); else the peer is
+    /// told so and its connection is closed. See [`Handler::stop_line`] for one that does not wait for its turn.
     Stop,
     /// Neither. It is counted and has no reply; no worker sees it.
-    Other,
+    Ignored,
+}
+
+/// What a peer may be told when its connection is ended by the server. Its text is what it is told by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Farewell {
+    /// A line is longer than the limit.
+    LineTooLong {
+        /// [`Config::max_line_bytes`](crate::Config::max_line_bytes)
+        limit: usize,
+    },
+    /// There are as many connections as there may be.
+    Full {
+        /// [`Config::max_connections`](crate::Config::max_connections)
+        limit: usize,
+    },
+    /// The peer asked to stop the server, and may not.
+    StopRefused,
+    /// The handler panicked.
+    Panic,
+}
+
+impl fmt::Display for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Farewell::LineTooLong { limit } => write!(f, "ERROR line too long (limit {limit} bytes)"),
+            Farewell::Full { limit } => write!(f, "ERROR server full (limit {limit} connections)"),
+            Farewell::StopRefused => write!(f, "ERROR stop refused"),
+            Farewell::Panic => write!(f, "ERROR internal error"),
+        }
+    }
 }
 
 /// The service behind a server: turns a line into a reply.
@@ -45,6 +77,10 @@ pub enum Kind {
 ///     fn classify(&self, line: &[u8]) -> Kind {
 ///         if line == b"quit server" { Kind::Stop } else { Kind::Request }
 ///     }
+///
+///     fn name(&self) -> &str {
+///         "upper"
+///     }
 /// }
 /// ```
 pub trait Handler: Send + Sync + 'static {
@@ -60,11 +96,29 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Tells what a line is. By default every line is a request.
     ///
-    /// Runs on the reactor thread, once for every line as it is read: it holds up all connections while it runs, so
+    /// Runs on the reactor thread, once for every line: it holds up all connections while it runs, so
     /// it must only look. A panic costs the connection, as in [`handle`](Self::handle).
     fn classify(&self, line: &[u8]) -> Kind {
         let _ = line;
         Kind::Request
+    }
+
+    /// A line that is [`Kind::Stop`] wherever it stands in the stream. It is acted on as soon as it has been read, also
+    /// where lines before it still wait for workers that are stuck. By default there is none. Asked once, at the start.
+    fn stop_line(&self) -> Option<&[u8]> {
+        None
+    }
+
+    /// What a peer is told last, line ending included, when the server ends its connection for a reason of its own. By
+    /// default the text of `farewell` and a line feed; `None` tells nothing. Runs on the reactor thread, as
+    /// [`classify`](Self::classify) does; after a panic nothing is told.
+    fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
+        Some(format!("{farewell}\n").into_bytes())
+    }
+
+    /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.
+    fn name(&self) -> &str {
+        "service"
     }
 }
 
@@ -81,8 +135,8 @@ where
 #[derive(Debug)]
 pub struct Request<'a> {
     line: &'a [u8],
-    local: &'a Endpoint,
-    peer: SocketAddr,
+    local: &'a Address,
+    peer: &'a Address,
     /// Calls of [`blocking`](Self::blocking) under way. Written by the handler, read by the tuner. Relaxed: a statistic.
     blocks: &'a AtomicUsize,
 }
@@ -90,8 +144,8 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     pub(crate) fn new(
         line: &'a [u8],
-        local: &'a Endpoint,
-        peer: SocketAddr,
+        local: &'a Address,
+        peer: &'a Address,
         blocks: &'a AtomicUsize,
     ) -> Self {
         Request { line, local, peer, blocks }
@@ -103,12 +157,12 @@ impl<'a> Request<'a> {
     }
 
     /// The address that the peer reached: the accepted socket's local address.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local.address
+    pub fn local_addr(&self) -> &'a Address {
+        self.local
     }
 
     /// The peer's address.
-    pub fn peer_addr(&self) -> SocketAddr {
+    pub fn peer_addr(&self) -> &'a Address {
         self.peer
     }
 
@@ -143,14 +197,6 @@ impl<'a> Request<'a> {
         self.blocks.fetch_add(1, Relaxed);
         let _declared = Declared(self.blocks);
         work()
-    }
-
-    /// Bytes that depend on nothing but the local address: rendered by the first request that asks, then shared by all
-    /// that come in through this address, for as long as connections to it are open.
-    ///
-    /// A server has one such place for each local address, so every call must render the same.
-    pub fn local_bytes(&self, render: impl FnOnce(SocketAddr) -> Vec<u8>) -> &'a [u8] {
-        self.local.rendered.get_or_init(|| render(self.local.address).into_boxed_slice())
     }
 }
 
@@ -207,6 +253,12 @@ pub(crate) fn classify(handler: &dyn Handler, line: &[u8]) -> Option<Kind> {
     panic::catch_unwind(AssertUnwindSafe(|| handler.classify(line))).map_err(discard).ok()
 }
 
+/// Asks `handler` for its last line. After a panic there is none.
+pub(crate) fn last_line(handler: &dyn Handler, farewell: &Farewell) -> Option<Vec<u8>> {
+    // Unwind safety: it only had a shared reference to a plain value.
+    panic::catch_unwind(AssertUnwindSafe(|| handler.last_line(farewell))).map_err(discard).ok().flatten()
+}
+
 /// Calls `handler`, which appends to `replies`. After a panic `replies` is as before.
 pub(crate) fn call(handler: &dyn Handler, request: &Request<'_>, replies: &mut Vec<u8>) -> Handled {
     let before = replies.len();
@@ -241,9 +293,8 @@ mod tests {
 
     #[test]
     fn a_panicking_handler_leaves_earlier_replies_untouched() {
-        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let blocks = AtomicUsize::new(0);
-        let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
+        let (address, blocks) = (Address::from(([127, 0, 0, 1], 1)), AtomicUsize::new(0));
+        let request = Request::new(b"x", &address, &address, &blocks);
         let mut replies = b"earlier\n".to_vec();
         let handler = |_: &Request<'_>, reply: &mut Reply<'_>| {
             reply.push(b"half of a");
@@ -255,9 +306,8 @@ mod tests {
 
     #[test]
     fn what_is_declared_ends_with_the_work_however_it_ends() {
-        let endpoint = Endpoint::new(SocketAddr::from(([127, 0, 0, 1], 1)));
-        let blocks = AtomicUsize::new(0);
-        let request = Request::new(b"x", &endpoint, endpoint.address, &blocks);
+        let (address, blocks) = (Address::from(([127, 0, 0, 1], 1)), AtomicUsize::new(0));
+        let request = Request::new(b"x", &address, &address, &blocks);
         let inner = request.blocking(|| {
             request.blocking(|| ());
             blocks.load(Relaxed)

@@ -1,0 +1,377 @@
+//! What has come in and is not handled yet: raw bytes, a mark how far they were looked at, and frames cut off the front.
+//!
+//! Frames are cut one at a time, so a connection's share of a turn can end behind any of them, and the framing of the next is
+//! not decided before. No I/O, no clock.
+
+use crate::clock::Nanos;
+use crate::connection::CloseReason;
+use crate::framing::Found;
+use crate::job::{Job, MAX_JOB_BYTES};
+use crate::service::{self, Kind, Service};
+
+/// Bytes by which a buffer grows at least, up to a doubling: what is held is counted by capacity, so growth is not
+/// left to the vector.
+const MIN_GROWTH_BYTES: usize = 512;
+/// Bytes by which it grows at most beyond what is asked for: what one read may bring, so that a long line does not hold twice
+/// its length.
+const MAX_GROWTH_BYTES: usize = 16 << 10;
+
+/// Bytes that were read and not consumed.
+#[derive(Debug, Default)]
+pub(crate) struct Inbound {
+    bytes: Vec<u8>,
+    /// Bytes at the front that were consumed.
+    start: usize,
+    /// Bytes behind `start` that framing need not look at again.
+    scanned: usize,
+    /// Bytes behind `start` in which the stop line was looked for.
+    searched: usize,
+    /// Framing has said that the frame at the front is not complete.
+    incomplete: bool,
+    /// When the bytes at the front were read, or a little earlier.
+    arrived_at: Nanos,
+}
+
+impl Inbound {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.len() == self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// What it held.
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// No byte will follow: what is here may be a whole frame now.
+    pub(crate) fn set_ended(&mut self) {
+        self.incomplete = false;
+    }
+
+    /// Whether a whole frame may be there, as far as is known.
+    pub(crate) fn may_have_frame(&self) -> bool {
+        !self.is_empty() && !self.incomplete
+    }
+
+    pub(crate) fn arrived_at(&self) -> Nanos {
+        self.arrived_at
+    }
+
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// Adds bytes that were read at `now`. `scanned`: framing has looked at so many of them, and wants more; only if
+    /// nothing was here.
+    pub(crate) fn append(&mut self, bytes: &[u8], incomplete: Option<usize>, now: Nanos) {
+        if self.is_empty() {
+            self.arrived_at = now;
+        }
+        grow(&mut self.bytes, bytes.len());
+        self.bytes.extend_from_slice(bytes);
+        self.scanned = incomplete.unwrap_or(self.scanned);
+        self.incomplete = incomplete.is_some();
+    }
+
+    /// Looks whether the frame at the front is complete, without consuming it.
+    pub(crate) fn examine(&mut self, service: &Service) {
+        if self.may_have_frame()
+            && let Found::More { scanned } = service.framing.next(self.rest(), self.scanned, false)
+        {
+            (self.scanned, self.incomplete) = (scanned, true);
+        }
+    }
+
+    /// Whether the service's stop line is there. Looks only at what it has not looked at before, and what may go on in it.
+    pub(crate) fn asks_for_stop(&mut self, service: &Service, ended: bool) -> bool {
+        let from = if ended { self.searched.saturating_sub(1) } else { self.searched };
+        self.searched = self.len();
+        service.asks_for_stop(self.rest(), from, ended)
+    }
+
+    /// Cuts frames off the front.
+    pub(crate) fn cut(&mut self, ended: bool, cut: Cut<'_>) -> Taken {
+        let taken = cut.take(self.rest(), self.scanned, ended);
+        self.start += taken.consumed;
+        self.searched = self.searched.saturating_sub(taken.consumed);
+        self.scanned = taken.end.scanned();
+        self.incomplete = matches!(taken.end, End::More { .. });
+        self.tidy();
+        taken
+    }
+
+    /// How many requests are among the frames that are here.
+    pub(crate) fn count_requests(&self, service: &Service, ended: bool) -> usize {
+        let (mut rest, mut scanned, mut requests) = (self.rest(), self.scanned, 0);
+        while !rest.is_empty()
+            && let Found::Frame { content, consumed } = service.framing.next(rest, scanned, ended)
+        {
+            requests +=
+                usize::from(service::classify(&*service.handler, &rest[content]) == Some(Kind::Request));
+            (rest, scanned) = (&rest[consumed..], 0);
+        }
+        requests
+    }
+
+    /// Frees what is not needed: everything, where nothing is left; the front, where it is most of it.
+    fn tidy(&mut self) {
+        if self.is_empty() {
+            *self = Inbound::default();
+        } else if self.start > self.bytes.capacity() / 2 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+            self.bytes.shrink_to(self.bytes.len() + MIN_GROWTH_BYTES);
+        }
+    }
+}
+
+/// Makes room for `additional` bytes without holding much more than is asked for.
+fn grow(bytes: &mut Vec<u8>, additional: usize) {
+    if bytes.capacity() - bytes.len() < additional {
+        let spare = match bytes.is_empty() {
+            true => 0,
+            false => bytes.len().clamp(MIN_GROWTH_BYTES, MAX_GROWTH_BYTES),
+        };
+        bytes.reserve_exact(additional.max(spare));
+    }
+}
+
+/// A job to be filled with frames, and how far.
+pub(crate) struct Cut<'a> {
+    pub(crate) service: &'a Service,
+    /// Whether this peer may stop the server.
+    pub(crate) stop_allowed: bool,
+    pub(crate) job: &'a mut Job,
+    /// Most requests.
+    pub(crate) room: usize,
+    /// Most frames, requests or not.
+    pub(crate) frames: usize,
+}
+
+/// What a [`Cut`] took.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    pub(crate) consumed: usize,
+    /// Frames that are in the job.
+    pub(crate) requests: usize,
+    /// Frames that are no request.
+    pub(crate) ignored: usize,
+    /// Stop requests.
+    pub(crate) stops: usize,
+    pub(crate) end: End,
+}
+
+/// Why a [`Cut`] took no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// No whole frame is left. Of what is left, so many bytes were looked at.
+    More { scanned: usize },
+    /// The job, or its share of the turn, is full. The next frame was not looked at.
+    Full,
+    /// The connection has to end for this reason behind what was taken.
+    Close(CloseReason),
+}
+
+impl End {
+    fn scanned(self) -> usize {
+        if let End::More { scanned } = self { scanned } else { 0 }
+    }
+}
+
+impl Cut<'_> {
+    /// Takes frames off the front of `bytes`, of which `scanned` need not be looked at again for the first one's end.
+    pub(crate) fn take(self, bytes: &[u8], mut scanned: usize, ended: bool) -> Taken {
+        let Cut { service, stop_allowed, job, room, frames } = self;
+        let mut taken = Taken { consumed: 0, requests: 0, ignored: 0, stops: 0, end: End::Full };
+        for _ in 0..frames {
+            let rest = &bytes[taken.consumed..];
+            if rest.is_empty() {
+                taken.end = End::More { scanned: 0 };
+                return taken;
+            }
+            let (content, consumed) = match service.framing.next(rest, scanned, ended) {
+                Found::Frame { content, consumed } => (&rest[content], consumed),
+                Found::More { scanned } => {
+                    taken.end = End::More { scanned };
+                    // Of a stream that has ended nothing more comes.
+                    if ended {
+                        taken.consumed = bytes.len();
+                        taken.end = End::More { scanned: 0 };
+                    }
+                    return taken;
+                }
+                Found::TooLong => {
+                    taken.end = End::Close(CloseReason::LineTooLong);
+                    return taken;
+                }
+            };
+            match service::classify(&*service.handler, content) {
+                Some(Kind::Request) => {
+                    if taken.requests == room || job.len_bytes() >= MAX_JOB_BYTES {
+                        return taken;
+                    }
+                    job.push_line(content);
+                    taken.requests += 1;
+                }
+                Some(Kind::Ignored) => taken.ignored += 1,
+                Some(Kind::Stop) => {
+                    taken.stops += 1;
+                    if !stop_allowed {
+                        taken.end = End::Close(CloseReason::KillRefused);
+                    }
+                }
+                None => taken.end = End::Close(CloseReason::Panic),
+            }
+            taken.consumed += consumed;
+            scanned = 0;
+            if taken.end != End::Full {
+                return taken;
+            }
+        }
+        if taken.consumed == bytes.len() {
+            taken.end = End::More { scanned: 0 };
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::StopFrom;
+    use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
+    use crate::service::{Handler, Reply, Request};
+
+    /// `stop` stops, lines that begin with `#` are ignored, the others are requests.
+    struct Comments;
+
+    impl Handler for Comments {
+        fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+        fn classify(&self, line: &[u8]) -> Kind {
+            match line {
+                b"stop" => Kind::Stop,
+                [b'#', ..] => Kind::Ignored,
+                _ => Kind::Request,
+            }
+        }
+
+        fn stop_line(&self) -> Option<&[u8]> {
+            Some(b"stop")
+        }
+    }
+
+    fn service() -> Service {
+        Service::of_lines(Arc::new(Comments), 8, StopFrom::Any)
+    }
+
+    fn job() -> Box<Job> {
+        let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
+        let id = ConnId { slot: 0, generation: 0 };
+        FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address.clone(), 0)
+    }
+
+    fn lines(job: &mut Job) -> Vec<String> {
+        let mut lines = Vec::new();
+        while let Some((line, ..)) = job.next_line() {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+        }
+        lines
+    }
+
+    fn inbound(bytes: &[u8]) -> Inbound {
+        let mut inbound = Inbound::default();
+        inbound.append(bytes, None, 7);
+        inbound
+    }
+
+    #[test]
+    fn every_frame_counts_against_the_share_of_the_turn_whether_it_is_a_request_or_not() {
+        let (service, mut job) = (service(), job());
+        let mut inbound = inbound(b"#\n\n#\na\n#\nb\n");
+        let mut all = (0, 0);
+        for (frames, end) in [(2, End::Full), (3, End::Full), (3, End::More { scanned: 0 })] {
+            let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames };
+            let taken = inbound.cut(false, cut);
+            assert_eq!(taken.end, end);
+            all = (all.0 + taken.requests, all.1 + taken.ignored);
+        }
+        assert_eq!((all, lines(&mut job)), ((3, 3), vec![String::new(), "a".to_owned(), "b".to_owned()]));
+        assert_eq!(inbound.capacity(), 0, "nothing is held where nothing is left");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_left_for_the_next_job() {
+        let (service, mut job) = (service(), job());
+        let mut inbound = inbound(b"a\nb\nc");
+        let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 1, frames: 9 };
+        let taken = inbound.cut(false, cut);
+        assert_eq!((taken.requests, taken.consumed, taken.end), (1, 2, End::Full));
+        assert!(inbound.may_have_frame());
+        assert_eq!(inbound.count_requests(&service, false), 1);
+        assert_eq!(inbound.count_requests(&service, true), 2);
+    }
+
+    #[test]
+    fn a_refused_stop_and_a_line_too_long_end_what_is_behind_them() {
+        for (bytes, reason, stops) in [
+            (&b"a\nstop\nb\n"[..], CloseReason::KillRefused, 1),
+            (b"a\n123456789\nb\n", CloseReason::LineTooLong, 0),
+            (b"a\n123456789", CloseReason::LineTooLong, 0),
+        ] {
+            let (service, mut job) = (service(), job());
+            let cut = Cut { service: &service, stop_allowed: false, job: &mut job, room: 9, frames: 9 };
+            let taken = cut.take(bytes, 0, false);
+            assert_eq!((taken.end, taken.stops, taken.requests), (End::Close(reason), stops, 1));
+        }
+    }
+
+    #[test]
+    fn a_stop_is_seen_ahead_of_what_waits_however_it_was_cut_and_only_once() {
+        let service = service();
+        let bytes = b"a\nstop\r\nb\n";
+        for cut in 1..bytes.len() {
+            let mut inbound = Inbound::default();
+            let mut seen = 0;
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                inbound.append(part, None, 0);
+                seen += usize::from(inbound.asks_for_stop(&service, false));
+            }
+            assert!(seen >= 1, "cut at {cut}");
+            assert!(!inbound.asks_for_stop(&service, false), "cut at {cut}");
+        }
+        let mut last = inbound(b"a\nstop");
+        assert!(!last.asks_for_stop(&service, false) && last.asks_for_stop(&service, true));
+    }
+
+    #[test]
+    fn a_long_line_that_comes_in_pieces_holds_little_more_than_its_length() {
+        let mut inbound = Inbound::default();
+        for _ in 0..60_000 {
+            inbound.append(b"x", Some(0), 0);
+        }
+        assert!(inbound.capacity() <= 60_000 + MAX_GROWTH_BYTES, "{}", inbound.capacity());
+        let mut line = Inbound::default();
+        line.append(&[b'x'; 60_000], Some(60_000), 0);
+        assert_eq!(line.capacity(), 60_000);
+    }
+
+    #[test]
+    fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
+        let (service, mut job) = (service(), job());
+        let mut inbound = inbound(&[&b"#\n".repeat(1000)[..], b"rest"].concat());
+        let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames: 1001 };
+        assert_eq!(inbound.cut(false, cut).end, End::More { scanned: 4 });
+        assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
+        assert_eq!((inbound.len(), inbound.may_have_frame()), (4, false));
+    }
+}

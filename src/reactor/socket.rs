@@ -1,0 +1,149 @@
+//! The kinds of sockets: what is accepted, what is listened on. A further kind is a variant in each.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+use rustix::net::{RecvFlags, recv};
+
+use crate::address::Address;
+
+/// An accepted socket.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// The local address, where it is not that of the listener.
+    pub(super) fn local_addr(&self) -> io::Result<Address> {
+        match self {
+            Stream::Tcp(stream) => stream.local_addr().map(Address::Tcp),
+            Stream::Unix(_) => Ok(Address::Unix(PathBuf::new())),
+        }
+    }
+
+    /// Ends our side of the stream.
+    pub(super) fn end(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+
+    /// Copies what is in the receive queue, and leaves it there. 0: the end of the stream.
+    pub(super) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self, buffer, RecvFlags::PEEK).map(|(read, _)| read)?)
+    }
+
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Stream::Tcp(stream) => stream,
+            Stream::Unix(stream) => stream,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(stream) => stream.as_fd(),
+            Stream::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Source for Stream {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.source().register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        self.source().reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        self.source().deregister(registry)
+    }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub(crate) enum ListenSocket {
+    Tcp(TcpListener),
+    /// With the path to be removed when it is closed.
+    Unix(UnixListener, PathBuf),
+}
+
+impl ListenSocket {
+    pub(crate) fn local_addr(&self) -> io::Result<Address> {
+        match self {
+            ListenSocket::Tcp(socket) => socket.local_addr().map(Address::Tcp),
+            ListenSocket::Unix(_, path) => Ok(Address::Unix(path.clone())),
+        }
+    }
+
+    /// Accepts a connection, and tells where it comes from.
+    pub(super) fn accept(&self) -> io::Result<(Stream, Address)> {
+        match self {
+            ListenSocket::Tcp(socket) => {
+                socket.accept().map(|(stream, peer)| (Stream::Tcp(stream), Address::Tcp(peer)))
+            }
+            ListenSocket::Unix(socket, _) => {
+                socket.accept().map(|(stream, _)| (Stream::Unix(stream), Address::Unix(PathBuf::new())))
+            }
+        }
+    }
+
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        match self {
+            ListenSocket::Tcp(socket) => socket,
+            ListenSocket::Unix(socket, _) => socket,
+        }
+    }
+}
+
+impl AsFd for ListenSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            ListenSocket::Tcp(socket) => socket.as_fd(),
+            ListenSocket::Unix(socket, _) => socket.as_fd(),
+        }
+    }
+}
+
+impl Drop for ListenSocket {
+    fn drop(&mut self) {
+        if let ListenSocket::Unix(_, path) = self {
+            // Somebody may have removed it before.
+            drop(std::fs::remove_file(path));
+        }
+    }
+}

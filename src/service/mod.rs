@@ -1,0 +1,65 @@
+//! What a listener speaks: how bytes become frames, what a frame is, what is done with it, and its limits and words.
+//!
+//! A server has one service or more; listeners, connections and jobs carry the index of theirs. The reactor asks what a frame
+//! is and what a peer is told at the end, the workers call the handler. [`Helo`] is one of them, and the core knows of none.
+
+mod handler;
+mod helo;
+
+use std::fmt;
+use std::sync::Arc;
+
+use memchr::memmem::Finder;
+
+use crate::address::Address;
+use crate::config::StopFrom;
+use crate::framing::{Framing, Lines};
+pub use handler::{Farewell, Handler, Kind, Reply, Request};
+pub(crate) use handler::{Handled, call, classify, last_line};
+pub use helo::{Delay, Helo};
+
+/// Which of the server's services.
+pub(crate) type ServiceId = u16;
+
+/// One service of a server, with everything that is set for it.
+pub(crate) struct Service {
+    /// The label in the statistics.
+    pub(crate) name: String,
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) framing: Box<dyn Framing>,
+    /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
+    stop_line: Option<Finder<'static>>,
+    stop_from: StopFrom,
+}
+
+impl Service {
+    /// A service of lines.
+    pub(crate) fn of_lines(handler: Arc<dyn Handler>, max_line_bytes: usize, stop_from: StopFrom) -> Service {
+        Service {
+            name: handler.name().to_owned(),
+            framing: Box::new(Lines::new(max_line_bytes)),
+            stop_line: handler.stop_line().map(|line| Finder::new(line).into_owned()),
+            stop_from,
+            handler,
+        }
+    }
+
+    /// Whether a peer at `address` may stop the server.
+    pub(crate) fn may_stop(&self, address: &Address) -> bool {
+        self.stop_from.allows(address)
+    }
+
+    /// Whether the stop line stands in `bytes`, which begins with a frame, where its end is beyond `from`.
+    pub(crate) fn asks_for_stop(&self, bytes: &[u8], from: usize, ended: bool) -> bool {
+        self.stop_line.as_ref().is_some_and(|line| Lines::contain(bytes, from, ended, line))
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("name", &self.name)
+            .field("framing", &self.framing)
+            .finish_non_exhaustive()
+    }
+}
