@@ -17,11 +17,10 @@ pub(crate) const MAX_JOB_LINES: usize = 256;
 /// Bytes of lines in a job after which it takes no further line. It may hold one line of any length.
 pub(crate) const MAX_JOB_BYTES: usize = 16 << 10;
 /// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
-const MAX_RECYCLED_BYTES: usize = 16 << 10;
-/// Jobs kept for reuse, for as many connections that have one out at the same time, and bytes that they may hold all together:
-/// usually it is some hundred each. What is above is freed.
-const MAX_RECYCLED_JOBS: usize = 1024;
-const MAX_RECYCLED_TOTAL_BYTES: usize = 8 << 20;
+const MAX_RECYCLED_BYTES: usize = 8 << 10;
+/// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
+/// buffers and the ends of their lines and replies this keeps 10 MiB at the most, and usually some hundred bytes each.
+const MAX_RECYCLED_JOBS: usize = 512;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,12 +149,13 @@ impl Job {
         self.line_ends.len() - self.taken
     }
 
-    /// Takes the next line, with the addresses of both sides, and the place for its reply; `None` when all are handled, or when
-    /// the connection has gone and nobody would read the reply.
+    /// Whether anybody would read the replies, as far as is known: the connection is there.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.generations.has(self.connection)
+    }
+
+    /// Takes the next line, with the addresses of both sides, and the place for its reply; `None` when all are handled.
     pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Address, &Address, &mut Vec<u8>)> {
-        if !self.generations.has(self.connection) {
-            return None;
-        }
         let end = *self.line_ends.get(self.taken)?;
         let begin = self.taken.checked_sub(1).map_or(0, |before| self.line_ends[before]);
         self.taken += 1;
@@ -194,14 +194,12 @@ pub(crate) struct FreeJobs {
     // Boxed: a job moves between queues many times, and a box is one word.
     #[expect(clippy::vec_box, reason = "the boxes themselves are what is recycled")]
     free: Vec<Box<Job>>,
-    /// What they hold.
-    held_bytes: usize,
 }
 
 impl FreeJobs {
     /// None yet. Their workers ask `generations` whether their connections are there.
     pub(crate) fn new(generations: Arc<Generations>) -> FreeJobs {
-        FreeJobs { generations, free: Vec::new(), held_bytes: 0 }
+        FreeJobs { generations, free: Vec::new() }
     }
 
     /// An empty job for `connection`.
@@ -212,9 +210,7 @@ impl FreeJobs {
         peer: Address,
         now: Nanos,
     ) -> Box<Job> {
-        let popped = self.free.pop();
-        self.held_bytes -= popped.as_deref().map_or(0, Job::held_bytes);
-        let Some(mut job) = popped else {
+        let Some(mut job) = self.free.pop() else {
             return Box::new(Job {
                 connection,
                 generations: Arc::clone(&self.generations),
@@ -249,9 +245,7 @@ impl FreeJobs {
                 litter.drop_later(Some(std::mem::take(buffer)));
             }
         }
-        let held = job.held_bytes();
-        if self.free.len() < MAX_RECYCLED_JOBS && self.held_bytes + held <= MAX_RECYCLED_TOTAL_BYTES {
-            self.held_bytes += held;
+        if self.free.len() < MAX_RECYCLED_JOBS {
             self.free.push(job);
         }
     }
@@ -298,22 +292,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_for_a_connection_that_has_gone_is_not_handed_out() {
+    fn a_job_is_wanted_while_its_connection_has_its_slot() {
         let generations = Generations::new(CHUNK + 1);
         let mut free = FreeJobs::new(Arc::clone(&generations));
         for slot in [0, 4095, 4096] {
             let id = ConnId { slot, generation: u32::MAX };
             let mut job = take(&mut free);
             job.connection = id;
-            job.push_line(b"one");
-            job.push_line(b"two");
             generations.set(id);
-            assert!(job.next_line().is_some());
+            assert!(job.is_wanted());
             generations.clear(id);
-            assert!(job.next_line().is_none());
+            assert!(!job.is_wanted());
             generations.set(ConnId { generation: 5, ..id });
-            assert!(job.next_line().is_none());
-            assert_eq!((job.handled, job.lines_left()), (1, 1));
+            assert!(!job.is_wanted());
         }
         assert!(generations.has(ConnId { slot: 1 << 20, generation: 1 }), "beyond what is kept");
     }

@@ -83,7 +83,7 @@ impl Inbound {
     /// Looks whether the frame at the front is complete, without consuming it.
     pub(crate) fn examine(&mut self, service: &Service) {
         if self.may_have_frame()
-            && let Found::More { scanned } = service.framing.next(self.rest(), self.scanned, false)
+            && let Found::More { scanned } = service.next_frame(self.rest(), self.scanned, false)
         {
             (self.scanned, self.incomplete) = (scanned, true);
         }
@@ -111,7 +111,7 @@ impl Inbound {
     pub(crate) fn count_requests(&self, service: &Service, ended: bool) -> usize {
         let (mut rest, mut scanned, mut requests) = (self.rest(), self.scanned, 0);
         while !rest.is_empty()
-            && let Found::Frame { content, consumed } = service.framing.next(rest, scanned, ended)
+            && let Found::Frame { content, consumed } = service.next_frame(rest, scanned, ended)
         {
             requests +=
                 usize::from(service::classify(&*service.handler, &rest[content]) == Some(Kind::Request));
@@ -196,7 +196,7 @@ impl Cut<'_> {
                 taken.end = End::More { scanned: 0 };
                 return taken;
             }
-            let (content, consumed) = match service.framing.next(rest, scanned, ended) {
+            let (content, consumed) = match service.next_frame(rest, scanned, ended) {
                 Found::Frame { content, consumed } => (&rest[content], consumed),
                 Found::More { scanned } => {
                     taken.end = End::More { scanned };

@@ -334,6 +334,11 @@ impl Connection {
         !self.is_job_out() && self.buffers.as_deref().is_none_or(|buffers| buffers.held.is_none())
     }
 
+    /// Whether anything is kept of it.
+    pub(crate) fn has_buffers(&self) -> bool {
+        self.buffers.is_some()
+    }
+
     /// Whether there is anything to do for it besides waiting for its next event. Cheap: asked after each job.
     pub(crate) fn wants_service(&self) -> bool {
         self.input != Input::Empty || self.buffers.is_some() || self.phase != Phase::Open

@@ -44,6 +44,7 @@ impl Lines {
 }
 
 impl Framing for Lines {
+    #[inline]
     fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found {
         let (content, consumed) = match memchr::memchr(b'\n', &bytes[scanned..]) {
             Some(end) => {

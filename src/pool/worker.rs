@@ -142,7 +142,10 @@ impl<W: Wake> Worker<'_, W> {
         let accepted_at = job.accepted_at;
         let handler = &*self.services[job.local.service as usize].handler;
         let (mut now, mut lap, mut most) = (begun, 0, 1);
-        while let Some((line, local, peer, replies)) = job.next_line() {
+        // Looked at before each lap: nobody may be there any more to read the replies.
+        while (lap > 0 || job.is_wanted())
+            && let Some((line, local, peer, replies)) = job.next_line()
+        {
             let handled =
                 service::call(handler, &Request::new(line, local, peer, &self.state.blocks), replies);
             lap += 1;
@@ -174,12 +177,6 @@ impl<W: Wake> Worker<'_, W> {
                     break;
                 }
             }
-        }
-        if lap > 0 {
-            // The connection has gone meanwhile, and the rest of the job is not run.
-            let took = pool.clock.now().saturating_sub(now);
-            self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
-            now += took;
         }
         job.took = now.saturating_sub(begun);
         let long = job.took > LONG_JOB;

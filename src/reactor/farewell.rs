@@ -87,7 +87,7 @@ impl Reactor {
     pub(super) fn last_line(&self, service: ServiceId, reason: CloseReason) -> Option<Vec<u8>> {
         let service = &self.services[service as usize];
         let farewell = match reason {
-            CloseReason::LineTooLong => Farewell::LineTooLong { limit: service.framing.max_bytes() },
+            CloseReason::LineTooLong => Farewell::LineTooLong { limit: service.max_frame_bytes() },
             CloseReason::Full => Farewell::Full { limit: self.settings.max_connections },
             CloseReason::KillRefused => Farewell::StopRefused,
             CloseReason::Panic => Farewell::Panic,

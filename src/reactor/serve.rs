@@ -24,11 +24,10 @@ impl Reactor {
             Role::Requests => self.serve_requests(id),
             Role::TurnedAway => true,
         };
-        if !alive {
-            return;
+        if alive {
+            self.end_if_over(id, now);
+            self.settle(id);
         }
-        self.end_if_over(id, now);
-        self.settle(id);
     }
 
     /// Writes, hands out a job, reads. `false`: the connection is gone.
@@ -44,16 +43,7 @@ impl Reactor {
         // Both are of one share: what was read ahead and what is read now.
         let mut share = budget::frames(self.busy());
         self.hand_out(id, &mut share, resumed);
-        if !self.read(id, &mut share, resumed) {
-            return false;
-        }
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-        if connection.is_broken() && connection.may_read(1) == 0 {
-            // Nobody is there for the replies: what waits for a worker is not worth running.
-            self.close(id, CloseReason::Reset);
-            return false;
-        }
-        true
+        self.read(id, &mut share, resumed)
     }
 
     /// Connections that have something to do in this turn or the next.
@@ -84,7 +74,7 @@ impl Reactor {
     /// Gives the pool the next job of a connection, if it has one and none is out. `share`: the frames that may be cut.
     fn hand_out(&mut self, id: ConnId, share: &mut usize, resumed: bool) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        if !connection.may_hand_out() {
+        if !connection.has_buffers() || !connection.may_hand_out() {
             return;
         }
         if let Some(job) = connection.take_held() {
@@ -170,19 +160,27 @@ impl Reactor {
         self.shared.pool.submit(&mut self.outgoing);
     }
 
+    /// How many bytes may be read of a connection now.
+    fn may_read(&mut self, id: ConnId) -> usize {
+        self.table.get(id).map_or(0, |entry| entry.connection.may_read(budget::READ_BYTES))
+    }
+
     /// Reads a connection within its budget. `false`: it is gone.
     fn read(&mut self, id: ConnId, share: &mut usize, resumed: bool) -> bool {
         // Twice only for the end of the stream behind the last bytes.
         for _ in 0..2 {
-            if self.room(resumed) == 0
-                && self.table.get(id).is_some_and(|entry| entry.connection.may_read(1) > 0)
-            {
+            if self.room(resumed) == 0 && self.may_read(id) > 0 {
                 // Only looks ahead from now on.
                 self.stall(id);
             }
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
             let limit = connection.may_read(budget::READ_BYTES);
             if limit == 0 {
+                if connection.is_broken() {
+                    // Nobody is there for the replies: what waits for a worker is not worth running.
+                    self.close(id, CloseReason::Reset);
+                    return false;
+                }
                 return true;
             }
             let read = match stream.read(&mut self.buffer[..limit]) {
@@ -224,9 +222,10 @@ impl Reactor {
         }
         let service = &self.services[connection.service() as usize];
         let (mut kept, mut incomplete) = (0, None);
-        let cuts = connection.may_hand_out() && room > 0 && *share > 0;
         // The common connection has nothing kept: it needs no buffers of its own.
-        if cuts && read > 0 && connection.inbound().is_none() {
+        let cut =
+            read > 0 && room > 0 && *share > 0 && connection.may_hand_out() && connection.inbound().is_none();
+        if cut {
             let mut job = self.free.take(id, &connection.local, connection.peer(), self.turn_at);
             let stop_allowed = connection.may_stop;
             let cut = Cut { service, stop_allowed, job: &mut job, room, frames: *share };
@@ -236,6 +235,9 @@ impl Reactor {
                 incomplete = Some(scanned);
             }
             self.took(id, job, &taken, share);
+        }
+        if cut && kept == read {
+            return;
         }
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.phase != Phase::Open {

@@ -13,7 +13,7 @@ use memchr::memmem::Finder;
 
 use crate::address::Address;
 use crate::config::StopFrom;
-use crate::framing::{Framing, Lines};
+use crate::framing::{Found, Framing, Lines};
 pub use handler::{Farewell, Handler, Kind, Reply, Request};
 pub(crate) use handler::{Handled, call, classify, last_line};
 pub use helo::{Delay, Helo};
@@ -26,7 +26,7 @@ pub(crate) struct Service {
     /// The label in the statistics.
     pub(crate) name: String,
     pub(crate) handler: Arc<dyn Handler>,
-    pub(crate) framing: Box<dyn Framing>,
+    framing: Lines,
     /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
     stop_line: Option<Finder<'static>>,
     stop_from: StopFrom,
@@ -37,11 +37,21 @@ impl Service {
     pub(crate) fn of_lines(handler: Arc<dyn Handler>, max_line_bytes: usize, stop_from: StopFrom) -> Service {
         Service {
             name: handler.name().to_owned(),
-            framing: Box::new(Lines::new(max_line_bytes)),
+            framing: Lines::new(max_line_bytes),
             stop_line: handler.stop_line().map(|line| Finder::new(line).into_owned()),
             stop_from,
             handler,
         }
+    }
+
+    /// See [`Framing::next`]: how this service's bytes become frames.
+    pub(crate) fn next_frame(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found {
+        self.framing.next(bytes, scanned, ended)
+    }
+
+    /// Most content bytes of a frame.
+    pub(crate) fn max_frame_bytes(&self) -> usize {
+        self.framing.max_bytes()
     }
 
     /// Whether a peer at `address` may stop the server.

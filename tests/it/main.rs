@@ -7,6 +7,8 @@
 //! | `many` | hundreds of connections at once; ten thousand idle ones; bursts of connects |
 //! | `limits` | connections, lines, pending requests, file descriptors |
 //! | `slow_reader` | a client that does not read costs the others nothing |
+//! | `neighbours` | nobody takes more than its share of a turn |
+//! | `memory` | what connections hold: bounded, known, given back |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
@@ -35,6 +37,8 @@ mod limits;
 mod load_tool;
 mod logs;
 mod many;
+mod memory;
+mod neighbours;
 mod pipelining;
 mod pool;
 mod protocol;

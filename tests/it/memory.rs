@@ -1,0 +1,124 @@
+//! What connections hold: bounded, known, and given back.
+
+use std::io::{ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use tidemill::{Address, Reply, Request};
+
+use crate::support::{Peer, allow_files, configure, echo, embed, eventually, resolved, scratch, serve};
+
+/// A peer that does not read costs at most this beyond a line and a reply.
+const MAX_HELD: u64 = 200 << 10;
+
+/// Held by each of a few peers that send `line` without end and never read. Over Unix sockets, of which the kernel holds
+/// little, so that it is soon full.
+fn held_by_a_peer_that_does_not_read(
+    line: &[u8],
+    handler: impl Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static,
+) -> u64 {
+    const PEERS: usize = 8;
+    let path = scratch("memory").join("socket");
+    let server = configure(handler, |config| config.listen = vec![Address::Unix(path.clone())]);
+    let handle = server.handle();
+    let lines = line.repeat((1 << 20) / line.len());
+    let peers: Vec<UnixStream> = (0..PEERS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    peers.iter().for_each(|peer| peer.set_nonblocking(true).unwrap());
+    let mut before = None;
+    eventually("all are held back, and nothing moves any more", || {
+        for mut peer in &peers {
+            match peer.write(&lines) {
+                Ok(_) => before = None,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        let stats = handle.stats();
+        let now = (stats.read_bytes_total, stats.requests(), stats.pool_busy, stats.held_bytes);
+        before.replace(now) == Some(now) && now.2 == 0 && stats.requests_pending > 0
+    });
+    let held = handle.stats().held_bytes / PEERS as u64;
+    assert!(held > 1000, "nobody held anything: {held}");
+    drop(peers);
+    eventually("nothing is held for nobody", || {
+        let stats = handle.stats();
+        (stats.connections, stats.held_bytes, stats.requests_pending) == (0, 0, 0)
+    });
+    held
+}
+
+#[test]
+fn a_peer_that_does_not_read_costs_little_whatever_its_lines_and_replies_look_like() {
+    let one_byte = |_: &Request<'_>, reply: &mut Reply<'_>| reply.push(b"x");
+    let held = held_by_a_peer_that_does_not_read(b"\n", one_byte);
+    assert!(held <= MAX_HELD, "{held} with replies of a byte");
+    let long = [&[b'x'; 2000][..], b"\n"].concat();
+    let held = held_by_a_peer_that_does_not_read(&long, echo);
+    assert!(held <= MAX_HELD, "{held} with lines of 2 kB");
+    let held = held_by_a_peer_that_does_not_read(&long, one_byte);
+    assert!(held <= MAX_HELD, "{held} with lines of 2 kB and replies of a byte");
+    const REPLY: usize = 1 << 20;
+    let held = held_by_a_peer_that_does_not_read(b"\n", |_, reply| reply.push(&[b'x'; REPLY]));
+    assert!(held <= MAX_HELD + REPLY as u64, "{held} with replies of {REPLY} bytes");
+}
+
+#[test]
+fn held_bytes_are_what_the_connections_hold() {
+    const PEERS: u64 = 20;
+    const HALF: u64 = 10_000;
+    let server = embed(echo);
+    let handle = server.handle();
+    let half = vec![b'x'; usize::try_from(HALF).unwrap()];
+    let mut peers: Vec<Peer> = (0..PEERS).map(|_| Peer::connect(server.local_addr())).collect();
+    peers.iter_mut().for_each(|peer| peer.send(&half));
+    eventually("half of each line is read", || handle.stats().read_bytes_total == PEERS * HALF);
+    let held = handle.stats().held_bytes;
+    assert!((PEERS * HALF..PEERS * (HALF + 17_000)).contains(&held), "{held}");
+    for peer in &mut peers {
+        peer.send(b"\n");
+        peer.expect(&[&half[..], b"\n"].concat());
+    }
+    eventually("nothing is held any more", || handle.stats().held_bytes == 0);
+    assert_eq!(handle.stats().connections, PEERS);
+}
+
+#[test]
+fn what_is_freed_goes_back() {
+    const PEERS: usize = 200;
+    allow_files(4000);
+    let serving = serve("");
+    let half = vec![b'x'; 60_000];
+    let mut resident = Vec::new();
+    for round in 1..=5_u64 {
+        let mut peers: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
+        peers.iter_mut().for_each(|peer| peer.send(&half));
+        eventually("all is read", || {
+            serving.stats()["read_bytes_total"] == round * PEERS as u64 * half.len() as u64
+        });
+        assert!(serving.stats()["held_bytes"].as_u64().unwrap() >= PEERS as u64 * half.len() as u64);
+        drop(peers);
+        eventually("all are gone", || serving.stats()["connections"] == 0);
+        resident.push(serving.resident_kib());
+    }
+    let (first, last) = (resident[0], resident[4]);
+    assert!(last <= first + 1024, "KiB after each burst: {resident:?}");
+}
+
+/// A peer that reads nothing held its place, and what it was to be told, for ever. (issue 13)
+#[test]
+fn a_peer_that_never_reads_is_let_go_also_when_it_is_leaving() {
+    for line in [&b"close\n"[..], b"stay\n"] {
+        let handler = |request: &Request<'_>, reply: &mut Reply<'_>| {
+            reply.push(&vec![b'x'; 32 << 20]);
+            if request.line() == b"close" {
+                reply.close();
+            }
+        };
+        let server = configure(handler, |config| config.write_timeout = Some(Duration::from_millis(200)));
+        let handle = server.handle();
+        let mut peer = Peer::with_small_buffer(resolved(server.local_addr()), 4096);
+        peer.send(line);
+        eventually("it is let go", || handle.stats().connections_closed_total.write_timeout == 1);
+        assert_eq!(handle.stats().held_bytes, 0);
+        assert_eq!(handle.stats().requests_dropped_total, 1);
+    }
+}
