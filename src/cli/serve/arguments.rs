@@ -1,0 +1,124 @@
+//! The options of `tidemill serve`, and its errors in their words.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use tidemill::{Config, Error, Helo, IpNet, StopFrom};
+
+/// Serve clients until told to stop.
+#[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
+pub(crate) struct ServeArgs {
+    /// TCP port to listen on; 0 picks a free one
+    #[arg(value_name = "PORT", default_value_t = 8000)]
+    pub(super) port: u16,
+    /// Address to listen on, IPv4 or IPv6 [default: 127.0.0.1; with --assignment 0.0.0.0]
+    #[arg(long, value_name = "ADDR")]
+    pub(super) bind: Option<IpAddr>,
+    /// Least workers at any time [default: 4, or --max-threads if that is less]
+    #[arg(long, value_name = "N", env = "MIN_THREADS")]
+    pub(super) min_threads: Option<usize>,
+    /// Most workers at any time [default: 32, or --min-threads if that is more]
+    #[arg(long, value_name = "N", env = "MAX_THREADS")]
+    pub(super) max_threads: Option<usize>,
+    /// No resize while demand and pool differ by this many threads or less, except when waiting work makes no progress
+    #[arg(long, value_name = "N", env = "TOLERANCE", default_value_t = Config::default().tolerance)]
+    pub(super) tolerance: usize,
+    /// The pool shrinks to the highest demand seen within this window
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "5s")]
+    pub(super) keep_alive: Duration,
+    /// The student's number in each reply
+    #[arg(long, value_name = "TEXT", env = "STUDENT_ID", default_value = Helo::STUDENT_ID, value_parser = one_line)]
+    pub(super) student_id: String,
+    /// The IP address in each reply [default: the one that the client reached]
+    #[arg(long, value_name = "IP")]
+    pub(super) advertise_ip: Option<IpAddr>,
+    /// Make the handler block that long for each request: to see and to test the pool at work
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(super) handler_delay: Duration,
+    /// Defaults for clients on other machines: --bind 0.0.0.0 --kill-from any
+    #[arg(long)]
+    pub(super) assignment: bool,
+    /// Who may stop the service with KILL_SERVICE: any, none, loopback, or networks in CIDR form, separated by commas
+    /// [default: loopback; with --assignment any]
+    #[arg(long, value_name = "LIST", value_parser = stop_from)]
+    pub(super) kill_from: Option<StopFrom>,
+    /// Most connections at a time; one more is told "ERROR server full" and closed. Lowered to what the limit of open
+    /// files permits
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_connections)]
+    pub(super) max_connections: usize,
+    /// Longest line in bytes without its terminator; for a longer one the connection is closed
+    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_line_bytes)]
+    pub(super) max_line: usize,
+    /// Most requests that wait for a worker or are with one; at the limit the server stops reading
+    #[arg(long, value_name = "N", default_value_t = Config::default().max_pending)]
+    pub(super) max_pending: usize,
+    /// How long a graceful stop may take before what is left is dropped
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "8s")]
+    pub(super) drain_timeout: Duration,
+    /// Print the statistics as one JSON line on standard output each time [default: off]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    pub(super) stats_every: Option<Duration>,
+    /// Form of the log lines on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
+    /// Least severe level that is logged
+    #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub(super) log_level: LogLevel,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Durations are checked by the library, but a period of zero is no period.
+pub(super) fn period(args: &ServeArgs) -> Result<Option<Duration>, String> {
+    match args.stats_every {
+        Some(Duration::ZERO) => Err("--stats-every is 0s, but must be longer".to_owned()),
+        every => Ok(every),
+    }
+}
+
+fn one_line(text: &str) -> Result<String, String> {
+    if text.contains(['\n', '\r']) {
+        return Err("must be one line".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn stop_from(list: &str) -> Result<StopFrom, String> {
+    match list {
+        "any" => return Ok(StopFrom::Any),
+        "none" => return Ok(StopFrom::None),
+        "loopback" => return Ok(StopFrom::Loopback),
+        _ => {}
+    }
+    let network = |text: &str| {
+        let text = text.trim();
+        let single = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse::<IpNet>().or_else(|_| single()).map_err(|_| {
+            format!("'{text}' is not any, none, loopback, an address, or a network such as 10.0.0.0/8")
+        })
+    };
+    list.split(',').map(network).collect::<Result<_, _>>().map(StopFrom::Networks)
+}
+
+/// The message of a setting's error in the words of the command line.
+pub(super) fn in_options(error: &Error) -> String {
+    let Error::Setting { name, value, must } = error else { return error.to_string() };
+    let option = |name: &str| format!("--{}", name.trim_end_matches("_bytes").replace('_', "-"));
+    format!("{} is {value}, but must be {}", option(name), must.replace("max_threads", "--max-threads"))
+}
