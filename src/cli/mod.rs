@@ -5,6 +5,7 @@
 mod client;
 mod files;
 mod load;
+mod output;
 mod serve;
 mod simulate;
 
@@ -15,6 +16,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidemill::Config;
 
+/// Exit status for what failed.
+const FAILED: u8 = 1;
 /// Exit status for wrong usage.
 const USAGE: u8 = 2;
 

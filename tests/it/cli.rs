@@ -1,7 +1,10 @@
 //! Options, usage errors, exit statuses and help, of the program as people call it.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::thread;
 
 use crate::support::{Ended, Peer, Serving, eventually, helo_reply, program, serve};
@@ -159,6 +162,32 @@ fn a_port_in_use_is_one_line_and_exit_status_1() {
 #[test]
 fn an_address_that_is_not_ours_is_one_line_and_exit_status_1() {
     assert_refused(&run(&["serve", "0", "--bind", "203.0.113.1"]), 1, "203.0.113.1");
+}
+
+/// `tidemill serve 0` as a user that may have so many threads.
+fn with_threads(threads: usize) -> Command {
+    let mut command = Command::new("sh");
+    // That it is another user's must not hide the program: it is passed on as an open file. The option is -p in some shells.
+    let script = format!(
+        "{{ ulimit -p {threads} || ulimit -u {threads}; }} 2>&-; \
+         exec /proc/self/fd/0 serve 0 --min-threads 1 --stats-every 1s"
+    );
+    command.arg("-c").arg(script).stdin(File::open(env!("CARGO_BIN_EXE_tidemill")).unwrap());
+    if rustix::process::geteuid().is_root() {
+        // To whom the limit does not apply. Nobody else uses this one.
+        command.uid(20_000 + std::process::id() % 40_000);
+    }
+    command
+}
+
+#[test]
+fn a_thread_that_the_system_refuses_is_one_line_and_exit_status_1_whichever_it_is() {
+    for threads in 1.. {
+        let Err(ended) = Serving::try_start(with_threads(threads)) else { break };
+        assert_refused(&ended, 1, "cannot start");
+        assert!(ended.stderr.contains("thread"), "{}", ended.stderr);
+        assert!(threads < 100, "it never starts: {}", ended.stderr);
+    }
 }
 
 #[test]

@@ -1,20 +1,33 @@
-//! Logs, and a reader of them that stands still.
+//! The log and standard output, and readers of them that stand still or are gone.
+
+use std::fs;
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::{Ended, Serving, in_parallel, program, serve};
+use crate::support::{Ended, Serving, Unread, eventually, in_parallel, program, scratch, serve};
 
-/// A server whose log nobody reads, after far more lines than the pipe and the queue before it take.
-fn flood_of_unread_lines() -> Serving {
-    let mut command = program();
-    command.args(["serve", "0", "--log-level", "trace", "--max-connections", "1"]);
-    let serving = Serving::start_unread(command);
+/// Makes for far more lines of the log than a pipe and the queue before it take.
+const TALKATIVE: &str = "--log-level trace --max-connections 1";
+
+/// Does what a [`TALKATIVE`] server has so much to say about.
+fn talk(serving: &Serving) {
     let mut inside = serving.connect();
     inside.ask("in");
     // Two lines of the log each.
     in_parallel(3500, |_| serving.connect().expect_rest(b"ERROR server full (limit 1 connections)\n"));
     inside.ask("still here");
+}
+
+/// A server whose log nobody reads, after far more lines than fit.
+fn flood_of_unread_lines() -> Serving {
+    let mut command = program();
+    command.args(["serve", "0"]).args(TALKATIVE.split(' '));
+    let serving = Serving::start_unread(command);
+    talk(&serving);
     serving
 }
 
@@ -37,22 +50,166 @@ fn lines_that_were_dropped_are_counted_in_the_end() {
     assert!(lost.trim().parse::<u64>().unwrap() > 0);
 }
 
-#[test]
-fn a_reader_of_statistics_that_stands_still_never_stops_the_server() {
+/// `tidemill serve 0` with further options, whose output goes where the test says.
+fn serve_into(options: &str, stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Serving {
     let mut command = program();
-    command.args(["serve", "0", "--stats-every", "1ms"]);
-    let serving = Serving::start(command);
-    {
-        let _standing_still = serving.hold_output();
-        // A line is longer than half a kilobyte, and the pipe takes 64.
-        for number in 0..200 {
-            serving.connect().ask(&number.to_string());
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        serving.signal(Signal::TERM);
-        serving.expect_log("nothing was dropped");
+    command.args(["serve", "0"]).args(options.split_whitespace()).stdout(stdout).stderr(stderr);
+    Serving::launch(&mut command)
+}
+
+/// What came out is lines, each whole, and nothing but what the contract has there.
+#[track_caller]
+fn assert_whole_output(output: &str) {
+    assert!(output.is_empty() || output.ends_with('\n'), "{output:?}");
+    for line in output.lines().map(|line| line.trim_start_matches('\0')) {
+        assert!(
+            line.starts_with("listening on ") || serde_json::from_str::<Value>(line).is_ok(),
+            "{line:?} on standard output"
+        );
     }
-    serving.wait().assert_clean();
+}
+
+fn read_all(unread: Unread) -> String {
+    let mut text = String::new();
+    unread.into_reader().read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn a_stop_ends_however_long_the_reader_of_statistics_has_stood_still() {
+    let unread = Unread::empty();
+    let mut serving = serve_into("--stats-every 1ms", unread.end(), Stdio::piped());
+    serving.read_log();
+    serving.expect_log("statistics are dropped");
+    let ended = serving.stop();
+    ended.assert_clean();
+    assert!(ended.stderr.contains("lines on standard output were dropped"), "{}", ended.stderr);
+    let output = read_all(unread);
+    assert_whole_output(&output);
+    assert!(output.lines().count() > 10, "{output}");
+}
+
+#[test]
+fn a_stop_ends_with_both_outputs_in_one_pipe_that_nobody_reads() {
+    let unread = Unread::empty();
+    let options = format!("--stats-every 1ms {TALKATIVE}");
+    let serving = serve_into(&options, unread.end(), unread.end());
+    talk(&serving);
+    assert!(unread.is_full());
+    assert_eq!(serving.stop().status.code(), Some(0));
+    for line in read_all(unread).lines() {
+        assert!(line.starts_with(['{', '2', 'l']) && !line.contains("}{"), "{line:?} is not one line");
+    }
+}
+
+#[test]
+fn a_stop_ends_with_a_log_that_nobody_reads_and_statistics_whose_reader_is_gone() {
+    let (log, statistics) = (Unread::full(), Unread::empty());
+    let options = format!("--stats-every 1ms {TALKATIVE}");
+    let serving = serve_into(&options, statistics.end(), log.end());
+    drop(statistics);
+    talk(&serving);
+    assert_eq!(serving.stop().status.code(), Some(0));
+}
+
+/// As after a restart into a reader that stands still, or on a terminal that CTRL-S holds.
+#[test]
+fn signals_are_heard_though_the_announcement_finds_no_room() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let unread = Unread::full();
+        let mut serving = serve_into("", unread.end(), Stdio::piped());
+        serving.read_log();
+        serving.connect().ask("it serves");
+        serving.stats();
+        serving.signal(signal);
+        let ended = serving.wait();
+        ended.assert_clean();
+        assert!(ended.stderr.contains("lines on standard output were dropped"), "{}", ended.stderr);
+        assert!(!read_all(unread).contains("listening"), "there was no room for it");
+    }
+    // With no room for anything at all.
+    let unread = Unread::full();
+    let serving = serve_into("--stats-every 1ms", unread.end(), unread.end());
+    serving.connect().ask("it serves");
+    assert_eq!(serving.stop().status.code(), Some(0));
+}
+
+#[test]
+fn the_exit_status_is_that_of_the_service_whoever_reads() {
+    let unread = Unread::full();
+    let options = "--handler-delay 1h --drain-timeout 10ms --stats-every 1ms";
+    let serving = serve_into(options, unread.end(), unread.end());
+    let mut peer = serving.connect();
+    peer.send(b"HELO never\n");
+    assert_eq!(serving.stop().status.code(), Some(1));
+}
+
+#[test]
+fn the_announcement_is_whole_and_first_once_the_reader_goes_on() {
+    let unread = Unread::full();
+    let mut serving = serve_into("--stats-every 1ms", unread.end(), Stdio::null());
+    serving.connect().ask("it serves");
+    serving.read_output(unread);
+    eventually("statistics", || serving.output().lines().count() > 10);
+    let address = serving.address;
+    let ended = serving.stop();
+    assert_eq!(ended.status.code(), Some(0));
+    assert_whole_output(&ended.stdout);
+    let first = ended.stdout.lines().next().unwrap();
+    assert_eq!(first.trim_start_matches('\0'), format!("listening on {address}"));
+}
+
+#[test]
+fn a_start_that_is_refused_ends_though_nobody_reads_why() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let unread = Unread::full();
+    let mut child =
+        program().args(["serve", &port]).stdout(unread.end()).stderr(unread.end()).spawn().unwrap();
+    let mut status = None;
+    eventually("it ends", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(1));
+}
+
+/// A shell that becomes `tidemill serve 0 --stats-every 1ms` after `before`, with `redirected` output.
+fn shell(before: &str, redirected: &str) -> Serving {
+    let mut command = Command::new("sh");
+    let script = format!("{before}exec \"$0\" serve 0 --log-level debug --stats-every 1ms {redirected}");
+    command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_tidemill"));
+    Serving::launch(command.stdout(Stdio::null()).stderr(Stdio::null()))
+}
+
+#[test]
+fn outputs_that_are_closed_or_take_nothing_stop_nothing() {
+    let limited = scratch("limited").join("output");
+    let to_limited = format!(">'{}' 2>&1", limited.display());
+    for (before, redirected) in [
+        ("", ">&-"),
+        ("", "2>&-"),
+        ("", "<&- >&- 2>&-"),
+        ("", ">/dev/full 2>&1"),
+        // The system would end the process for the first byte too many.
+        ("ulimit -f 8; ", &to_limited),
+    ] {
+        let serving = shell(before, redirected);
+        in_parallel(100, |_| serving.connect().ask("it serves"));
+        assert_eq!(serving.stop().status.code(), Some(0), "{before}{redirected}");
+    }
+    assert!(fs::metadata(limited).unwrap().len() > 1000);
+}
+
+#[test]
+fn a_flood_of_signals_hides_none_that_stops() {
+    let unread = Unread::full();
+    let serving = serve_into("", Stdio::null(), unread.end());
+    for _ in 0..20_000 {
+        serving.signal(Signal::USR1);
+    }
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.wait().status.code(), Some(0));
 }
 
 #[test]

@@ -16,7 +16,7 @@
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
-//! | `logs` | a reader of logs that stands still stops nothing |
+//! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
 //! | `simulate_tool` | `tidemill simulate`: output, report, usage |
 //! | `framing_props` | lines do not depend on how bytes were cut: properties |

@@ -1,5 +1,6 @@
 //! Statistics: their names, and that they add up at every moment.
 
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 
@@ -7,7 +8,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tidemill::{Helo, Reply, Request};
 
-use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel, resolved, serve};
+use crate::support::{
+    Peer, Serving, Unread, assert_adds_up, configure, eventually, in_parallel, program, resolved, serve,
+};
 
 /// The two sums, and that nothing is negative, in a snapshot of the program.
 #[track_caller]
@@ -240,6 +243,56 @@ fn stats_every_prints_lines_that_add_up_during_a_flood_and_one_at_the_end() {
     let last = lines.last().unwrap();
     assert_eq!((&last["replies_total"], &last["connections"]), (&2400.into(), &0.into()));
     assert_eq!(ended.stats()["replies_total"], 2400);
+}
+
+/// Standard output in a pipe whose reader stands still for a while: what is missing is counted, and no line is torn.
+fn stand_still_and_go_on(unread: Unread) {
+    let mut command = program();
+    // The pool grows by one worker for each request that waits.
+    command.args(["serve", "0", "--stats-every", "1ms", "--tolerance", "0", "--handler-delay", "30ms"]);
+    command.args(["--min-threads", "1", "--max-threads", "8", "--keep-alive", "50ms"]);
+    let mut serving = Serving::launch(command.stdout(unread.end()).stderr(Stdio::piped()));
+    serving.read_log();
+    serving.expect_log("statistics are dropped");
+    in_parallel(8, |_| serving.connect().ask("grow"));
+    eventually("it has shrunk", || serving.stats()["pool_threads"] == 1);
+    let decisions = serving.stats()["decisions"].as_array().unwrap().len();
+    assert!(decisions > 1, "{decisions}");
+    serving.read_output(unread);
+    let last = |serving: &Serving| lines_of_json(&serving.output()).pop();
+    eventually("a line after those that are missing", || {
+        last(&serving).is_some_and(|line| line["lines_dropped_total"].as_u64() > Some(0))
+    });
+    let ended = serving.stop();
+    ended.assert_clean();
+    let address = ended.stdout.lines().next().unwrap();
+    assert!(address.starts_with("listening on "), "{address}");
+    let lines = lines_of_json(&ended.stdout);
+    assert_eq!(lines.len() + 1, ended.stdout.lines().count(), "nothing else is there");
+    lines.iter().for_each(assert_json_adds_up);
+    let dropped: Vec<u64> = lines.iter().map(|line| line["lines_dropped_total"].as_u64().unwrap()).collect();
+    assert!(dropped.is_sorted() && dropped[0] == 0, "{dropped:?}");
+    // All that were dropped are in the last line, and in the log.
+    let told = format!(
+        "lines on standard output were dropped because their reader stood still lost={}",
+        dropped.last().unwrap()
+    );
+    assert!(ended.stderr.contains(&told), "{told}: {}", ended.stderr);
+    // No decision is missing with a line that is.
+    let shown = |line: &Value| line["decisions"].as_array().unwrap().clone();
+    let shown: Vec<f64> =
+        lines.iter().flat_map(shown).map(|decision| decision["t"].as_f64().unwrap()).collect();
+    assert!(shown.is_sorted() && shown.len() >= decisions, "{shown:?}, and {decisions} in the log");
+}
+
+#[test]
+fn lines_that_a_reader_was_too_slow_for_are_counted_in_the_next_and_none_is_torn() {
+    stand_still_and_go_on(Unread::empty());
+}
+
+#[test]
+fn nor_are_they_in_a_pipe_that_does_not_block() {
+    stand_still_and_go_on(Unread::empty().nonblocking());
 }
 
 #[test]

@@ -84,11 +84,14 @@ pub(super) enum LogLevel {
     Trace,
 }
 
-/// Durations are checked by the library, but a period of zero is no period.
-pub(super) fn period(args: &ServeArgs) -> Result<Option<Duration>, String> {
+/// What neither the parser nor the library refuses.
+///
+/// # Errors
+/// One line that names the option.
+pub(super) fn check(args: &ServeArgs) -> Result<(), String> {
     match args.stats_every {
         Some(Duration::ZERO) => Err("--stats-every is 0s, but must be longer".to_owned()),
-        every => Ok(every),
+        _ => Ok(()),
     }
 }
 

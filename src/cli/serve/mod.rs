@@ -5,94 +5,103 @@ mod log;
 mod signals;
 mod statistics;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
 use tidemill::{Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-use super::{USAGE, fail, files};
+use super::output::Output;
+use super::{FAILED, USAGE, fail, files};
 pub(crate) use arguments::ServeArgs;
+use log::ALWAYS;
+use signals::Watcher;
+use statistics::Reporter;
 
-/// Log or statistics lines that wait for their reader. More are dropped and counted.
-const MAX_WAITING_LINES: usize = 4096;
-/// How often, and how long apart, the last lines are tried: a log that stands still delays the end by this at most.
-const LAST_LINE_TRIES: usize = 20;
-const LAST_LINE_PAUSE: Duration = Duration::from_millis(10);
+/// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that reads at all, and of no
+/// account in the 10 s that containers are given. Less where the drain timeout is less than both together.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same at least: one that reads gets the last lines where the drain timeout is 0, too.
+const MIN_LAST_LINES_TIMEOUT: Duration = Duration::from_millis(100);
 /// Descriptors left for everything that is not a client's connection.
 const SPARE_DESCRIPTORS: usize = 64;
 
+/// Exit status and one line, where there is no server.
+type Refusal = (u8, String);
+
 /// Runs the server until it was stopped. The exit status is 0 only if nothing was dropped.
 pub(crate) fn run(args: &ServeArgs) -> ExitCode {
-    let every = match arguments::period(args) {
-        Ok(every) => every,
-        Err(message) => return fail(USAGE, &message),
-    };
-    let (lines, _flush_log) = lossy(io::stderr());
-    log::start_log(args, lines.clone());
-
-    // Before clients can connect: a signal that comes now must not kill the process.
-    let signals = match Signals::new([SIGINT, SIGTERM, SIGUSR1]) {
-        Ok(signals) => signals,
-        Err(error) => return fail(1, &format!("cannot handle signals: {error}")),
-    };
-    let server = match start(args) {
-        Ok(server) => server,
-        Err(error @ Error::Setting { .. }) => return fail(USAGE, &arguments::in_options(&error)),
-        Err(error) => return fail(1, &error.to_string()),
-    };
-    let handle = server.handle();
-    if let Err(error) = announce(&handle) {
-        tracing::warn!(%error, "cannot write to standard output");
+    if let Err(message) = arguments::check(args) {
+        return fail(USAGE, &message);
     }
-    let stop_signals = signals.handle();
-    let watcher = thread::Builder::new().name("tidemill-signal".to_owned()).spawn({
-        let handle = handle.clone();
-        move || signals::watch(signals, &handle)
+    // Whatever the system refuses is known before anybody can connect.
+    let log = match log::start(args) {
+        Ok(log) => log,
+        Err(error) => return fail(FAILED, &format!("cannot start the log's thread: {error}")),
+    };
+    // A panic is in the log; it must not decide on the exit status.
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(args, &log))).unwrap_or(Ok(FAILED));
+    log.begin_last_lines();
+    let status = ended.unwrap_or_else(|(status, message)| {
+        log.line(format!("tidemill: {message}\n").into_bytes());
+        status
     });
-    if let Err(error) = watcher {
-        return fail(1, &format!("cannot start the signal thread: {error}"));
+    if log.dropped() > 0 {
+        log::tell_dropped(log.dropped());
     }
-    let reporter = every.map(|every| statistics::report_every(every, handle.clone()));
+    log.finish(last_lines_timeout(args));
+    ExitCode::from(status)
+}
+
+/// From the first thread to the end of the server. Returns the exit status.
+fn serve(args: &ServeArgs, log: &Output) -> Result<u8, Refusal> {
+    // What is missing is told in each line of statistics, and at the end.
+    let output = Output::start("tidemill-output", io::stdout(), |_| ())
+        .map_err(|error| (FAILED, format!("cannot start standard output's thread: {error}")))?;
+    let watcher = Watcher::start().map_err(|message| (FAILED, message))?;
+    let reporter = args.stats_every.map(|every| Reporter::start(every, output.clone()));
+    let reporter = reporter
+        .transpose()
+        .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
+    let server = start(args)?;
+    let handle = server.handle();
+    announce(&handle, &output);
+    watcher.begin(handle.clone());
+    match &reporter {
+        Some(reporter) => reporter.begin(handle),
+        None => output.close(),
+    }
 
     let outcome = server.wait();
-    stop_signals.close();
+    watcher.end();
     drop(reporter);
-    let status = match outcome {
+    log.begin_last_lines();
+    let status = match &outcome {
         Ok(outcome) => {
-            insist(&lines, || conclude(&outcome));
-            if outcome.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            conclude(outcome);
+            if outcome.is_clean() { 0 } else { FAILED }
         }
         Err(error) => {
             tracing::error!(%error, "the server failed");
-            ExitCode::FAILURE
+            FAILED
         }
     };
-    let lost = lines.error_counter().dropped_lines();
+    output.finish(last_lines_timeout(args));
+    let lost = output.dropped();
     if lost > 0 {
-        insist(&lines, || tracing::warn!(lost, "log lines were dropped because their reader stood still"));
+        tracing::warn!(target: ALWAYS, lost, "lines on standard output were dropped because their reader stood still");
     }
-    status
+    Ok(status)
 }
 
-/// Writes one of the last lines of the log, again if there was no room for it: a reader that has only just gone on gets it.
-fn insist(log: &NonBlocking, write: impl Fn()) {
-    for _ in 0..LAST_LINE_TRIES {
-        let dropped = log.error_counter().dropped_lines();
-        write();
-        if log.error_counter().dropped_lines() == dropped {
-            return;
-        }
-        thread::sleep(LAST_LINE_PAUSE);
-    }
+/// How long to wait for each of the two readers at the end.
+fn last_lines_timeout(args: &ServeArgs) -> Duration {
+    (args.drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
 }
 
-fn start(args: &ServeArgs) -> Result<Server, Error> {
+fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     let mut config = Config::default();
     (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
@@ -122,21 +131,18 @@ fn start(args: &ServeArgs) -> Result<Server, Error> {
     if let Some(ip) = args.advertise_ip {
         service = service.advertise_ip(ip);
     }
-    Server::builder(Delay::new(service, args.handler_delay)).config(config).start()
+    let server = Server::builder(Delay::new(service, args.handler_delay)).config(config).start();
+    server.map_err(|error| match error {
+        Error::Setting { .. } => (USAGE, arguments::in_options(&error)),
+        _ => (FAILED, error.to_string()),
+    })
 }
 
-/// Once clients can connect: one line for each listener.
-fn announce(handle: &ServerHandle) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+/// Once clients can connect: one line for each listener. They are the first lines, so there is room for them.
+fn announce(handle: &ServerHandle, output: &Output) {
     for address in handle.local_addrs() {
-        writeln!(out, "listening on {address}")?;
+        output.line(format!("listening on {address}\n").into_bytes());
     }
-    out.flush()
-}
-
-/// A writer that never blocks: lines for which there is no room are dropped and counted.
-fn lossy(to: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
-    NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES).finish(to)
 }
 
 /// The last log line, with the final statistics.

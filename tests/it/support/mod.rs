@@ -2,6 +2,7 @@
 
 mod peer;
 mod program;
+mod unread;
 pub(crate) mod wrong_server;
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -11,6 +12,7 @@ use tidemill::{Handler, Reply, Request, Server, Stats};
 
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
 pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, program, scratch, serve};
+pub(crate) use unread::Unread;
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);

@@ -7,13 +7,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit, setrlimit};
 use serde_json::Value;
 
-use super::{DEADLINE, Peer, eventually};
+use super::{DEADLINE, Peer, Unread, eventually};
 
 /// The program, with an environment that sets none of its options.
 pub(crate) fn program() -> Command {
@@ -88,50 +88,79 @@ pub(crate) fn stats_in(line: &str) -> Value {
 impl Serving {
     /// Runs a command that becomes a server.
     #[track_caller]
-    pub(crate) fn start(mut command: Command) -> Serving {
+    pub(crate) fn start(command: Command) -> Serving {
+        Serving::try_start(command).unwrap_or_else(|ended| panic!("the server did not start: {ended:?}"))
+    }
+
+    /// Runs a command that becomes a server, or ends.
+    #[track_caller]
+    pub(crate) fn try_start(mut command: Command) -> Result<Serving, Ended> {
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut serving = Serving::adopt(child);
+        let mut serving = Serving::of(child);
         serving.read_log();
-        serving
+        serving.announced()
     }
 
     /// Runs a command that becomes a server, and whose standard error nobody reads.
     #[track_caller]
     pub(crate) fn start_unread(mut command: Command) -> Serving {
-        Serving::adopt(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Serving::of(child).announced().unwrap()
     }
 
+    /// Waits until it says where it listens.
     #[track_caller]
-    fn adopt(mut child: Child) -> Serving {
-        let stdout = Arc::<Mutex<String>>::default();
+    fn announced(mut self) -> Result<Serving, Ended> {
         let (announce, announced) = mpsc::channel();
-        let reader = {
-            let (out, stdout) = (child.stdout.take().unwrap(), Arc::clone(&stdout));
-            thread::spawn(move || {
-                let mut announce = Some(announce);
-                for line in BufReader::new(out).lines().map_while(Result::ok) {
-                    let address = line.strip_prefix("listening on ").and_then(|text| text.parse().ok());
-                    stdout.lock().unwrap().push_str(&(line + "\n"));
-                    if let (Some(address), Some(announce)) = (address, announce.take()) {
-                        // It is waited for, unless the test has failed by now.
-                        announce.send(address).unwrap_or_default();
-                    }
+        let (out, stdout) = (self.child.stdout.take().unwrap(), Arc::clone(&self.stdout));
+        self.readers.push(thread::spawn(move || {
+            let mut announce = Some(announce);
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let address = line.strip_prefix("listening on ").and_then(|text| text.parse().ok());
+                stdout.lock().unwrap().push_str(&(line + "\n"));
+                if let (Some(address), Some(announce)) = (address, announce.take()) {
+                    // It is waited for, unless the test has failed by now.
+                    announce.send(address).unwrap_or_default();
                 }
-            })
-        };
-        // Made before the wait, so that the process is ended if the wait fails.
-        let mut serving = Serving {
+            }
+        }));
+        match announced.recv_timeout(DEADLINE) {
+            Ok(address) => {
+                self.address = address;
+                Ok(self)
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.wait()),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                panic!("the server neither started nor ended: {}", self.log())
+            }
+        }
+    }
+
+    /// Runs a command that becomes a server, and reads nothing of what it says: where it listens, the system tells.
+    #[track_caller]
+    pub(crate) fn launch(command: &mut Command) -> Serving {
+        let mut serving = Serving::of(command.spawn().unwrap());
+        // The other ends of its output are its own.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let id = serving.child.id();
+        let mut address = None;
+        eventually("the server listens", || {
+            assert_eq!(serving.child.try_wait().unwrap(), None, "it has ended");
+            address = listening(id);
+            address.is_some()
+        });
+        serving.address = address.unwrap();
+        serving
+    }
+
+    fn of(child: Child) -> Serving {
+        Serving {
             child,
             address: ([127, 0, 0, 1], 0).into(),
-            stdout,
+            stdout: Arc::default(),
             stderr: Arc::default(),
-            readers: vec![reader],
-        };
-        match announced.recv_timeout(DEADLINE) {
-            Ok(address) => serving.address = address,
-            Err(_) => panic!("the server did not announce its address: {:?}", serving.child.try_wait()),
+            readers: Vec::new(),
         }
-        serving
     }
 
     pub(crate) fn connect(&self) -> Peer {
@@ -151,6 +180,12 @@ impl Serving {
         let stderr = self.child.stderr.take().unwrap();
         let log = Arc::clone(&self.stderr);
         self.readers.push(thread::spawn(move || copy(stderr, &log)));
+    }
+
+    /// Begins to read the standard output of a server that was launched with nobody reading it.
+    pub(crate) fn read_output(&mut self, unread: Unread) {
+        let (reader, stdout) = (unread.into_reader(), Arc::clone(&self.stdout));
+        self.readers.push(thread::spawn(move || copy(reader, &stdout)));
     }
 
     /// Closes the reading end of a log that nobody reads.
@@ -183,11 +218,6 @@ impl Serving {
     /// What it has written to standard output so far.
     pub(crate) fn output(&self) -> String {
         self.stdout.lock().unwrap().clone()
-    }
-
-    /// While this is held, nobody reads its standard output.
-    pub(crate) fn hold_output(&self) -> MutexGuard<'_, String> {
-        self.stdout.lock().unwrap()
     }
 
     /// Waits until `text` stands in its log.
@@ -275,6 +305,24 @@ impl Drop for Serving {
             drop(self.child.wait());
         }
     }
+}
+
+/// Where a process listens, on IPv4.
+fn listening(id: u32) -> Option<SocketAddr> {
+    let files = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
+    let files: Vec<PathBuf> = files.flatten().filter_map(|file| fs::read_link(file.path()).ok()).collect();
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state, inode) = (fields[1], fields[3], fields[9]);
+        let is_its = || files.contains(&PathBuf::from(format!("socket:[{inode}]")));
+        if state != "0A" || !is_its() {
+            return None;
+        }
+        let (ip, port) = local.split_once(':').unwrap();
+        let ip = u32::from_str_radix(ip, 16).unwrap().to_ne_bytes();
+        Some((ip, u16::from_str_radix(port, 16).unwrap()).into())
+    })
 }
 
 #[track_caller]
