@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigSet, Signal};
 use tidemill::Config;
 
 /// Exit status for what failed.
@@ -47,12 +48,21 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
+    if !matches!(cli.command, Command::Serve(_)) {
+        unblock([Signal::SIGINT, Signal::SIGTERM]);
+    }
     match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Client(args) => client::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Simulate(args) => simulate::run(&args),
     }
+}
+
+/// Lets signals through that whoever started us may have blocked: that is inherited, and they would wait for ever. Handlers must be in place.
+fn unblock(signals: impl IntoIterator<Item = Signal>) {
+    // Refused only for what is no signal.
+    let _ = signals.into_iter().collect::<SigSet>().thread_unblock();
 }
 
 /// Prints help as it is, and a usage error as one line.

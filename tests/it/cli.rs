@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::thread;
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 use crate::support::{Ended, Peer, Serving, eventually, helo_reply, program, serve};
 
@@ -173,7 +175,7 @@ fn with_threads(threads: usize) -> Command {
          exec /proc/self/fd/0 serve 0 --min-threads 1 --stats-every 1s"
     );
     command.arg("-c").arg(script).stdin(File::open(env!("CARGO_BIN_EXE_tidemill")).unwrap());
-    if rustix::process::geteuid().is_root() {
+    if geteuid().is_root() {
         // To whom the limit does not apply. Nobody else uses this one.
         command.uid(20_000 + std::process::id() % 40_000);
     }
@@ -190,6 +192,32 @@ fn a_thread_that_the_system_refuses_is_one_line_and_exit_status_1_whichever_it_i
     }
 }
 
+/// The program as whoever blocks signals starts it. The standard library unblocks them in what it starts.
+fn with_signals_blocked(arguments: &[&str]) -> Command {
+    let mut command = Command::new("env");
+    command.arg("--block-signal=INT,TERM,USR1").arg(env!("CARGO_BIN_EXE_tidemill")).args(arguments);
+    command
+}
+
+#[test]
+fn signals_that_were_blocked_when_it_was_started_are_heard() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let serving = Serving::start(with_signals_blocked(&["serve", "0"]));
+        serving.stats();
+        serving.signal(signal);
+        serving.wait().assert_clean();
+    }
+    // Those of the other subcommands, too.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port().to_string();
+    let mut client =
+        with_signals_blocked(&["client", "H", "127.0.0.1", &port, "--timeout", "10s"]).spawn().unwrap();
+    let connected = silent.accept().unwrap();
+    kill_process(Pid::from_child(&client), Signal::TERM).unwrap();
+    assert_eq!(client.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    drop(connected);
+}
+
 #[test]
 fn a_port_can_be_used_again_at_once_after_a_stop() {
     let serving = serve("");
@@ -197,7 +225,7 @@ fn a_port_can_be_used_again_at_once_after_a_stop() {
     let mut peer = serving.connect();
     peer.ask("x");
     // The server closes first, so that its side waits for stray packets.
-    serving.signal(rustix::process::Signal::TERM);
+    serving.signal(Signal::TERM);
     peer.expect_end();
     drop(peer);
     serving.wait().assert_clean();

@@ -5,12 +5,14 @@
 use std::sync::mpsc;
 use std::thread;
 
+use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use tidemill::ServerHandle;
 
 use super::log::ALWAYS;
 use super::statistics;
+use crate::cli::unblock;
 
 /// Watches for signals.
 pub(super) struct Watcher {
@@ -27,6 +29,8 @@ impl Watcher {
         // SIGXFSZ would end the process where a file of the log has reached the limit of its size; the write fails all the same.
         let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGXFSZ])
             .map_err(|error| format!("cannot handle signals: {error}"))?;
+        // For this thread and those that it starts: one that takes them is enough for the process.
+        unblock([Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1]);
         let (server, started) = mpsc::channel();
         let watcher = Watcher { server, signals: signals.handle() };
         thread::Builder::new()
