@@ -192,6 +192,53 @@ fn a_thread_that_the_system_refuses_is_one_line_and_exit_status_1_whichever_it_i
     }
 }
 
+/// `tidemill serve 0` as a process that may have so many files open.
+fn with_files(limit: usize, options: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("ulimit -n {limit} && exec \"$0\" serve 0 {options}"));
+    command.arg(env!("CARGO_BIN_EXE_tidemill"));
+    command
+}
+
+#[test]
+fn few_descriptors_are_for_clients_and_each_place_that_it_names_is_there() {
+    let options = "--max-threads 64 --tolerance 0 --handler-delay 20ms";
+    let serving = Serving::start(with_files(64, options));
+    serving.expect_log("the limit of open files lowers --max-connections");
+    let log = serving.log();
+    let places = log.split_once("possible=").unwrap().1.lines().next().unwrap().parse().unwrap();
+    assert!((40..64).contains(&places), "{places} places with 64 descriptors");
+    let mut peers: Vec<Peer> = (0..places).map(|_| serving.connect()).collect();
+    for _ in 0..5 {
+        for peer in &mut peers {
+            // Its pool looks at its threads meanwhile, which takes a descriptor.
+            peer.send(b"HELO me\n");
+        }
+        peers.iter_mut().for_each(|peer| peer.expect_reply("me"));
+    }
+    let mut turned_away: Vec<Peer> = (0..7).map(|_| serving.connect()).collect();
+    for peer in &mut turned_away {
+        peer.expect_rest(format!("ERROR server full (limit {places} connections)\n").as_bytes());
+    }
+    peers[0].ask("still in");
+    drop((peers, turned_away));
+    let ended = serving.stop();
+    ended.assert_clean();
+    assert_eq!(ended.stats()["accept_errors_total"], 0);
+}
+
+#[test]
+fn a_limit_of_files_that_leaves_no_place_is_one_line_and_exit_status_1() {
+    for limit in 4.. {
+        let ended = match Serving::try_start(with_files(limit, "")) {
+            Ok(serving) => return serving.connect().ask("there is a place"),
+            Err(ended) => ended,
+        };
+        assert_refused(&ended, 1, "open files");
+        assert!(limit < 64);
+    }
+}
+
 /// The program as whoever blocks signals starts it. The standard library unblocks them in what it starts.
 fn with_signals_blocked(arguments: &[&str]) -> Command {
     let mut command = Command::new("env");

@@ -25,8 +25,12 @@ use statistics::Reporter;
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
 /// The same at least: one that reads gets the last lines where the drain timeout is 0, too.
 const MIN_LAST_LINES_TIMEOUT: Duration = Duration::from_millis(100);
-/// Descriptors left for everything that is not a client's connection.
-const SPARE_DESCRIPTORS: usize = 64;
+/// Descriptors that the server needs beside its listeners and its clients: what it waits with, and what wakes it.
+const POLL_DESCRIPTORS: usize = 2;
+/// Descriptors that are in use for a moment now and then: the pool's control loop reads what its threads do, and how many CPUs there are.
+const PASSING_DESCRIPTORS: usize = 2;
+/// Most descriptors that are left for clients who are being told that the server is full: with few allowed, an eighth of them.
+const MAX_TURNED_AWAY_DESCRIPTORS: usize = 64;
 
 /// Exit status and one line, where there is no server.
 type Refusal = (u8, String);
@@ -114,28 +118,44 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     config.max_line_bytes = args.max_line;
     config.max_pending = args.max_pending;
     config.drain_timeout = args.drain_timeout;
-    if args.max_connections > 0 {
-        let files = files::raise_limit(args.max_connections.saturating_add(SPARE_DESCRIPTORS));
-        let possible = files.saturating_sub(SPARE_DESCRIPTORS).max(1);
-        if possible < args.max_connections {
-            tracing::warn!(
-                wanted = args.max_connections,
-                possible,
-                "the limit of open files lowers --max-connections"
-            );
-            config.max_connections = possible;
-        }
-    }
+    config.max_connections = possible_connections(args.max_connections, config.listen.len())?;
+    let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
     let mut service = Helo::new().student_id(&args.student_id);
     if let Some(ip) = args.advertise_ip {
         service = service.advertise_ip(ip);
     }
     let server = Server::builder(Delay::new(service, args.handler_delay)).config(config).start();
-    server.map_err(|error| match error {
+    let server = server.map_err(|error| match error {
         Error::Setting { .. } => (USAGE, arguments::in_options(&error)),
         _ => (FAILED, error.to_string()),
-    })
+    })?;
+    // Not before: a start that is refused is one line.
+    if let Some(possible) = lowered_to {
+        let wanted = args.max_connections;
+        tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
+    }
+    Ok(server)
+}
+
+/// Raises the limit of open files for `wanted` connections, and lowers those to what it permits.
+///
+/// # Errors
+/// Not even one is possible.
+fn possible_connections(wanted: usize, listeners: usize) -> Result<usize, Refusal> {
+    let own = listeners + POLL_DESCRIPTORS + PASSING_DESCRIPTORS;
+    let in_use = files::in_use_below(usize::MAX);
+    let limit = files::raise_limit(wanted.saturating_add(in_use + own + MAX_TURNED_AWAY_DESCRIPTORS));
+    let turned_away = (limit / 8).clamp(1, MAX_TURNED_AWAY_DESCRIPTORS);
+    let taken = files::in_use_below(limit) + own + turned_away;
+    if limit <= taken {
+        let needed = taken + 1;
+        return Err((
+            FAILED,
+            format!("the limit of open files is {limit}, but at least {needed} are needed"),
+        ));
+    }
+    Ok(wanted.min(limit - taken))
 }
 
 /// Once clients can connect: one line for each listener. They are the first lines, so there is room for them.
