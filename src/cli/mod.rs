@@ -8,6 +8,7 @@ mod load;
 mod output;
 mod serve;
 mod simulate;
+mod size;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -62,6 +62,9 @@ fn wrong_usage_of_serve_is_one_line_that_names_the_option_and_exit_status_2() {
         ("0 --max-connections x", "--max-connections"),
         ("0 --max-line 0", "--max-line"),
         ("0 --max-line 99999999999", "--max-line"),
+        ("0 --max-line 64KB", "--max-line"),
+        ("0 --max-line -1", "-1"),
+        ("0 --max-line 99999999999GiB", "--max-line"),
         ("0 --max-pending 0", "--max-pending"),
         ("0 --drain-timeout soon", "--drain-timeout"),
         ("0 --drain-timeout 2years", "--drain-timeout"),
@@ -145,6 +148,16 @@ fn durations_are_written_with_their_unit() {
         let mut command = program();
         command.args(["serve", "0", "--drain-timeout", duration]);
         Serving::start(command).connect().ask("fine");
+    }
+}
+
+#[test]
+fn sizes_are_bytes_or_have_their_unit() {
+    for size in ["2048", "2KiB"] {
+        let serving = serve(&format!("--max-line {size}"));
+        let mut peer = serving.connect();
+        peer.send(&[b'x'; 2049]);
+        peer.expect_rest(b"ERROR line too long (limit 2048 bytes)\n");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::cli::size;
 use clap::{Args, ValueEnum};
 use tidemill::{Config, Error, Helo, IpNet, StopFrom};
 
@@ -48,8 +49,8 @@ pub(crate) struct ServeArgs {
     /// files permits
     #[arg(long, value_name = "N", default_value_t = Config::default().max_connections)]
     pub(super) max_connections: usize,
-    /// Longest line in bytes without its terminator; for a longer one the connection is closed
-    #[arg(long, value_name = "BYTES", default_value_t = Config::default().max_line_bytes)]
+    /// Longest line in bytes (or as 64KiB, 1MiB) without its terminator; for a longer one the connection is closed
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value_t = Config::default().max_line_bytes)]
     pub(super) max_line: usize,
     /// Most requests that wait for a worker or are with one; at the limit the server stops reading
     #[arg(long, value_name = "N", default_value_t = Config::default().max_pending)]
