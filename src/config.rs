@@ -24,6 +24,12 @@ const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Longest duration that can be asked for: a year. Longer is "never", which has a setting of its own where it makes sense.
 pub const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// Smallest stack of a worker that can be asked for, in bytes. The server itself needs some 10 KiB of it, in a build without
+/// optimization some more; the rest is the handler's.
+pub const MIN_THREAD_STACK_BYTES: usize = 64 << 10;
+/// Largest stack of a worker that can be asked for, in bytes.
+pub const MAX_THREAD_STACK_BYTES: usize = 1 << 30;
+
 /// Everything that can be set before a server starts.
 ///
 /// A plain value: change what matters and leave the rest.
@@ -65,6 +71,11 @@ pub struct Config {
     /// How long a client may take none of the replies that wait for it before its connection is closed; begins anew whenever
     /// the kernel takes bytes for it. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub write_timeout: Option<Duration>,
+    /// Stack of each worker in bytes, [`MIN_THREAD_STACK_BYTES`] to [`MAX_THREAD_STACK_BYTES`]. Address space: resident is only
+    /// as much of it as the handler has ever used, for a handler such as [`Helo`](crate::Helo) 8 to 12 KiB. A handler that
+    /// recurses deeply may need more; under a limit of the address space (`ulimit -v`) less lets more workers start. Default:
+    /// 2 MiB.
+    pub thread_stack_bytes: usize,
     /// How long a graceful stop may take before what is left is dropped. Up to [`MAX_DURATION`]. Default: 8 s.
     pub drain_timeout: Duration,
     /// Which peers may stop the service through a line that the handler takes for a stop request. Default: loopback.
@@ -84,6 +95,7 @@ impl Default for Config {
             max_pending: 65_536,
             high_watermark_bytes: 32 << 10,
             write_timeout: Some(Duration::from_secs(30)),
+            thread_stack_bytes: 2 << 20,
             drain_timeout: Duration::from_secs(8),
             stop_from: StopFrom::Loopback,
         }
@@ -203,6 +215,7 @@ pub(crate) struct Settings {
     pub(crate) high_watermark_bytes: usize,
     pub(crate) low_watermark_bytes: usize,
     pub(crate) write_timeout: Option<Duration>,
+    pub(crate) thread_stack_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) stop_from: StopFrom,
 }
@@ -228,6 +241,12 @@ impl Config {
         if let Some(timeout) = self.write_timeout {
             lasting("write_timeout", timeout, Duration::from_millis(1))?;
         }
+        within(
+            "thread_stack_bytes",
+            self.thread_stack_bytes,
+            MIN_THREAD_STACK_BYTES,
+            MAX_THREAD_STACK_BYTES,
+        )?;
         lasting("drain_timeout", self.drain_timeout, Duration::ZERO)?;
         let listen = match self.listen.is_empty() {
             true => vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into()],
@@ -243,6 +262,7 @@ impl Config {
             high_watermark_bytes: self.high_watermark_bytes,
             low_watermark_bytes: self.high_watermark_bytes / 4,
             write_timeout: self.write_timeout,
+            thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
             stop_from: self.stop_from,
         })
@@ -278,7 +298,7 @@ mod tests {
 
     #[test]
     fn the_setting_out_of_range_is_named_with_its_value() {
-        let cases: [(Config, &str); 6] = [
+        let cases: [(Config, &str); 7] = [
             (Config { min_threads: 0, ..Config::default() }, "min_threads is 0, but must be 1 to 10000"),
             (Config { max_threads: 0, ..Config::default() }, "max_threads is 0, but must be 1 to 10000"),
             (
@@ -288,6 +308,10 @@ mod tests {
             (
                 Config { max_line_bytes: 0, ..Config::default() },
                 "max_line_bytes is 0, but must be 1 to 67108864",
+            ),
+            (
+                Config { thread_stack_bytes: 65_535, ..Config::default() },
+                "thread_stack_bytes is 65535, but must be 65536 to 1073741824",
             ),
             (Config { max_pending: 0, ..Config::default() }, "max_pending is 0, but must be 1 to 1073741824"),
             (

@@ -67,10 +67,14 @@ mod service;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 mod sync;
+mod threads;
 mod tuner;
 
 pub use address::Address;
-pub use config::{Config, MAX_DURATION, MAX_LINE_BYTES, MAX_WORKERS, PoolLimits, StopFrom};
+pub use config::{
+    Config, MAX_DURATION, MAX_LINE_BYTES, MAX_THREAD_STACK_BYTES, MAX_WORKERS, MIN_THREAD_STACK_BYTES,
+    PoolLimits, StopFrom,
+};
 pub use controller::Decision;
 pub use error::Error;
 pub use ipnet::IpNet;

@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
@@ -26,10 +26,16 @@ use crate::pool::LEAVE_TIMEOUT;
 use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
 use crate::service::{Handler, Service};
 use crate::sync::lock_std;
+use crate::threads;
 use crate::tuner::Tuner;
 
 /// How long dropping a [`Server`] waits beyond the drain timeout: twice what its threads get to end in.
 const DROP_GRACE: Duration = Duration::from_secs(2);
+/// Stack of the reactor's thread, in bytes: what Rust gives a thread. A handler's `classify` and the embedder's subscriber of logs
+/// run on it.
+const REACTOR_STACK_BYTES: usize = 2 << 20;
+/// The same of the tuner's: of what is not ours only the subscriber runs on it.
+const TUNER_STACK_BYTES: usize = 512 << 10;
 
 /// A running server. Dropping it stops it gracefully and waits for the end, as [`wait`](Self::wait) does, but not inside one of
 /// its own handlers.
@@ -230,7 +236,7 @@ impl Builder {
         let (sockets, waker) = Sockets::new(sockets)?;
 
         let clock = Clock::start();
-        let pool = ReactorPool::new(waker, clock);
+        let pool = ReactorPool::new(waker, clock, settings.thread_stack_bytes);
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
@@ -258,9 +264,12 @@ impl Builder {
     }
 }
 
-fn spawn(name: &'static str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    let thread = thread::Builder::new().name(name.to_owned()).spawn(run);
-    thread.map_err(|source| Error::Thread { name, source })
+fn spawn(
+    name: &'static str,
+    stack_bytes: usize,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    threads::spawn(name.to_owned(), stack_bytes, run).map_err(|source| Error::Thread { name, source })
 }
 
 impl Inner {
@@ -277,7 +286,7 @@ impl Inner {
                 Error::Thread { name: "worker", source }
             })?;
         }
-        let tuner = spawn("tidemill-tuner", {
+        let tuner = spawn("tidemill-tuner", TUNER_STACK_BYTES, {
             let (tuner, pool, services) =
                 (Arc::clone(&self.tuner), Arc::clone(&self.pool), Arc::clone(&services));
             move || tuner.run(&pool, &services, pool.clock.epoch())
@@ -285,7 +294,7 @@ impl Inner {
         *lock_std(&self.tuner_thread) = Some(tuner);
         // Held until the thread's handle is in its place: the end may come before.
         let mut place = lock_std(&self.reactor_thread);
-        *place = Some(spawn("tidemill-loop", {
+        *place = Some(spawn("tidemill-loop", REACTOR_STACK_BYTES, {
             let inner = Arc::clone(self);
             move || inner.run(services, turns)
         })?);

@@ -2,6 +2,7 @@
 //!
 //! Wrong usage is one line on standard error that names what is wrong, and exit status 2.
 
+mod address_space;
 mod client;
 mod files;
 mod load;
@@ -41,6 +42,12 @@ enum Command {
 
 /// Parses the program's arguments and runs the subcommand.
 pub(crate) fn run() -> ExitCode {
+    // Before the arguments are parsed, which takes more of the stack than there may be.
+    if std::env::args_os().nth(1).is_some_and(|command| command == "serve")
+        && let Err(message) = address_space::prepare()
+    {
+        return fail(1, message);
+    }
     run_from(std::env::args_os())
 }
 

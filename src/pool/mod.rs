@@ -12,7 +12,7 @@ use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_deque::{Injector, Stealer};
@@ -24,6 +24,7 @@ use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
 use crate::service::Service;
 use crate::sync::lock_std;
+use crate::threads;
 use sleep::{Sleep, Which};
 
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
@@ -52,6 +53,8 @@ thread_local! {
 pub(crate) struct Pool<W> {
     /// Of all pools of this process, from 1.
     number: u64,
+    /// Stack of a worker.
+    stack_bytes: usize,
     injector: Injector<Box<Job>>,
     /// One for each live worker. Read on the way to parking, written when a worker starts or ends.
     stealers: RwLock<Vec<(u64, Stealer<Box<Job>>)>>,
@@ -160,10 +163,11 @@ pub(crate) struct Census {
 
 impl<W: Wake> Pool<W> {
     /// A pool without workers, whose figures are in the time of `clock`.
-    pub(crate) fn new(waker: W, clock: Clock) -> Arc<Self> {
+    pub(crate) fn new(waker: W, clock: Clock, stack_bytes: usize) -> Arc<Self> {
         static POOLS: AtomicU64 = AtomicU64::new(0);
         Arc::new(Pool {
             number: POOLS.fetch_add(1, Relaxed) + 1,
+            stack_bytes,
             injector: Injector::new(),
             stealers: RwLock::new(Vec::new()),
             sleep: Sleep::new(),
@@ -291,7 +295,7 @@ impl<W: Wake> Pool<W> {
     /// Starts the thread of a worker that [`Pool::set_target`] found missing.
     ///
     /// # Errors
-    /// The system refuses the thread. The worker is given up as by [`Pool::give_up`].
+    /// The system refuses the thread, or the last of the address space would go with it. The worker is given up as by [`Pool::give_up`].
     pub(crate) fn start_worker(self: &Arc<Self>, services: &Arc<[Service]>) -> io::Result<()> {
         let state = Arc::new(WorkerState::new(self.clock.now()));
         let id = {
@@ -305,7 +309,7 @@ impl<W: Wake> Pool<W> {
             let (pool, state, services) = (Arc::clone(self), Arc::clone(&state), Arc::clone(services));
             move || worker::run(&pool, id, state, &services)
         };
-        match thread::Builder::new().name(thread_name(id)).spawn(run) {
+        match threads::spawn(thread_name(id), self.stack_bytes, run) {
             Ok(thread) => {
                 let mut place = lock_std(&state.thread);
                 if let Thread::Starting = *place {
@@ -511,12 +515,15 @@ impl<W> std::fmt::Debug for Pool<W> {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 mod tests {
     use std::sync::mpsc;
+    use std::thread;
 
     use super::*;
     use crate::config::StopFrom;
     use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
     use crate::metrics::{Counters, PoolGauges, Stats};
     use crate::service::{Handler, Reply, Request};
+
+    const STACK_BYTES: usize = 256 << 10;
 
     struct NoReactor;
 
@@ -572,7 +579,7 @@ mod tests {
                 }
                 line => passed.send(line.to_vec()).unwrap(),
             };
-            let pool = Pool::new(NoReactor, Clock::start());
+            let pool = Pool::new(NoReactor, Clock::start(), STACK_BYTES);
             // Short enough that a worker takes several at once.
             pool.learn_time_per_job(1_000);
             Blocking { pool, services: services(handler), is_blocked, unblock, done }
@@ -661,7 +668,7 @@ mod tests {
     #[test]
     fn a_clock_that_steps_back_makes_no_request_seem_long() {
         let services = services(|_: &Request<'_>, _: &mut Reply<'_>| ());
-        let pool = Pool::new(NoReactor, Clock::reading(steps_back));
+        let pool = Pool::new(NoReactor, Clock::reading(steps_back), STACK_BYTES);
         start(&pool, &services, 2);
         let mut back = Vec::new();
         for count in 1..=100 {
@@ -707,7 +714,7 @@ mod tests {
             may_go.lock().unwrap().recv().unwrap();
         };
         let services = services(handler);
-        let pool = Pool::new(NoReactor, Clock::start());
+        let pool = Pool::new(NoReactor, Clock::start(), STACK_BYTES);
         start(&pool, &services, 4);
         pool.submit(&mut vec![job(b"1"), job(b"2")]);
         pool.nudge();

@@ -1,6 +1,7 @@
 //! The pool as its user sees it: it grows, shrinks, keeps its limits, and strands nobody.
 
 use std::collections::HashMap;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
@@ -10,7 +11,9 @@ use tidemill::{Decision, Reply, Request, Server};
 
 use rustix::process::Signal;
 
-use crate::support::{Gate, Peer, Serving, assert_adds_up, configure, echo, eventually, in_parallel, serve};
+use crate::support::{
+    Ended, Gate, Peer, Serving, assert_adds_up, configure, echo, eventually, in_parallel, serve,
+};
 
 /// A server whose handler waits for `gate` with each line, with these limits.
 fn held_by(gate: &Gate, min: usize, max: usize, tolerance: usize) -> Server {
@@ -439,4 +442,51 @@ fn no_state_of_a_connection_makes_it_spin() {
         });
         drop(peers);
     }
+}
+
+/// The program under a limit of its address space.
+fn under_limit(mebibytes: usize, options: &str) -> Command {
+    let script = format!("ulimit -v {} && exec \"$0\" serve 0 {options}", mebibytes << 10);
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_tidemill")]).env_remove("MALLOC_ARENA_MAX");
+    command
+}
+
+#[test]
+fn a_limit_of_the_address_space_keeps_the_pool_small_and_the_service_up() {
+    // From where it can only just start to where it can have nearly all that it wants.
+    for mebibytes in [64, 100, 160, 300] {
+        let options = "--handler-delay 10ms --max-threads 200 --tolerance 0";
+        let serving = Serving::start(under_limit(mebibytes, options));
+        let mut peers: Vec<Peer> = (0..220).map(|_| serving.connect()).collect();
+        for round in 0..2 {
+            for peer in &mut peers {
+                peer.send(format!("HELO {round}\n").as_bytes());
+            }
+            for peer in &mut peers {
+                peer.expect_reply(&round.to_string());
+            }
+        }
+        assert!(serving.log().contains("the system refuses threads"), "{mebibytes} MiB are enough for all");
+        drop(peers);
+        serving.stop().assert_clean();
+    }
+}
+
+#[test]
+fn too_little_address_space_to_work_in_is_refused_at_the_start() {
+    for mebibytes in [16, 32, 48] {
+        let ended = Ended::of(&mut under_limit(mebibytes, "--max-threads 200"));
+        assert_eq!(ended.status.code(), Some(1), "{mebibytes}: {ended:?}");
+        assert_eq!((ended.stdout.lines().count(), ended.stderr.lines().count()), (0, 1), "{ended:?}");
+        assert!(ended.stderr.contains("the limit of the address space"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_small_stack_is_enough_for_a_small_handler() {
+    let server = configure(echo, |config| config.thread_stack_bytes = tidemill::MIN_THREAD_STACK_BYTES);
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"x\n");
 }
