@@ -11,11 +11,10 @@ case $1 in
 '' | *[!0-9]* | ??????*) usage ;;
 esac
 [ "$1" -le 65535 ] || usage
-dir=$(dirname "$0")
-# Cargo's words go to standard error, so that standard output is the server's alone.
-"$dir/compile.sh" >&2
-# The server takes the place of this shell, so that signals reach it.
-target=${CARGO_TARGET_DIR:-target}
-# Cargo takes it from the folder of the repository.
-case $target in /*) ;; *) target=$dir/$target ;; esac
-exec "$target/release/tidemill" serve --assignment "$@"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")" && pwd -P)
+. "$repository/scripts/program.sh"
+need_program || exit 1
+# The server takes the place of this shell, so that signals reach it. Its files are named from where this was called.
+exec "$tidemill" serve --assignment "$@"

@@ -13,23 +13,24 @@
 #
 # It wants a quiet machine: what a neighbour disturbs is measured again. Exits with 1 when any reply was wrong or lost.
 set -euo pipefail
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bench=$repository/tests/bench
-cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
-cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml"
-tidemill=$repository/target/release/tidemill
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+need_program
+need_bench scripts/bench.sh
 if [[ ${1-} == scale ]]; then
   shift
-  exec "$bench/target/release/scale" --tidemill "$tidemill" "$@"
+  exec "$bench/scale" --tidemill "$tidemill" "$@"
 fi
 status=0
-"$bench/target/release/bench" --tidemill "$tidemill" "$@" || status=$?
+"$bench/bench" --tidemill "$tidemill" "$@" || status=$?
 case " $* " in
 *" --quick "* | *" --workloads"* | *" --server"* | *" --scaling "* | *" -h "* | *" --help "* | *" -V "* | *" --version "*) ;;
 *)
   if [[ $status -eq 0 ]] && { command -v redis-server || command -v memcached; } >/dev/null; then
     echo
-    "$bench/target/release/scale" --tidemill "$tidemill" || status=$?
+    "$bench/scale" --tidemill "$tidemill" || status=$?
   fi
   ;;
 esac

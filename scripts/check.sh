@@ -2,8 +2,15 @@
 # Format, lints and docs, with warnings as errors: for the program, and for the library as an embedder builds it.
 # usage: scripts/check.sh
 set -eu
-cd "$(dirname "$0")/.."
-export CLIPPY_CONF_DIR="$PWD/scripts"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+need_cargo scripts/check.sh || exit 1
+cd -- "$repository"
+export CLIPPY_CONF_DIR="$repository/scripts"
+# It would win over what is set below.
+unset CARGO_ENCODED_RUSTDOCFLAGS
 cargo fmt --all --check
 cargo clippy --locked --all-targets --all-features -- -D warnings
 cargo clippy --locked --lib --no-default-features -- -D warnings

@@ -6,9 +6,10 @@ if [ $# -lt 3 ]; then
     echo "usage: scripts/client.sh H|K IP PORT [TEXT]" >&2
     exit 2
 fi
-dir=$(dirname "$0")/..
-"$dir/compile.sh" >/dev/null 2>&1 || exec "$dir/compile.sh" >&2
-target=${CARGO_TARGET_DIR:-target}
-# Cargo takes it from the folder of the repository.
-case $target in /*) ;; *) target=$dir/$target ;; esac
-exec "$target/release/tidemill" client "$@"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+# A build says something only if it fails.
+need_program 2>/dev/null || need_program || exit 1
+exec "$tidemill" client "$@"

@@ -10,8 +10,10 @@
 #
 # It uses perf (or strace) and valgrind where they are installed, and says which it had to do without.
 set -euo pipefail
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bench=$repository/tests/bench
-cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
-cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml"
-exec "$bench/target/release/cost" --tidemill "$repository/target/release/tidemill" "$@"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+need_program
+need_bench scripts/cost.sh
+exec "$bench/cost" --tidemill "$tidemill" "$@"

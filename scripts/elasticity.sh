@@ -9,8 +9,10 @@
 # Rows in simulated time (layer S) are in `cargo test` (tests/it/controller_sim.rs). Exits with 1 where a count fails, a time is
 # beyond three times its goal, or the 95 % interval of a ratio lies wholly beyond its goal. It wants a quiet machine.
 set -euo pipefail
-repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-bench=$repository/tests/bench
-cargo build --release --locked --quiet --manifest-path "$repository/Cargo.toml"
-cargo build --release --locked --quiet --manifest-path "$bench/Cargo.toml" --bin elasticity
-exec "$bench/target/release/elasticity" --tidemill "$repository/target/release/tidemill" "$@"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+need_program
+need_bench scripts/elasticity.sh --bin elasticity
+exec "$bench/elasticity" --tidemill "$tidemill" "$@"

@@ -12,12 +12,15 @@ case ${1:-} in
     exit 0
     ;;
 esac
-cd "$(dirname "$0")/.."
-./compile.sh >&2
-target=${CARGO_TARGET_DIR:-target}
-tidemill=$target/release/tidemill
-out=$target/load-report
-mkdir -p "$out"
+unset CDPATH
+script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
+need_program
+out=$CARGO_TARGET_DIR/load-report
+if ! mkdir -p "$out" 2>/dev/null || [ ! -w "$out" ]; then
+    out=$(mktemp -d "${TMPDIR:-/tmp}/load-report.XXXXXX")
+fi
 
 if [[ ${1:-} == *:* ]]; then
     status=0
@@ -137,5 +140,5 @@ if [ $failures -gt 0 ]; then
 else
     echo "OK: no reply was wrong or lost; each stop left a clean prefix on every connection, no reset, and equal counts"
 fi
-echo "report: $PWD/$out/shape.html (and flood, pipelined, reconnect, stop, stop-blocked beside it)" | sed "s|$PWD//|/|"
+echo "report: $out/shape.html (and flood, pipelined, reconnect, stop, stop-blocked beside it)"
 [ $failures -eq 0 ]

@@ -1,40 +1,264 @@
-//! The scripts at the entry: what they say when something is missing, and that they become the program.
+//! The scripts at the entry: that they find what they need from anywhere, what they say when something is missing, and that they become
+//! the program.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 
 use crate::support::{Ended, Serving, fake_toolchain, helo_reply, scratch, serve};
 
-/// A command that finds nothing but a shell and `dirname`.
-fn without_cargo(script: &str) -> Command {
-    let directory = scratch("bare");
-    for tool in ["sh", "dirname"] {
-        let found = ["/bin", "/usr/bin"]
-            .iter()
-            .map(|bin| format!("{bin}/{tool}"))
-            .find(|path| fs::exists(path).unwrap());
-        symlink(found.unwrap(), directory.join(tool)).unwrap();
+/// A program that says how it was called.
+const ECHO: &str = "#!/bin/sh\necho \"${0##*/} $*\"\n";
+/// A cargo that builds such programs where the real one would put them.
+const CARGO: &str = r#"#!/bin/sh
+[ "$1" = build ] || exit 0
+[ -n "${CARGO_TARGET_DIR-unset}" ] || { echo "error: CARGO_TARGET_DIR is empty" >&2; exit 101; }
+target=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-target}}
+release=$target/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release
+mkdir -p "$release"
+for program in tidemill bench cost elasticity scale; do
+    cp "$ECHO" "$release/$program"
+done
+"#;
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
+}
+
+/// A checkout of the scripts alone, and a `PATH` with a cargo of its own.
+struct Checkout {
+    scratch: PathBuf,
+    root: PathBuf,
+}
+
+impl Checkout {
+    /// Its path has a blank in it.
+    fn new() -> Checkout {
+        Checkout::within(scratch("checkout"))
     }
-    let mut command = Command::new(format!("{}/{script}", env!("CARGO_MANIFEST_DIR")));
-    command.env("PATH", directory);
-    command
+
+    fn within(scratch: PathBuf) -> Checkout {
+        let root = scratch.join("tide mill");
+        fs::create_dir_all(root.join("scripts")).unwrap();
+        let copy = "cd \"$1\" && cp ./*.sh \"$2\" && cp scripts/*.sh \"$2/scripts\"";
+        run(Command::new("sh").args(["-c", copy, "copy", env!("CARGO_MANIFEST_DIR")]).arg(&root));
+        let checkout = Checkout { scratch, root };
+        checkout.write("echo", ECHO);
+        checkout.write("bin/cargo", CARGO);
+        checkout
+    }
+
+    /// Not by this process: what another test starts at that moment would hold the file open, and it could not be run.
+    fn write(&self, path: &str, script: &str) {
+        let path = self.scratch.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let write = "printf %s \"$1\" >\"$2\" && chmod 755 \"$2\"";
+        run(Command::new("sh").args(["-c", write, "write", script]).arg(path));
+    }
+
+    /// As if it had been built.
+    fn build(&self) {
+        self.write("tide mill/target/release/tidemill", ECHO);
+    }
+
+    /// Runs a script as whoever types its path below the folder in which the checkout lies.
+    fn command(&self, path: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", "exec \"$0\" \"$@\"", path]).current_dir(&self.scratch);
+        for name in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "CARGO_BUILD_TARGET", "CDPATH"] {
+            command.env_remove(name);
+        }
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", self.scratch.join("bin").display()));
+        command.env("ECHO", self.scratch.join("echo"));
+        command
+    }
+
+    /// The same, with nothing to be found but a shell and `dirname`.
+    fn bare_command(&self, path: &str) -> Command {
+        let bare = self.scratch.join("bare");
+        fs::create_dir_all(&bare).unwrap();
+        for tool in ["sh", "dirname"] {
+            let paths = [format!("/bin/{tool}"), format!("/usr/bin/{tool}")];
+            let found = paths.iter().find(|path| fs::exists(path).unwrap()).unwrap();
+            if !bare.join(tool).exists() {
+                symlink(found, bare.join(tool)).unwrap();
+            }
+        }
+        let mut command = self.command(path);
+        command.env("PATH", bare);
+        command
+    }
+}
+
+/// The only line on standard output, from a script that went well.
+#[track_caller]
+fn line_of(command: &mut Command) -> String {
+    let ended = Ended::of(command);
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
+    assert_eq!(ended.stdout.lines().count(), 1, "{}", ended.stdout);
+    ended.stdout.trim_end().to_owned()
+}
+
+/// Exit status 1, and one line on standard error that says it all.
+#[track_caller]
+fn assert_one_line(command: &mut Command, parts: &[&str]) {
+    let ended = Ended::of(command);
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    for part in parts {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
 }
 
 #[test]
-fn compile_sh_without_cargo_says_what_to_install() {
-    for (script, arguments) in [("compile.sh", &[][..]), ("start.sh", &["8000"])] {
-        let ended = Ended::of(without_cargo(script).args(arguments));
-        assert_eq!(ended.status.code(), Some(1), "{}", ended.stderr);
-        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
-        assert!(
-            ended.stderr.contains("cargo not found") && ended.stderr.contains("install"),
-            "{}",
-            ended.stderr
-        );
+fn without_cargo_and_without_a_build_they_say_what_to_install() {
+    let checkout = Checkout::new();
+    for (script, arguments) in [
+        ("compile.sh", &[][..]),
+        ("start.sh", &["8000"]),
+        ("scripts/client.sh", &["H", "127.0.0.1", "1"]),
+        ("scripts/check.sh", &[]),
+        ("scripts/loom.sh", &[]),
+    ] {
+        let path = format!("tide mill/{script}");
+        let missing = ["cargo not found", "install Rust"];
+        assert_one_line(checkout.bare_command(&path).args(arguments), &missing);
+        // As rustup has it without a toolchain.
+        checkout.write("bin/cargo", "#!/bin/sh\necho no toolchain >&2\nexit 1\n");
+        assert_one_line(checkout.command(&path).args(arguments), &missing);
     }
+}
+
+#[test]
+fn without_cargo_what_is_built_is_run() {
+    let checkout = Checkout::new();
+    checkout.build();
+    let mut start = checkout.bare_command("tide mill/start.sh");
+    assert_eq!(line_of(start.arg("8000")), "tidemill serve --assignment 8000");
+    let mut client = checkout.bare_command("tide mill/scripts/client.sh");
+    assert_eq!(line_of(client.args(["H", "::1", "1", "a b"])), "tidemill client H ::1 1 a b");
+}
+
+#[test]
+fn they_find_their_checkout_whatever_cdpath_says_and_through_symbolic_links() {
+    let checkout = Checkout::new();
+    // To here `cd` would go first.
+    let elsewhere = checkout.scratch.join("elsewhere");
+    for folder in ["tide mill/scripts", "scripts", "links"] {
+        fs::create_dir_all(elsewhere.join(folder)).unwrap();
+    }
+    let links = checkout.scratch.join("links");
+    fs::create_dir_all(&links).unwrap();
+    symlink(&checkout.root, checkout.scratch.join("linked")).unwrap();
+    for (script, arguments, said) in [
+        ("compile.sh", &[][..], ""),
+        ("start.sh", &["0", "--max-line", "1KiB"], "tidemill serve --assignment 0 --max-line 1KiB\n"),
+        ("scripts/client.sh", &["K", "::1", "1"], "tidemill client K ::1 1\n"),
+        ("scripts/load.sh", &["::1:1", "-n", "1"], "tidemill load ::1:1 -n 1 --report "),
+        ("scripts/bench.sh", &["--quick"], "bench --tidemill "),
+        ("scripts/cost.sh", &["--only", "calls"], "cost --tidemill "),
+        ("scripts/elasticity.sh", &["--quick"], "elasticity --tidemill "),
+    ] {
+        let name = script.rsplit('/').next().unwrap();
+        // A link to a link, the second one relative.
+        symlink(checkout.root.join(script), links.join(format!("{name}.first"))).unwrap();
+        symlink(format!("{name}.first"), links.join(name)).unwrap();
+        for path in [format!("tide mill/{script}"), format!("links/{name}"), format!("linked/{script}")] {
+            let mut command = checkout.command(&path);
+            let ended = Ended::of(command.args(arguments).env("CDPATH", &elsewhere));
+            assert_eq!(ended.status.code(), Some(0), "{path}: {}", ended.stderr);
+            assert!(ended.stdout.starts_with(said), "{path}: {}", ended.stdout);
+            let built = checkout.root.join("target/release/tidemill");
+            fs::remove_file(built).unwrap_or_else(|_| panic!("{path} built elsewhere: {}", ended.stderr));
+        }
+    }
+}
+
+#[test]
+fn the_program_is_found_where_cargo_was_told_to_put_it() {
+    let checkout = Checkout::new();
+    let absolute = checkout.scratch.join("abso lute");
+    let absolute = absolute.to_str().unwrap();
+    for (name, value) in [
+        ("CARGO_TARGET_DIR", "rela tive"),
+        ("CARGO_TARGET_DIR", absolute),
+        ("CARGO_TARGET_DIR", ""),
+        ("CARGO_BUILD_TARGET_DIR", "other"),
+        ("CARGO_BUILD_TARGET", "x86_64-unknown-linux-musl"),
+    ] {
+        let command = |script: &str| {
+            let mut command = checkout.command(&format!("tide mill/{script}"));
+            command.env(name, value);
+            command
+        };
+        assert_eq!(line_of(command("start.sh").arg("1")), "tidemill serve --assignment 1", "{name}={value}");
+        let client = line_of(command("scripts/client.sh").args(["K", "::1", "1"]));
+        assert_eq!(client, "tidemill client K ::1 1", "{name}={value}");
+        for program in ["bench", "cost", "elasticity"] {
+            // No option of it makes the benchmarks call redis-server or memcached.
+            let said = line_of(command(&format!("scripts/{program}.sh")).arg("--help"));
+            assert!(said.starts_with(&format!("{program} --tidemill /")), "{name}={value}: {said}");
+        }
+        let load = Ended::of(command("scripts/load.sh").args(["::1:1"]));
+        assert_eq!(load.status.code(), Some(0), "{name}={value}: {}", load.stderr);
+    }
+}
+
+/// A checkout that its user may read and no more, built or not.
+#[test]
+fn a_checkout_that_cannot_be_written_runs_what_is_built_or_says_so_in_one_line() {
+    // Where another user may go: to root nothing is read-only.
+    let directory = std::env::temp_dir().join(format!("tidemill-scripts-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    let checkout = Checkout::within(directory.clone());
+    let target = checkout.root.join("target");
+    let as_reader = |script: &str| {
+        let mut command = checkout.command(&format!("tide mill/{script}"));
+        if geteuid().is_root() {
+            command.uid(12_345).gid(12_345);
+        }
+        command
+    };
+    let set_mode = |mode: u32| {
+        for path in [&checkout.root, &target, &target.join("release")] {
+            if path.exists() {
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+        }
+    };
+    set_mode(0o555);
+    assert_one_line(as_reader("start.sh").arg("1"), &["cannot write", "CARGO_TARGET_DIR"]);
+    assert_one_line(&mut as_reader("compile.sh"), &["cannot write", "CARGO_TARGET_DIR"]);
+    set_mode(0o755);
+    checkout.build();
+    set_mode(0o555);
+    assert_eq!(line_of(as_reader("start.sh").arg("1")), "tidemill serve --assignment 1");
+    assert_eq!(line_of(as_reader("scripts/client.sh").args(["K", "::1", "1"])), "tidemill client K ::1 1");
+    let load = Ended::of(as_reader("scripts/load.sh").args(["::1:1"]));
+    assert_eq!(load.status.code(), Some(0), "{}", load.stderr);
+    let report = load.stdout.lines().last().unwrap().strip_prefix("report: ").unwrap();
+    assert!(!Path::new(report).starts_with(&checkout.root), "{report}");
+    set_mode(0o755);
+    fs::remove_dir_all(Path::new(report).parent().unwrap()).unwrap();
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn a_build_that_fails_starts_nothing() {
+    let checkout = Checkout::new();
+    checkout.build();
+    checkout.write(
+        "bin/cargo",
+        "#!/bin/sh\n[ \"$1\" = build ] || exit 0\necho 'error: it does not compile' >&2\nexit 101\n",
+    );
+    assert_one_line(checkout.command("tide mill/start.sh").arg("1"), &["it does not compile"]);
+    let mut client = checkout.command("tide mill/scripts/client.sh");
+    assert_one_line(client.args(["K", "::1", "1"]), &["it does not compile"]);
 }
 
 #[test]
