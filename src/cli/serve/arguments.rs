@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::cli::size;
 use clap::{Args, ValueEnum};
 use tidemill::{Config, Error, Helo, IpNet, StopFrom};
+
+use crate::cli::size;
 
 /// Serve clients until told to stop.
 #[derive(Debug, Args)]
