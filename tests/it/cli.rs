@@ -66,6 +66,10 @@ fn wrong_usage_of_serve_is_one_line_that_names_the_option_and_exit_status_2() {
         ("0 --max-line -1", "-1"),
         ("0 --max-line 99999999999GiB", "--max-line"),
         ("0 --max-pending 0", "--max-pending"),
+        ("0 --thread-stack 0", "--thread-stack"),
+        ("0 --thread-stack 1KiB", "--thread-stack"),
+        ("0 --thread-stack 2MB", "--thread-stack"),
+        ("0 --thread-stack 99999GiB", "--thread-stack"),
         ("0 --drain-timeout soon", "--drain-timeout"),
         ("0 --drain-timeout 2years", "--drain-timeout"),
         ("0 --stats-every 0s", "--stats-every"),
@@ -158,6 +162,21 @@ fn sizes_are_bytes_or_have_their_unit() {
         let mut peer = serving.connect();
         peer.send(&[b'x'; 2049]);
         peer.expect_rest(b"ERROR line too long (limit 2048 bytes)\n");
+    }
+}
+
+#[test]
+fn workers_have_the_stack_that_they_are_given() {
+    let mapped_mib = |stack: &str| {
+        let serving = serve(&format!("--min-threads 8 --max-threads 8 {stack}"));
+        serving.connect().ask("x");
+        serving.mapped_kib() >> 10
+    };
+    // Eight times 256 MiB less 2 MiB, give or take what the allocator reserves.
+    let least = mapped_mib("");
+    for stack in ["256MiB", "268435456"] {
+        let more = mapped_mib(&format!("--thread-stack {stack}")) - least;
+        assert!((7 * 254..9 * 254).contains(&more), "{more} MiB for --thread-stack {stack}");
     }
 }
 
@@ -336,6 +355,7 @@ fn help_documents_every_option_with_default_and_environment() {
         ("--max-connections", vec!["default: 10000"]),
         ("--max-line", vec!["default: 65536", "bytes"]),
         ("--max-pending", vec!["default: 65536"]),
+        ("--thread-stack", vec!["default: 2MiB", "bytes"]),
         ("--drain-timeout", vec!["default: 8s"]),
         ("--stats-every", vec!["default: off"]),
         ("--log-format", vec!["default: text", "json"]),

@@ -117,6 +117,7 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     config.max_connections = args.max_connections;
     config.max_line_bytes = args.max_line;
     config.max_pending = args.max_pending;
+    config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;
     config.max_connections = possible_connections(args.max_connections, config.listen.len())?;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
