@@ -1,7 +1,8 @@
-# Sourced by the scripts that build or run the program, with `repository` set to its folder. Sets `tidemill` to where the program is or will
-# be. Not to be run.
+# Sourced by the scripts that build or run the program, with `repository` set to its folder. Sets `tidemill` to where
+# the program is or will be. Not to be run.
 
-# Cargo takes a relative one from its working directory, which for our scripts is the repository; an empty one it refuses.
+# Cargo takes a relative one from its working directory, which for our scripts is the repository; an empty one it
+# refuses.
 chosen_target=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-}}
 case $chosen_target in '' | /*) ;; *) chosen_target=$repository/$chosen_target ;; esac
 export CARGO_TARGET_DIR="${chosen_target:-$repository/target}"
@@ -38,7 +39,8 @@ need_program() {
     "$repository/compile.sh" >&2 || return 1
 }
 
-# need_bench SCRIPT [cargo's options]: builds the benchmarks, a workspace of its own, and sets `bench` to where its programs are.
+# need_bench SCRIPT [cargo's options]: builds the benchmarks, a workspace of its own, and sets `bench` to where its
+# programs are.
 need_bench() {
     need_cargo "$1" || return 1
     shift

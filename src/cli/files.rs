@@ -4,7 +4,8 @@ use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors in use at the start where the system does not tell: the standard streams, signals, and some that were inherited.
+/// Descriptors in use at the start where the system does not tell: the standard streams, signals, and some that were
+/// inherited.
 const ASSUMED_IN_USE: usize = 16;
 
 /// Raises the limit of open files to `wanted`, or as far as the system lets us. Returns what it is then.

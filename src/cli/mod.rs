@@ -67,7 +67,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Lets signals through that whoever started us may have blocked: that is inherited, and they would wait for ever. Handlers must be in place.
+/// Lets signals through that whoever started us may have blocked: that is inherited, and they would wait for ever.
+/// Handlers must be in place.
 fn unblock(signals: impl IntoIterator<Item = Signal>) {
     // Refused only for what is no signal.
     let _ = signals.into_iter().collect::<SigSet>().thread_unblock();

@@ -1,11 +1,12 @@
 //! Lines on their way to standard output or standard error, which nobody waits for.
 //!
-//! Whoever has a line to say puts it into a queue; a thread of the output's own writes it, in one call, and stands still with a
-//! reader that does. A line that finds no room is dropped and counted, and the count is told once lines go through again. No end is
-//! held up: [`Output::finish`] leaves a thread that stands still behind. Not in here: what the lines say.
+//! Whoever has a line to say puts it into a queue; a thread of the output's own writes it, in one call, and stands
+//! still with a reader that does. A line that finds no room is dropped and counted, and the count is told once lines go
+//! through again. No end is held up: [`Output::finish`] leaves a thread that stands still behind. Not in here: what the
+//! lines say.
 //!
-//! Invariant: what reaches the descriptor is whole lines, in order. A pipe takes a line of up to [`ATOMIC_BYTES`] as a whole or not at all,
-//! whoever else writes to it. Held by the tests below and by `tests/it/logs.rs`.
+//! Invariant: what reaches the descriptor is whole lines, in order. A pipe takes a line of up to [`ATOMIC_BYTES`] as a
+//! whole or not at all, whoever else writes to it. Held by the tests below and by `tests/it/logs.rs`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,16 +18,18 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, write};
 
-/// The longest line that a pipe takes as a whole or not at all (`PIPE_BUF`): longer ones may be torn where processes share a pipe, or
-/// where the end comes while half of one is written.
+/// The longest line that a pipe takes as a whole or not at all (`PIPE_BUF`): longer ones may be torn where processes
+/// share a pipe, or where the end comes while half of one is written.
 pub(crate) const ATOMIC_BYTES: usize = 4096;
-/// Lines that wait for their reader. More are dropped and counted. A burst of some ten milliseconds at the most talkative level.
+/// Lines that wait for their reader. More are dropped and counted. A burst of some ten milliseconds at the most
+/// talkative level.
 const MAX_WAITING_LINES: usize = 4096;
 /// The same in bytes, for long lines: what a reader that stands still costs in memory.
 const MAX_WAITING_BYTES: usize = 1 << 20;
 /// Lines, of any length, that have room beyond that when the end has come: a few that tell how it ended.
 const MAX_LAST_LINES: usize = 16;
-/// How long to leave a full pipe that does not block alone at least, so that one which is said to have room but takes nothing costs no CPU.
+/// How long to leave a full pipe that does not block alone at least, so that one which is said to have room but takes
+/// nothing costs no CPU.
 const FULL_PIPE_PAUSE: Duration = Duration::from_millis(1);
 /// How long until a full disk is tried again.
 const FULL_DISK_PAUSE: Duration = Duration::from_millis(100);
@@ -88,7 +91,8 @@ impl Output {
         Ok(Output(shared))
     }
 
-    /// Leaves one line, which ends in a newline, to be written. Never blocks. False: there was no room, and it is dropped and counted.
+    /// Leaves one line, which ends in a newline, to be written. Never blocks. False: there was no room, and it is
+    /// dropped and counted.
     pub(crate) fn line(&self, line: Vec<u8>) -> bool {
         let mut queue = self.0.lock();
         let has_room = match queue.phase {
@@ -175,7 +179,8 @@ impl Shared {
         }
     }
 
-    /// The next line, and how many were dropped if that is to be told: only once a line went through, since it would be dropped as well.
+    /// The next line, and how many were dropped if that is to be told: only once a line went through, since it would be
+    /// dropped as well.
     /// `None`: there will be none any more.
     fn next(&self, written: bool) -> Option<(Vec<u8>, Option<u64>)> {
         let mut queue = self.lock();
@@ -202,8 +207,8 @@ impl Shared {
     }
 }
 
-/// Writes all of `line`, in one call wherever the system takes it in one. Waits for room, however long that takes: in a pipe that does not
-/// block, and on a disk.
+/// Writes all of `line`, in one call wherever the system takes it in one. Waits for room, however long that takes: in a
+/// pipe that does not block, and on a disk.
 ///
 /// # Errors
 /// The bytes that were written, where the system refuses the rest for good: as when the reader has gone.
@@ -244,8 +249,8 @@ mod tests {
         format!("{number:0>length$}\n").into_bytes()
     }
 
-    /// An output whose pipe is full, whose first line therefore stands still, and behind which all room is taken: one line was dropped.
-    /// Returns how many lines were taken, numbered.
+    /// An output whose pipe is full, whose first line therefore stands still, and behind which all room is taken: one
+    /// line was dropped. Returns how many lines were taken, numbered.
     fn stalled(tell: impl Fn(u64) + Send + 'static) -> (PipeReader, Output, usize) {
         let (reader, writer) = pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();

@@ -201,7 +201,8 @@ fn an_address_that_is_not_ours_is_one_line_and_exit_status_1() {
 /// `tidemill serve 0` as a user that may have so many threads.
 fn with_threads(threads: usize) -> Command {
     let mut command = Command::new("sh");
-    // That it is another user's must not hide the program: it is passed on as an open file. The option is -p in some shells.
+    // That it is another user's must not hide the program: it is passed on as an open file. The option is -p in some
+    // shells.
     let script = format!(
         "{{ ulimit -p {threads} || ulimit -u {threads}; }} 2>&-; \
          exec /proc/self/fd/0 serve 0 --min-threads 1 --stats-every 1s"

@@ -1,5 +1,5 @@
-//! The scripts at the entry: that they find what they need from anywhere, what they say when something is missing, and that they become
-//! the program.
+//! The scripts at the entry: that they find what they need from anywhere, what they say when something is missing, and
+//! that they become the program.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

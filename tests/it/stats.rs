@@ -245,6 +245,10 @@ fn stats_every_prints_lines_that_add_up_during_a_flood_and_one_at_the_end() {
     assert_eq!(ended.stats()["replies_total"], 2400);
 }
 
+fn times_of_decisions(line: &Value) -> Vec<f64> {
+    line["decisions"].as_array().unwrap().iter().map(|decision| decision["t"].as_f64().unwrap()).collect()
+}
+
 /// Standard output in a pipe whose reader stands still for a while: what is missing is counted, and no line is torn.
 fn stand_still_and_go_on(unread: Unread) {
     let mut command = program();
@@ -279,9 +283,7 @@ fn stand_still_and_go_on(unread: Unread) {
     );
     assert!(ended.stderr.contains(&told), "{told}: {}", ended.stderr);
     // No decision is missing with a line that is.
-    let shown = |line: &Value| line["decisions"].as_array().unwrap().clone();
-    let shown: Vec<f64> =
-        lines.iter().flat_map(shown).map(|decision| decision["t"].as_f64().unwrap()).collect();
+    let shown: Vec<f64> = lines.iter().flat_map(times_of_decisions).collect();
     assert!(shown.is_sorted() && shown.len() >= decisions, "{shown:?}, and {decisions} in the log");
 }
 
@@ -293,6 +295,35 @@ fn lines_that_a_reader_was_too_slow_for_are_counted_in_the_next_and_none_is_torn
 #[test]
 fn nor_are_they_in_a_pipe_that_does_not_block() {
     stand_still_and_go_on(Unread::empty().nonblocking());
+}
+
+/// A line must not be longer than a pipe takes as a whole.
+#[test]
+fn decisions_that_find_no_room_in_a_line_come_with_another() {
+    let serving = serve(
+        "--stats-every 1h --handler-delay 20ms --min-threads 1 --max-threads 8 --tolerance 0 --keep-alive 20ms",
+    );
+    let resizes = || {
+        let stats = serving.stats();
+        let total = &stats["pool_resizes_total"];
+        total["grow"].as_u64().unwrap() + total["shrink"].as_u64().unwrap()
+    };
+    eventually("many decisions", || {
+        in_parallel(8, |_| serving.connect().ask("grow"));
+        eventually("it has shrunk", || serving.stats()["pool_threads"] == 1);
+        resizes() > 80
+    });
+    assert!(resizes() < 256, "all are remembered");
+    for line in serving.log().lines().filter(|line| line.contains("stats=")) {
+        assert!(line.len() < 4096, "{}", line.len());
+    }
+    let expected = resizes();
+    let ended = serving.stop();
+    let lines = lines_of_json(&ended.stdout);
+    assert!(lines.len() > 1 && ended.stdout.lines().all(|line| line.len() < 4096), "{}", lines.len());
+    let shown: Vec<f64> = lines.iter().flat_map(times_of_decisions).collect();
+    assert!(shown.is_sorted_by(|a, b| a < b), "{shown:?}");
+    assert_eq!(shown.len() as u64, expected);
 }
 
 #[test]

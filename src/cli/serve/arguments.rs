@@ -56,7 +56,8 @@ pub(crate) struct ServeArgs {
     /// Most requests that wait for a worker or are with one; at the limit the server stops reading
     #[arg(long, value_name = "N", default_value_t = Config::default().max_pending)]
     pub(super) max_pending: usize,
-    /// Stack of each worker in bytes (or as 64KiB, 1MiB): address space, resident only as far as a request's handling uses it
+    /// Stack of each worker in bytes (or as 64KiB, 1MiB): address space, resident only as far as a request's handling
+    /// uses it
     #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value = "2MiB")]
     pub(super) thread_stack: usize,
     /// How long a graceful stop may take before what is left is dropped

@@ -11,11 +11,12 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::arguments::{LogFormat, LogLevel, ServeArgs};
 use crate::cli::output::Output;
 
-/// Target of log lines that come whatever level is wanted, unless there is to be no log: what a signal asks for, and what was dropped.
+/// Target of log lines that come whatever level is wanted, unless there is to be no log: what a signal asks for, and
+/// what was dropped.
 pub(super) const ALWAYS: &str = "always";
 
-/// Starts the log, on standard error. From then on panics go there too: written by the thread that panics, they would hold it up for as
-/// long as nobody reads.
+/// Starts the log, on standard error. From then on panics go there too: written by the thread that panics, they would
+/// hold it up for as long as nobody reads.
 ///
 /// # Errors
 /// What the system said when it refused the thread that writes.

@@ -20,16 +20,19 @@ use log::ALWAYS;
 use signals::Watcher;
 use statistics::Reporter;
 
-/// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that reads at all, and of no
-/// account in the 10 s that containers are given. Less where the drain timeout is less than both together.
+/// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that
+/// reads at all, and of no account in the 10 s that containers are given. Less where the drain timeout is less than
+/// both together.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(500);
 /// The same at least: one that reads gets the last lines where the drain timeout is 0, too.
 const MIN_LAST_LINES_TIMEOUT: Duration = Duration::from_millis(100);
 /// Descriptors that the server needs beside its listeners and its clients: what it waits with, and what wakes it.
 const POLL_DESCRIPTORS: usize = 2;
-/// Descriptors that are in use for a moment now and then: the pool's control loop reads what its threads do, and how many CPUs there are.
+/// Descriptors that are in use for a moment now and then: the pool's control loop reads what its threads do, and how
+/// many CPUs there are.
 const PASSING_DESCRIPTORS: usize = 2;
-/// Most descriptors that are left for clients who are being told that the server is full: with few allowed, an eighth of them.
+/// Most descriptors that are left for clients who are being told that the server is full: with few allowed, an eighth
+/// of them.
 const MAX_TURNED_AWAY_DESCRIPTORS: usize = 64;
 
 /// Exit status and one line, where there is no server.
@@ -114,7 +117,6 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     config.stop_from = args.kill_from.clone().unwrap_or(anyone);
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;
-    config.max_connections = args.max_connections;
     config.max_line_bytes = args.max_line;
     config.max_pending = args.max_pending;
     config.thread_stack_bytes = args.thread_stack;

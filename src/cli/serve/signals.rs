@@ -26,7 +26,8 @@ impl Watcher {
     /// # Errors
     /// One line that says what the system refused.
     pub(super) fn start() -> Result<Watcher, String> {
-        // SIGXFSZ would end the process where a file of the log has reached the limit of its size; the write fails all the same.
+        // SIGXFSZ would end the process where a file of the log has reached the limit of its size; the write fails all
+        // the same.
         let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGXFSZ])
             .map_err(|error| format!("cannot handle signals: {error}"))?;
         // For this thread and those that it starts: one that takes them is enough for the process.

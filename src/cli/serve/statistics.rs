@@ -11,7 +11,8 @@ use tidemill::{Decision, ServerHandle, Stats};
 
 use crate::cli::output::{ATOMIC_BYTES, Output};
 
-/// The longest statistics in a line of the log, which adds a time and a few words, and in its JSON form a byte for each quote.
+/// The longest statistics in a line of the log, which adds a time and a few words, and in its JSON form a byte for each
+/// quote.
 const MAX_LOG_BYTES: usize = ATOMIC_BYTES * 3 / 4;
 /// At most one warning within this time that lines are dropped, for a reader that reads, but too slowly.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
