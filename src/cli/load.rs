@@ -15,7 +15,7 @@ use crate::load::asserts::Asserts;
 use crate::load::merge::merge_runs;
 use crate::load::progress::Bar;
 use crate::load::result::summarize;
-use crate::load::{self, Plan};
+use crate::load::{self, Plan, Tail};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
@@ -188,7 +188,7 @@ fn merged(paths: &[PathBuf]) -> Result<LoadReport, String> {
 }
 
 fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
-    let target = resolve(&args.target)?;
+    let addresses = resolve(&args.target)?;
     let usage = |message: &str| Err((USAGE, message.to_owned()));
     let shape_of = |subject| args.shape.as_ref().filter(|shape| shape.subject == subject);
     if args.rate.is_some() && shape_of(Subject::Rate).is_some() {
@@ -209,12 +209,12 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
         .map_or(u64::from(args.connections), |curve| crate::load::whole(curve.highest().ceil()));
     let connections = usize::try_from(connections).ok().filter(|&connections| connections <= 1_000_000);
     let Some(connections) = connections else { return usage("--shape takes up to 1000000 connections") };
-    let ip = args.advertise_ip.unwrap_or_else(|| target.ip());
     let shape_length = args.shape.as_ref().map(|shape| Duration::from_secs_f64(shape.curve.seconds()));
     let default_duration = shape_length.or_else(|| args.requests.is_none().then_some(DEFAULT_DURATION));
     Ok(Plan {
-        target,
-        tail: format!("\nIP:{ip}\nPort:{}\nStudentID:{}\n", target.port(), args.student_id),
+        target: args.target.clone(),
+        addresses,
+        tail: Tail { advertise_ip: args.advertise_ip, student_id: args.student_id.clone() },
         connections,
         pipeline: args.pipeline as usize,
         requests: args.requests,
@@ -231,7 +231,8 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
     })
 }
 
-fn resolve(target: &str) -> Result<SocketAddr, (u8, String)> {
+/// All addresses of the target, in the order in which to try them.
+fn resolve(target: &str) -> Result<Vec<SocketAddr>, (u8, String)> {
     if !target.contains(':') {
         return Err((USAGE, format!("`{target}` is not HOST:PORT")));
     }
@@ -242,7 +243,10 @@ fn resolve(target: &str) -> Result<SocketAddr, (u8, String)> {
     // `localhost` means the IPv4 address where there is one: that is where a server listens by default.
     let mut addresses: Vec<SocketAddr> = addresses.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
-    addresses.first().copied().ok_or_else(|| (FAILED, format!("{target}: no address")))
+    if addresses.is_empty() {
+        return Err((FAILED, format!("{target}: no address")));
+    }
+    Ok(addresses)
 }
 
 fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {

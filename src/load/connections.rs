@@ -89,6 +89,8 @@ enum Phase {
 struct Slot {
     phase: Phase,
     stream: Option<TcpStream>,
+    /// Which of the plan's addresses it is connected to, or was tried last.
+    address: usize,
     /// When the phase began, or a byte came last, whichever is later.
     heard: u64,
     ledger: Ledger,
@@ -131,6 +133,8 @@ pub(crate) struct Worker<'a> {
     to_open: VecDeque<usize>,
     to_retry: VecDeque<(u64, usize)>,
     connecting: usize,
+    /// Which of the plan's addresses is tried now; once a connection was let in, it stays.
+    address: usize,
     /// Sockets that exist.
     live: usize,
     /// Connections there should be now: slots from here on are surplus.
@@ -180,6 +184,7 @@ impl<'a> Worker<'a> {
         let empty = |_| Slot {
             phase: Phase::Waiting,
             stream: None,
+            address: 0,
             heard: 0,
             ledger: Ledger::new(0),
             held: Vec::new(),
@@ -196,6 +201,7 @@ impl<'a> Worker<'a> {
             to_open: VecDeque::new(),
             to_retry: VecDeque::new(),
             connecting: 0,
+            address: 0,
             live: 0,
             wanted: 0,
             ready: VecDeque::new(),
@@ -341,7 +347,8 @@ impl<'a> Worker<'a> {
 
     fn connect(&mut self, slot: usize) -> Result<(), Fatal> {
         let now = self.now();
-        match TcpStream::connect(self.plan.target) {
+        self.slots[slot].address = self.address;
+        match TcpStream::connect(self.plan.addresses[self.address]) {
             Ok(mut stream) => {
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 self.poll.registry().register(&mut stream, Token(slot), interest).map_err(Fatal::Poll)?;
@@ -366,6 +373,9 @@ impl<'a> Worker<'a> {
         if let Some(fatal) = Fatal::of_connect(&error) {
             return Err(fatal);
         }
+        if self.try_next_address(slot) {
+            return Ok(());
+        }
         self.tally.connections.refused += 1;
         let got = error.to_string();
         self.tally.error(Kind::Refused, now, || Example {
@@ -379,6 +389,25 @@ impl<'a> Worker<'a> {
         }
         self.failed(slot, now);
         Ok(())
+    }
+
+    /// Whether a slot that was not let in tries another address: while nobody was let in at all, or where others were.
+    fn try_next_address(&mut self, slot: usize) -> bool {
+        let place = &mut self.slots[slot];
+        if self.tally.connections.opened == 0 && place.address == self.address {
+            if self.address + 1 == self.plan.addresses.len() {
+                return false;
+            }
+            self.address += 1;
+        }
+        if place.address == self.address {
+            return false;
+        }
+        if self.arrivals.is_some() {
+            place.assigned.take().into_iter().for_each(|due| self.backlog.push_front(due));
+        }
+        self.to_open.push_back(slot);
+        true
     }
 
     /// A connection ended badly: its slot tries again, unless the server seems to be gone.
@@ -440,6 +469,18 @@ impl<'a> Worker<'a> {
     }
 
     fn opened(&mut self, slot: usize, now: u64) {
+        let place = &mut self.slots[slot];
+        if self.tally.connections.opened == 0 {
+            // This address it is. A wildcard address is never the one that was reached.
+            self.address = place.address;
+            if let Some(Ok(peer)) = place.stream.as_ref().map(TcpStream::peer_addr) {
+                self.template.set_tail(&self.plan.tail.of(peer));
+            }
+        } else if place.address != self.address {
+            self.drop_socket(slot);
+            self.try_next_address(slot);
+            return;
+        }
         self.tally.connections.opened += 1;
         let place = &mut self.slots[slot];
         place.phase = Phase::Open;

@@ -33,14 +33,20 @@ pub(crate) struct Template {
 
 impl Template {
     /// `tag` tells this run's requests from those of any other; `tail` is what follows the text in every reply.
-    pub(crate) fn new(tag: [u8; TAG_LEN], tail: &str) -> Self {
+    pub(crate) fn new(tag: [u8; TAG_LEN], tail: &[u8]) -> Self {
         let mut request = [b'-'; REQUEST_LEN];
         request[..5].copy_from_slice(b"HELO ");
         request[5..5 + TAG_LEN].copy_from_slice(&tag);
         request[HEAD_LEN] = b'\n';
         let mut reply = request[..HEAD_LEN].to_vec();
-        reply.extend_from_slice(tail.as_bytes());
+        reply.extend_from_slice(tail);
         Self { reply, request }
+    }
+
+    /// Replies end in `tail` from now on.
+    pub(crate) fn set_tail(&mut self, tail: &[u8]) {
+        self.reply.truncate(HEAD_LEN);
+        self.reply.extend_from_slice(tail);
     }
 
     fn request(&self, connection: u32, number: u32) -> [u8; REQUEST_LEN] {
@@ -491,7 +497,7 @@ mod tests {
         fn with_requests(count: u32) -> Self {
             let mut fixture = Self {
                 ledger: Ledger::new(7),
-                template: Template::new(*b"abcd", TAIL),
+                template: Template::new(*b"abcd", TAIL.as_bytes()),
                 tally: Tally::new(0),
             };
             let mut out = Vec::new();

@@ -18,7 +18,7 @@ mod timer;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::sync::mpsc;
 use std::thread;
@@ -39,9 +39,11 @@ use tidemill::schedule::Curve;
 /// What to do.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) target: SocketAddr,
-    /// What follows the text in every reply.
-    pub(crate) tail: String,
+    /// The server, as it was written.
+    pub(crate) target: String,
+    /// Its addresses, in the order in which they are tried: the first that lets a connection in is it.
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) tail: Tail,
     pub(crate) connections: usize,
     pub(crate) pipeline: usize,
     /// Measured requests; without it the duration ends the run.
@@ -59,6 +61,20 @@ pub(crate) struct Plan {
     /// The server is going to stop, and that is no error.
     pub(crate) expect_stop: bool,
     pub(crate) seed: u64,
+}
+
+/// What follows the text in every reply.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    pub(crate) advertise_ip: Option<IpAddr>,
+    pub(crate) student_id: String,
+}
+
+impl Tail {
+    /// From a server that was reached at `peer`.
+    fn of(&self, peer: SocketAddr) -> Vec<u8> {
+        tidemill::protocol::render_tail(peer, self.advertise_ip, &self.student_id)
+    }
 }
 
 /// What happened.
@@ -120,7 +136,7 @@ pub(crate) fn run(
     watch: &mut dyn FnMut(&Progress),
 ) -> Result<Outcome, Fatal> {
     let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
-    let template = Template::new(tag(plan.seed), &plan.tail);
+    let template = Template::new(tag(plan.seed), &plan.tail.of(plan.addresses[0]));
     let (started, start) = (std::time::SystemTime::now(), Instant::now());
     let mut series = Series::new();
     let mut progress = Progress::new(plan);

@@ -58,7 +58,7 @@ pub(crate) fn summarize(
     let lateness = &outcome.generator.lateness;
     let mut report = LoadReport {
         tidemill: env!("CARGO_PKG_VERSION").to_owned(),
-        target: plan.target.to_string(),
+        target: plan.target.clone(),
         started_unix_seconds: outcome
             .started
             .duration_since(UNIX_EPOCH)

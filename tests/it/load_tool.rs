@@ -8,6 +8,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::wrong_server::{Fault, WrongServer};
+use crate::support::{serve, skipped};
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
 const PATIENT: &str = "20s";
@@ -28,7 +29,10 @@ struct Run {
 
 impl Run {
     fn new(target: &str, arguments: &[&str]) -> Self {
-        let output = tool(target, &[arguments, &["--json"]].concat());
+        Self::of(&tool(target, &[arguments, &["--json"]].concat()))
+    }
+
+    fn of(output: &Output) -> Self {
         let json = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         Self { json, status: output.status.code().unwrap() }
@@ -330,6 +334,76 @@ fn nothing_is_drawn_where_there_is_no_terminal() {
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("requests/s") && text.contains("300") && !text.contains('\x1b'), "{text}");
+}
+
+#[test]
+fn every_way_to_write_an_address_reaches_the_server() {
+    let targets = ["0.0.0.0", "127.0.0.1", "localhost", "[::ffff:127.0.0.1]"];
+    let both = ["[::]", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"];
+    for (bind, targets) in [("0.0.0.0", &targets[..]), ("127.0.0.1", &targets), ("::", &both)] {
+        if bind == "::" && !has_ipv6() {
+            continue;
+        }
+        let server = serve(&format!("--bind {bind}"));
+        for target in targets {
+            let target = format!("{target}:{}", server.address.port());
+            for more in [&[][..], &["-r", "3000", "--reconnect"]] {
+                let run = Run::new(&target, &[&["-c", "2", "-n", "20"], more].concat());
+                assert_eq!((run.errors(), run.status), (vec![], 0), "{target} on {bind}: {}", run.json);
+                assert_eq!(run.json["target"], target);
+            }
+        }
+    }
+}
+
+fn has_ipv6() -> bool {
+    let available = std::net::TcpListener::bind("[::1]:0").is_ok();
+    if !available {
+        skipped("no IPv6 here");
+    }
+    available
+}
+
+/// The tool where `hosts` is the file of names; `None` where the system does not let us have our own.
+fn where_names_are(hosts: &str, target: &str, arguments: &[&str]) -> Option<Run> {
+    let file = Scratch::new("hosts");
+    std::fs::write(file.path(), hosts).unwrap();
+    let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", file.path());
+    let shell = ["--mount", "--map-root-user", "sh", "-c", &script, "sh"];
+    if !Command::new("unshare").args(shell).arg("true").output().is_ok_and(|output| output.status.success()) {
+        skipped("no file of names of our own here");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.args(shell).arg(env!("CARGO_BIN_EXE_tidemill")).args(["load", target, "--json"]).args(arguments);
+    Some(Run::of(&command.output().unwrap()))
+}
+
+#[test]
+fn all_addresses_of_a_name_are_tried() {
+    if !has_ipv6() {
+        return;
+    }
+    let names = "127.0.0.1 both\n::1 both\n::1 six\n::1 six-first\n127.0.0.1 six-first\n";
+    for (bind, names_of_it) in
+        [("::1", &["both", "six", "six-first"][..]), ("127.0.0.1", &["both", "six-first"])]
+    {
+        let server = serve(&format!("--bind {bind}"));
+        for name in names_of_it {
+            let target = format!("{name}:{}", server.address.port());
+            for more in [&[][..], &["--threads", "2"], &["-r", "3000"], &["-r", "3000", "--reconnect"]] {
+                let arguments = [&["-c", "5", "-n", "40"], more].concat();
+                let Some(run) = where_names_are(names, &target, &arguments) else { return };
+                assert_eq!((run.errors(), run.status), (vec![], 0), "{target} on {bind}: {}", run.json);
+                assert_eq!(run.count("requests", "right"), 40, "{target} on {bind}");
+            }
+        }
+    }
+    // Nobody there at any address.
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let run = where_names_are(names, &format!("both:{unused}"), &["-c", "3", "-d", "1h"]);
+    let Some(run) = run else { return };
+    assert_eq!((run.count("connections", "refused"), run.status), (3, 1), "{}", run.json);
 }
 
 /// A file that is gone with the test.

@@ -5,6 +5,8 @@ mod program;
 mod unread;
 pub(crate) mod wrong_server;
 
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,15 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Tells that (a part of) the test that calls this did not run, and counts it. Not by a macro: of a test that passes those
+/// are not shown.
+pub(crate) fn skipped(why: &str) {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    writeln!(std::io::stderr(), "skipped ({count} so far): {name}: {why}").unwrap();
 }
 
 /// A server in this process, on a port of its own.
