@@ -6,7 +6,6 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +14,7 @@ use crate::load::asserts::Asserts;
 use crate::load::merge::merge_runs;
 use crate::load::progress::Bar;
 use crate::load::result::summarize;
-use crate::load::{self, Plan, Tail};
+use crate::load::{self, Interrupts, Plan, Tail};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
@@ -250,13 +249,13 @@ fn resolve(target: &str) -> Result<Vec<SocketAddr>, (u8, String)> {
 }
 
 fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
-    let interrupted = Arc::new(AtomicBool::new(false));
+    let interrupts = Interrupts::default();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // The first ends the run and shows what there is; the second ends the program.
-        let twice =
-            signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), interrupted.clone());
-        let once = signal_hook::flag::register(signal, interrupted.clone());
-        twice.and(once).map_err(|error| format!("cannot handle signals: {error}"))?;
+        // The first ends the run, the second also the wait for what is outstanding; then one more ends the program.
+        let enough = Arc::clone(&interrupts.enough);
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), enough)
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupts.came)))
+            .map_err(|error| format!("cannot handle signals: {error}"))?;
     }
     let needed = plan.connections + SPARE_DESCRIPTORS;
     let limit = super::files::raise_limit(needed);
@@ -266,8 +265,15 @@ fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
         ));
     }
     let bar = Bar::new();
-    let outcome = load::run(plan, &interrupted, &mut |progress| bar.show(progress));
+    let mut told = false;
+    let outcome = load::run(plan, &interrupts, &mut |progress| {
+        bar.show(progress);
+        if interrupts.any() && !std::mem::replace(&mut told, true) {
+            bar.say("tidemill: interrupted: waiting for the replies that are on their way; again, and it ends at once");
+        }
+    });
     bar.clear();
+    interrupts.run_is_over();
     let outcome = outcome.map_err(|fatal| format!("{}: {fatal}", args.target))?;
     let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
     Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, &asserts))

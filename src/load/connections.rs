@@ -9,7 +9,6 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -22,13 +21,16 @@ use super::ledger::{Asked, End, Example, Ledger, Read, Template};
 use super::series::Point;
 use super::tally::{Kind, Tally};
 use super::timer::Timer;
-use super::{Fatal, Plan};
+use super::{EndedEarly, Fatal, Interrupts, Plan};
 use tidemill::schedule::{Arrivals, Curve};
 
 /// One row of the series covers so much at first, in nanoseconds.
 pub(crate) const ROW: u64 = 100_000_000;
 /// How long the peer gets to close its side after we closed ours, in nanoseconds: extra replies are seen until then.
 const LINGER: u64 = 1_000_000_000;
+/// After an interrupt, replies are waited for at least so long, in nanoseconds: longer than a round trip anywhere, and
+/// not longer than a person waits.
+const PATIENCE_NANOS: u64 = 1_000_000_000;
 /// Before a connection that failed is opened again, in nanoseconds.
 const RETRY: u64 = 20_000_000;
 /// Deadlines, the row and the shape are looked at so often.
@@ -72,8 +74,9 @@ pub(crate) struct Done {
     pub(crate) ended: u64,
     /// Requests that were due and could not be sent before the run ended.
     pub(crate) unsent: u64,
-    /// Why the run ended before its time.
-    pub(crate) ended_early: Option<String>,
+    /// The longest time between two turns of the loop, less what it may sleep, in nanoseconds.
+    pub(crate) absent: u64,
+    pub(crate) ended_early: Option<EndedEarly>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +127,7 @@ pub(crate) struct Worker<'a> {
     plan: &'a Plan,
     share: Share,
     start: Instant,
-    interrupted: &'a AtomicBool,
+    interrupts: &'a Interrupts,
     rows: &'a mut dyn FnMut(Row),
     poll: Poll,
     timer: Timer,
@@ -159,7 +162,10 @@ pub(crate) struct Worker<'a> {
     next_expiry: u64,
     offered: u64,
     row: u64,
-    ended_early: Option<String>,
+    absent: u64,
+    ended_early: Option<EndedEarly>,
+    /// After an interrupt: when everything that is still outstanding is given up.
+    give_up_at: u64,
 }
 
 impl<'a> Worker<'a> {
@@ -167,7 +173,7 @@ impl<'a> Worker<'a> {
         plan: &'a Plan,
         share: Share,
         start: Instant,
-        interrupted: &'a AtomicBool,
+        interrupts: &'a Interrupts,
         rows: &'a mut dyn FnMut(Row),
     ) -> Result<Self, Fatal> {
         let poll = Poll::new().map_err(Fatal::Poll)?;
@@ -222,11 +228,13 @@ impl<'a> Worker<'a> {
             next_expiry: 0,
             offered: 0,
             row: 0,
+            absent: 0,
             ended_early: None,
+            give_up_at: u64::MAX,
             plan,
             share,
             start,
-            interrupted,
+            interrupts,
             rows,
         })
     }
@@ -242,6 +250,7 @@ impl<'a> Worker<'a> {
         let mut next_housekeeping = 0;
         let mut ended = None;
         let mut now = self.now();
+        let mut last_woke = now;
         loop {
             if now >= next_housekeeping {
                 next_housekeeping = now + nanoseconds(HOUSEKEEPING);
@@ -269,10 +278,12 @@ impl<'a> Worker<'a> {
                 _ => {}
             }
             let woke = self.now();
+            self.absent = self.absent.max((woke - last_woke).saturating_sub(nanoseconds(HOUSEKEEPING)));
+            last_woke = woke;
             let mut handled = 0;
             for event in &events {
                 if event.token() != TIMER {
-                    self.on_event(event)?;
+                    self.on_event(event);
                     handled += 1;
                 }
             }
@@ -289,6 +300,7 @@ impl<'a> Worker<'a> {
             usage: measured_from.map(|from| usage.since(from)).unwrap_or_default(),
             ended: self.tally.last_reply.max(ended.min(self.deadline)),
             unsent: u64::try_from(self.backlog.len()).unwrap_or(u64::MAX),
+            absent: self.absent,
             ended_early: self.ended_early,
             tally: self.tally,
         })
@@ -365,16 +377,22 @@ impl<'a> Worker<'a> {
                 self.live += 1;
                 Ok(())
             }
-            Err(error) => self.not_connected(slot, error, now),
+            Err(error) => {
+                self.not_connected(slot, error, now);
+                Ok(())
+            }
         }
     }
 
-    fn not_connected(&mut self, slot: usize, error: io::Error, now: u64) -> Result<(), Fatal> {
-        if let Some(fatal) = Fatal::of_connect(&error) {
-            return Err(fatal);
-        }
+    fn not_connected(&mut self, slot: usize, error: io::Error, now: u64) {
         if self.try_next_address(slot) {
-            return Ok(());
+            return;
+        }
+        let address = self.plan.addresses[self.slots[slot].address];
+        if let Some(own_fault) = EndedEarly::of_connect(&error, address) {
+            let assigned = self.slots[slot].assigned.take();
+            self.backlog.extend(assigned);
+            return self.give_up(own_fault);
         }
         self.tally.connections.refused += 1;
         let got = error.to_string();
@@ -388,7 +406,6 @@ impl<'a> Worker<'a> {
             assigned.into_iter().for_each(|due| self.backlog.push_front(due));
         }
         self.failed(slot, now);
-        Ok(())
     }
 
     /// Whether a slot that was not let in tries another address: while nobody was let in at all, or where others were.
@@ -425,37 +442,20 @@ impl<'a> Worker<'a> {
             self.failures >= 2 * all && now > self.tally.last_reply.saturating_add(self.timeout)
         };
         if gone {
-            self.give_up("the server does not answer any more".to_owned());
+            self.give_up(EndedEarly::Gone);
         }
     }
 
-    fn give_up(&mut self, why: String) {
+    fn give_up(&mut self, why: EndedEarly) {
         self.sending = false;
         self.ended_early.get_or_insert(why);
     }
 
-    fn on_event(&mut self, event: &Event) -> Result<(), Fatal> {
+    fn on_event(&mut self, event: &Event) {
         let slot = event.token().0;
         match self.slots[slot].phase {
-            Phase::Waiting => return Ok(()),
-            Phase::Connecting => {
-                let Some(stream) = &self.slots[slot].stream else { return Ok(()) };
-                let outcome = match stream.take_error() {
-                    Ok(None) => match stream.peer_addr() {
-                        Ok(_) => stream.set_nodelay(true),
-                        Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
-                        Err(error) => Err(error),
-                    },
-                    Ok(Some(error)) | Err(error) => Err(error),
-                };
-                let now = self.now();
-                self.connecting -= 1;
-                if let Err(error) = outcome {
-                    self.drop_socket(slot);
-                    return self.not_connected(slot, error, now);
-                }
-                self.opened(slot, now);
-            }
+            Phase::Waiting => return,
+            Phase::Connecting => self.look_whether_connected(slot),
             Phase::Open | Phase::Closing => {
                 if event.is_writable() && !self.slots[slot].unsent.is_empty() {
                     self.flush(slot);
@@ -465,7 +465,41 @@ impl<'a> Worker<'a> {
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(slot, event.is_read_closed() || event.is_error());
         }
-        Ok(())
+    }
+
+    fn look_whether_connected(&mut self, slot: usize) {
+        let Some(stream) = &self.slots[slot].stream else { return };
+        let outcome = match stream.take_error() {
+            Ok(None) => match stream.peer_addr() {
+                Ok(_) => stream.set_nodelay(true),
+                Err(error) if error.kind() == ErrorKind::NotConnected => return,
+                Err(error) => Err(error),
+            },
+            Ok(Some(error)) | Err(error) => Err(error),
+        };
+        let now = self.now();
+        self.connecting -= 1;
+        match outcome {
+            Ok(()) => self.opened(slot, now),
+            Err(error) => {
+                self.drop_socket(slot);
+                self.not_connected(slot, error, now);
+            }
+        }
+    }
+
+    /// Takes in what lies in the socket, for whoever is about to judge its silence: this process may not have run for long.
+    fn catch_up(&mut self, slot: usize) {
+        match self.slots[slot].phase {
+            Phase::Waiting => {}
+            Phase::Connecting => self.look_whether_connected(slot),
+            Phase::Open | Phase::Closing => {
+                if !self.slots[slot].unsent.is_empty() {
+                    self.flush(slot);
+                }
+                self.read(slot, false);
+            }
+        }
     }
 
     fn opened(&mut self, slot: usize, now: u64) {
@@ -622,10 +656,15 @@ impl<'a> Worker<'a> {
     }
 
     fn flush(&mut self, slot: usize) {
+        let now = self.now();
         let place = &mut self.slots[slot];
         let Some(stream) = &mut place.stream else { return };
         match stream.write(&place.unsent) {
-            Ok(sent) => drop(place.unsent.drain(..sent)),
+            Ok(sent) => {
+                place.unsent.drain(..sent);
+                // The peer could not answer before it got this.
+                place.heard = now;
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => {
                 place.reset = error.kind() == ErrorKind::ConnectionReset;
@@ -633,7 +672,6 @@ impl<'a> Worker<'a> {
             }
         }
         if place.unsent.is_empty() {
-            let now = self.now();
             self.go_on(slot, now);
         }
     }
@@ -766,8 +804,23 @@ impl<'a> Worker<'a> {
 
     fn housekeeping(&mut self, now: u64) -> Result<(), Fatal> {
         self.flush_row(now);
-        if self.interrupted.load(Ordering::Relaxed) && self.sending {
-            self.give_up("interrupted".to_owned());
+        match self.interrupts.count() {
+            0 => {}
+            1 if self.give_up_at == u64::MAX => {
+                self.give_up(EndedEarly::Interrupted);
+                // The replies that are on their way are still waited for, as long as such replies take.
+                let patience = (2 * self.tally.slowest).max(PATIENCE_NANOS).min(self.timeout);
+                self.give_up_at = now + patience;
+            }
+            1 => {}
+            _ => {
+                self.sending = false;
+                self.ended_early = Some(EndedEarly::InterruptedTwice);
+                self.give_up_at = now;
+            }
+        }
+        if now >= self.give_up_at {
+            self.abandon(now);
         }
         let over = now >= self.deadline && self.backlog.is_empty();
         // In the open loop what was due before the end is still sent, for as long as a reply may take.
@@ -809,9 +862,38 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Ends everything that is still there, after a last look at what came.
+    fn abandon(&mut self, now: u64) {
+        for slot in 0..self.slots.len() {
+            self.catch_up(slot);
+            match self.slots[slot].phase {
+                Phase::Waiting => {}
+                Phase::Connecting => {
+                    self.connecting -= 1;
+                    self.drop_socket(slot);
+                }
+                Phase::Open | Phase::Closing => self.end(slot, Ending::Dropped),
+            }
+            self.backlog.extend(self.slots[slot].assigned.take().filter(|&due| due <= now));
+        }
+    }
+
     fn expire(&mut self, now: u64) {
         let before = now.saturating_sub(self.timeout);
         for slot in 0..self.slots.len() {
+            let place = &self.slots[slot];
+            let is_overdue = match place.phase {
+                Phase::Waiting => false,
+                Phase::Connecting => place.heard < before,
+                Phase::Open => {
+                    place.ledger.outstanding() > 0
+                        && place.heard.min(place.ledger.oldest().unwrap_or(0)) < before
+                }
+                Phase::Closing => place.heard < now.saturating_sub(LINGER),
+            };
+            if is_overdue {
+                self.catch_up(slot);
+            }
             let place = &mut self.slots[slot];
             match place.phase {
                 Phase::Waiting => {}
@@ -819,8 +901,7 @@ impl<'a> Worker<'a> {
                     self.connecting -= 1;
                     self.drop_socket(slot);
                     let error = io::Error::new(ErrorKind::TimedOut, "not accepted within the timeout");
-                    // A timeout is none of the errors that end the run.
-                    drop(self.not_connected(slot, error, now));
+                    self.not_connected(slot, error, now);
                 }
                 Phase::Open if place.ledger.outstanding() > 0 => {
                     let expired =

@@ -12,6 +12,8 @@ use super::histogram::Latencies;
 const NEVER_IDLE: f64 = 0.95;
 /// Requests of the open loop may be sent so late without a word, in nanoseconds.
 const LATE: u64 = 1_000_000;
+/// A thread that did not run for so long, in nanoseconds, was stopped: latencies hold that time, and say nothing of the server.
+const ABSENT_NANOS: u64 = 500_000_000;
 /// A lateness above this share of the latency it is part of spoils it.
 const LATE_SHARE: f64 = 0.25;
 
@@ -59,6 +61,8 @@ pub(crate) struct Generator {
     pub(crate) seconds: f64,
     /// How late the generator itself was.
     pub(crate) lateness: Latencies,
+    /// The longest time between two turns of a thread's loop, less what it may sleep, in nanoseconds.
+    pub(crate) absent: u64,
     /// Whether requests had a time at which they were due.
     pub(crate) open_loop: bool,
     /// The 99th percentile of the measured latency, in nanoseconds.
@@ -84,6 +88,12 @@ impl Generator {
                 }
             }
         }
+        if self.absent > ABSENT_NANOS {
+            reasons.push(format!(
+                "the generator did not run for {:.1} s: stopped, or without a core",
+                self.absent as f64 / 1e9
+            ));
+        }
         let (late, p99) = (self.lateness.percentile(99.0).unwrap_or(0), self.p99.unwrap_or(0));
         if self.open_loop && late > LATE && late as f64 > p99 as f64 * LATE_SHARE {
             reasons.push(format!(
@@ -104,7 +114,7 @@ mod tests {
         let mut lateness = Latencies::new();
         lateness.record_n(late, 10_000);
         let threads = vec![Usage { cpu_seconds, waited_seconds: 0.1 }];
-        Generator { threads, seconds: 1.0, lateness, open_loop, p99: Some(4_000_000) }
+        Generator { threads, seconds: 1.0, lateness, absent: 0, open_loop, p99: Some(4_000_000) }
     }
 
     #[test]

@@ -18,8 +18,9 @@ mod timer;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,7 +74,90 @@ pub(crate) struct Tail {
 impl Tail {
     /// From a server that was reached at `peer`.
     fn of(&self, peer: SocketAddr) -> Vec<u8> {
-        tidemill::protocol::render_tail(peer, self.advertise_ip, &self.student_id)
+        tidemill::protocol::render_tail(&peer.into(), self.advertise_ip, &self.student_id)
+    }
+}
+
+/// What the user's interrupts have come to.
+#[derive(Debug, Default)]
+pub(crate) struct Interrupts {
+    /// Set by a signal handler, taken back by whoever sees it first.
+    pub(crate) came: Arc<AtomicBool>,
+    /// How many were seen.
+    seen: AtomicU8,
+    /// Set when one more may end the program without an account.
+    pub(crate) enough: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// How many came, of which those within a few milliseconds are one.
+    fn count(&self) -> u8 {
+        // Nothing else is read or written by the signal handler: there is nothing to order.
+        if self.came.load(Ordering::Relaxed) && self.came.swap(false, Ordering::Relaxed) {
+            let seen = self.seen.fetch_add(1, Ordering::Relaxed);
+            self.enough.fetch_or(seen > 0, Ordering::Relaxed);
+        }
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// Whether the run has been asked to end.
+    pub(crate) fn any(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) > 0
+    }
+
+    /// The run is over: from now on an interrupt ends the program.
+    pub(crate) fn run_is_over(&self) {
+        self.enough.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Why a run ended before its time.
+#[derive(Debug, Clone)]
+pub(crate) enum EndedEarly {
+    /// The server does not answer any more.
+    Gone,
+    /// It waited for the replies that were on their way.
+    Interrupted,
+    /// It did not.
+    InterruptedTwice,
+    /// The generator ran out of something of its own: that says nothing about the server.
+    OutOf(&'static str),
+}
+
+impl EndedEarly {
+    /// The errors of a connect to `address` that say nothing about the server.
+    fn of_connect(error: &io::Error, address: SocketAddr) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            // The same error is told where there is no way to the address at all, by a socket without ports to run out of too.
+            Errno::ADDRNOTAVAIL if is_reachable(address) => Some(Self::OutOf(
+                "local ports for this target, which closed connections hold for a minute: use fewer connections, with \
+                 --reconnect a lower --rate, or widen net.ipv4.ip_local_port_range",
+            )),
+            Errno::MFILE | Errno::NFILE => {
+                Some(Self::OutOf("file descriptors: use fewer connections, or raise `ulimit -n`"))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether the system knows a way to `address`.
+fn is_reachable(address: SocketAddr) -> bool {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect(address)).is_ok()
+}
+
+impl fmt::Display for EndedEarly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the server does not answer any more"),
+            Self::Interrupted => f.write_str("interrupted"),
+            Self::InterruptedTwice => {
+                f.write_str("interrupted twice: replies that were on their way were not waited for")
+            }
+            Self::OutOf(what) => write!(f, "the generator is out of {what}"),
+        }
     }
 }
 
@@ -91,38 +175,19 @@ pub(crate) struct Outcome {
     /// Of the generator, in the measured part.
     cpu_seconds: f64,
     series: Series,
-    ended_early: Option<String>,
+    ended_early: Option<EndedEarly>,
 }
 
 /// Why there is no outcome.
 #[derive(Debug)]
 pub(crate) enum Fatal {
-    /// The system has no more local ports for this target.
-    OutOfPorts,
-    /// This process, or the system, has no more descriptors.
-    OutOfDescriptors,
     Poll(io::Error),
     Thread(io::Error),
-}
-
-impl Fatal {
-    /// The errors of a connect that say nothing about the server.
-    fn of_connect(error: &io::Error) -> Option<Self> {
-        match Errno::from_io_error(error)? {
-            Errno::ADDRNOTAVAIL => Some(Self::OutOfPorts),
-            Errno::MFILE | Errno::NFILE => Some(Self::OutOfDescriptors),
-            _ => None,
-        }
-    }
 }
 
 impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::OutOfPorts => f.write_str(
-                "out of local ports for this target: use fewer connections, or widen net.ipv4.ip_local_port_range",
-            ),
-            Self::OutOfDescriptors => f.write_str("out of file descriptors: use fewer connections, or raise `ulimit -n`"),
             Self::Poll(error) => write!(f, "cannot poll: {error}"),
             Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
         }
@@ -132,7 +197,7 @@ impl fmt::Display for Fatal {
 /// Floods the target as planned, and tells `watch` how it goes about ten times a second.
 pub(crate) fn run(
     plan: &Plan,
-    interrupted: &AtomicBool,
+    interrupts: &Interrupts,
     watch: &mut dyn FnMut(&Progress),
 ) -> Result<Outcome, Fatal> {
     let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
@@ -148,7 +213,7 @@ pub(crate) fn run(
     let share = |thread| share(plan, thread, threads, &template);
     if threads == 1 {
         // No second thread: a process of one saves every system call the counting of who uses its descriptors.
-        let done = Worker::new(plan, share(0), start, interrupted, &mut collect)?.run()?;
+        let done = Worker::new(plan, share(0), start, interrupts, &mut collect)?.run()?;
         return Ok(put_together(plan, started, vec![done], series, Usage::default()));
     }
     let before = Usage::of_thread();
@@ -160,7 +225,7 @@ pub(crate) fn run(
             let flood = move || {
                 // Nobody listens when another thread has failed: this one is told by its own error soon.
                 let mut send = |row| drop(rows.send(row));
-                Worker::new(plan, share, start, interrupted, &mut send)?.run()
+                Worker::new(plan, share, start, interrupts, &mut send)?.run()
             };
             let spawned = thread::Builder::new().name(format!("load-{thread}")).spawn_scoped(scope, flood);
             handles.push(spawned.map_err(Fatal::Thread)?);
@@ -190,7 +255,7 @@ fn put_together(
     let mut connections = Connections::default();
     let mut examples: Vec<(Kind, First)> = Vec::new();
     let mut lateness = Latencies::new();
-    let (mut unsent, mut ended, mut ended_early, mut threads) = (0, 0, None, Vec::new());
+    let (mut unsent, mut ended, mut absent, mut ended_early, mut threads) = (0, 0, 0, None, Vec::new());
     for one in done {
         measured.add(&one.tally.measured());
         total.add(&one.tally.total());
@@ -198,6 +263,7 @@ fn put_together(
         lateness.add(&one.lateness.sparse());
         unsent += one.unsent;
         ended = ended.max(one.ended);
+        absent = absent.max(one.absent);
         ended_early = ended_early.or(one.ended_early);
         threads.push(one.usage);
         examples.extend(one.tally.examples);
@@ -213,6 +279,7 @@ fn put_together(
         threads,
         seconds,
         lateness,
+        absent,
         open_loop: plan.rate.is_some(),
         p99: latencies.percentile(99.0),
     };

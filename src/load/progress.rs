@@ -1,5 +1,6 @@
 //! How far a run is, and the bar that shows it; the bar is there only when standard error is a terminal.
 
+use std::io::{self, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -95,6 +96,12 @@ impl Bar {
         let left = progress.left().map_or_else(String::new, |left| format!(" · {} s left", left.as_secs()));
         self.bar.set_position(super::whole(progress.share() * WHOLE as f64));
         self.bar.set_message(format!("{}/s · {errors}{left}", crate::report::number(progress.rate())));
+    }
+
+    /// Writes a line to standard error, where there is no bar too.
+    pub(crate) fn say(&self, line: &str) {
+        // Whoever closed it does not want to read it.
+        self.bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
     }
 
     pub(crate) fn clear(&self) {

@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 use super::asserts::{Assert, Count, Subject};
 use super::histogram::Latencies;
 use super::tally::Counts;
-use super::{Outcome, Plan};
+use super::{EndedEarly, Outcome, Plan};
 use crate::report::load::{
     self, Connections, Example, Generator, Latency, Lateness, LoadReport, Options, Point, Requests, Verdict,
 };
@@ -50,7 +50,10 @@ pub(crate) fn summarize(
     asserts: &[Assert],
 ) -> LoadReport {
     let seconds = outcome.generator.seconds;
-    let reasons = outcome.generator.reasons();
+    let mut reasons = outcome.generator.reasons();
+    if let Some(own_fault @ EndedEarly::OutOf(_)) = &outcome.ended_early {
+        reasons.push(own_fault.to_string());
+    }
     let right = outcome.measured.right;
     let busiest =
         outcome.generator.threads.iter().max_by(|one, other| one.cpu_seconds.total_cmp(&other.cpu_seconds));
@@ -108,7 +111,7 @@ pub(crate) fn summarize(
         asserts: Vec::new(),
         verdict: Verdict::Ok,
         problems: Vec::new(),
-        ended_early: outcome.ended_early.clone(),
+        ended_early: outcome.ended_early.as_ref().map(EndedEarly::to_string),
         examples: examples(plan, outcome),
         series_step_seconds: outcome.series.step(),
         series: series(plan, outcome),
@@ -190,6 +193,10 @@ fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {
         }
     };
     let expect_stop = report.options.expect_stop;
+    let own_fault = matches!(outcome.ended_early, Some(EndedEarly::OutOf(_)));
+    let interrupted =
+        matches!(outcome.ended_early, Some(EndedEarly::Interrupted | EndedEarly::InterruptedTwice));
+    let gone = matches!(outcome.ended_early, Some(EndedEarly::Gone));
     problem(total.wrong, "replies wrong");
     problem(total.reordered, "replies reordered");
     problem(total.duplicated, "replies duplicated");
@@ -198,15 +205,18 @@ fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {
     problem(connections.reset, "connections reset");
     problem(connections.closed_early, "connections closed early");
     if !expect_stop {
-        problem(total.unsent, "requests due, but never sent");
+        // Somebody who ends a run does not ask for what was due.
+        if !own_fault && !interrupted {
+            problem(total.unsent, "requests due, but never sent");
+        }
         problem(connections.refused, "connections refused");
     } else if connections.stopped == 0 {
         problems.push("the server did not stop".to_owned());
     }
-    if let Some(why) = report.ended_early.as_ref().filter(|_| !expect_stop) {
+    if let Some(why) = report.ended_early.as_ref().filter(|_| gone && !expect_stop) {
         problems.push(format!("ended early: {why}"));
     }
-    if total.right == 0 && problems.is_empty() {
+    if total.right == 0 && problems.is_empty() && !own_fault {
         problems.push("no request was answered".to_owned());
     }
     let failed = report.asserts.iter().filter(|assert| !assert.holds).count();

@@ -132,6 +132,8 @@ pub(crate) struct Tally {
     pub(crate) last_said: Option<String>,
     /// When the last reply came that answered a request.
     pub(crate) last_reply: u64,
+    /// The longest that a right reply took since its request was sent.
+    pub(crate) slowest: u64,
 }
 
 impl Tally {
@@ -145,6 +147,7 @@ impl Tally {
             recent: Recent { sent: 0, right: 0, errors: 0, latencies: Latencies::new() },
             last_said: None,
             last_reply: 0,
+            slowest: 0,
         }
     }
 
@@ -171,6 +174,7 @@ impl Tally {
         self.counts(asked).right += count;
         self.recent.right += count;
         self.last_reply = now;
+        self.slowest = self.slowest.max(now.saturating_sub(asked.sent));
         if asked.due >= self.measure_from {
             self.recent.latencies.record_n(now.saturating_sub(asked.due), count);
         }

@@ -1,24 +1,25 @@
 //! `tidemill load` against servers that are wrong in one way each, and what it says of itself.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::wrong_server::{Fault, WrongServer};
-use crate::support::{serve, skipped};
+use crate::support::{Ended, eventually, freeze, program, serve, skipped};
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
 const PATIENT: &str = "20s";
 /// Waited for where a reply never comes.
 const IMPATIENT: &str = "700ms";
 
-fn tool(target: &str, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidemill"));
-    command.arg("load").arg(target).args(arguments).stdin(Stdio::null());
-    command.env_remove("STUDENT_ID").output().unwrap()
+fn tool(target: &str, arguments: &[&str]) -> Ended {
+    Ended::of(program().arg("load").arg(target).args(arguments))
 }
 
 /// What a run said, and its exit status.
@@ -32,10 +33,11 @@ impl Run {
         Self::of(&tool(target, &[arguments, &["--json"]].concat()))
     }
 
-    fn of(output: &Output) -> Self {
-        let json = serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-        Self { json, status: output.status.code().unwrap() }
+    #[track_caller]
+    fn of(ended: &Ended) -> Self {
+        let status = ended.status.code().unwrap_or_else(|| panic!("it does not end: {ended:?}"));
+        let json = serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {ended:?}"));
+        Self { json, status }
     }
 
     fn count(&self, group: &str, name: &str) -> u64 {
@@ -321,7 +323,7 @@ fn wrong_usage_is_one_line_and_status_2() {
         &["-c", "0"],
     ] {
         let output = tool("127.0.0.1:1", arguments);
-        let error = String::from_utf8(output.stderr).unwrap();
+        let error = output.stderr;
         assert_eq!((output.status.code(), error.lines().count()), (Some(2), 1), "{arguments:?}: {error}");
     }
     assert_eq!(tool("nowhere", &[]).status.code(), Some(2));
@@ -331,8 +333,8 @@ fn wrong_usage_is_one_line_and_status_2() {
 fn nothing_is_drawn_where_there_is_no_terminal() {
     let server = WrongServer::start(Fault::None);
     let output = tool(&server.address(), &["-c", "1", "-n", "300"]);
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
-    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.stderr, "");
+    let text = output.stdout;
     assert!(text.contains("requests/s") && text.contains("300") && !text.contains('\x1b'), "{text}");
 }
 
@@ -376,7 +378,7 @@ fn where_names_are(hosts: &str, target: &str, arguments: &[&str]) -> Option<Run>
     }
     let mut command = Command::new("unshare");
     command.args(shell).arg(env!("CARGO_BIN_EXE_tidemill")).args(["load", target, "--json"]).args(arguments);
-    Some(Run::of(&command.output().unwrap()))
+    Some(Run::of(&Ended::of(&mut command)))
 }
 
 #[test]
@@ -404,6 +406,179 @@ fn all_addresses_of_a_name_are_tried() {
     let run = where_names_are(names, &format!("both:{unused}"), &["-c", "3", "-d", "1h"]);
     let Some(run) = run else { return };
     assert_eq!((run.count("connections", "refused"), run.status), (3, 1), "{}", run.json);
+}
+
+/// A run that goes on beside the test.
+struct Flood {
+    child: Child,
+    /// What it says on standard error.
+    words: BufReader<ChildStderr>,
+}
+
+impl Flood {
+    fn start(target: &str, arguments: &[&str]) -> Self {
+        let mut command = program();
+        command.args(["load", target, "--json"]).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let words = BufReader::new(child.stderr.take().unwrap());
+        Self { child, words }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for the end.
+    #[track_caller]
+    fn end(mut self) -> Run {
+        let mut stdout = self.child.stdout.take().unwrap();
+        let reader = thread::spawn(move || {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).unwrap();
+            text
+        });
+        let mut status = None;
+        eventually("the run ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        Run::of(&Ended { status: status.unwrap(), stdout: reader.join().unwrap(), stderr: String::new() })
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        // It has ended, unless the test fails.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn replies_that_came_while_it_was_stopped_are_read_before_they_are_called_lost() {
+    let timeout = Duration::from_millis(300);
+    for arguments in [&["-P", "8"][..], &["--threads", "2"], &["-r", "5000", "-P", "8"], &["--reconnect"]] {
+        let server = WrongServer::start(Fault::None);
+        let arguments = [&["-c", "4", "-d", "1h", "--timeout", "300ms"], arguments].concat();
+        let flood = Flood::start(&server.address(), &arguments);
+        eventually("requests are sent", || server.requests() > 100);
+        freeze(flood.pid());
+        let since = Instant::now();
+        // More than ABSENT_NANOS, too.
+        eventually("all timeouts have passed", || since.elapsed() > 3 * timeout);
+        let before = server.requests();
+        flood.signal(Signal::CONT);
+        eventually("it goes on", || server.requests() > before + 100);
+        flood.signal(Signal::INT);
+        let run = flood.end();
+        let mut errors = run.errors();
+        // What was due while it was stopped may not all have been sent when the interrupt came.
+        errors.retain(|(kind, _)| kind != "unsent");
+        assert_eq!((errors, run.status), (vec![], 0), "{arguments:?}: {}", run.json);
+        assert_eq!(run.json["verdict"], "invalid", "{arguments:?}");
+        assert!(run.json["problems"].to_string().contains("did not run for"), "{}", run.json["problems"]);
+    }
+}
+
+#[test]
+fn frozen_server_is_not_waited_for_once_interrupted() {
+    for arguments in [&["-P", "8"][..], &["-r", "2000"], &["-P", "8", "--threads", "2"]] {
+        let server = serve("");
+        let arguments = [&["-c", "4", "-d", "1h", "--timeout", "1h"], arguments].concat();
+        let mut flood = Flood::start(&server.address.to_string(), &arguments);
+        eventually("requests are answered", || server.stats()["replies_total"].as_u64() > Some(100));
+        server.freeze();
+        let since = Instant::now();
+        eventually("requests were due meanwhile", || since.elapsed() > Duration::from_millis(50));
+        flood.signal(Signal::INT);
+        let mut said = String::new();
+        flood.words.read_line(&mut said).unwrap();
+        assert!(said.contains("interrupted"), "{said}");
+        let run = flood.end();
+        assert!(run.count("requests", "right") >= 100, "{}", run.json);
+        assert!(run.count("requests", "lost") >= 1 && run.status == 1, "{}", run.json);
+        assert_eq!(run.json["ended_early"], "interrupted");
+        server.resume();
+    }
+}
+
+#[test]
+fn second_interrupt_gives_the_account_at_once() {
+    // A server this slow is waited for longer than any test.
+    let server = WrongServer::start(Fault::SleepThenSilence(Duration::from_secs(1)));
+    let mut flood = Flood::start(&server.address(), &["-c", "1", "-d", "1h", "--timeout", "1h"]);
+    eventually("the slow reply has come", || server.requests() == 5);
+    flood.signal(Signal::INT);
+    flood.words.read_line(&mut String::new()).unwrap();
+    flood.signal(Signal::INT);
+    let run = flood.end();
+    assert_eq!(
+        (run.count("requests", "right"), run.errors()),
+        (4, vec![("lost".to_owned(), 1)]),
+        "{}",
+        run.json
+    );
+    assert_eq!(run.status, 1);
+    assert!(run.json["ended_early"].as_str().unwrap().contains("twice"), "{}", run.json);
+}
+
+#[test]
+fn interrupt_that_loses_nothing_is_no_failure() {
+    for arguments in [&[][..], &["-r", "2000"], &["--reconnect"], &["--warm-up", "1h"]] {
+        let server = WrongServer::start(Fault::None);
+        let flood = Flood::start(&server.address(), &[&["-c", "3", "-d", "1h"], arguments].concat());
+        eventually("requests are sent", || server.requests() > 100);
+        flood.signal(Signal::TERM);
+        let run = flood.end();
+        assert_eq!((run.errors(), run.status), (vec![], 0), "{arguments:?}: {}", run.json);
+        assert!(run.count("total", "right") >= 100, "{arguments:?}: {}", run.json);
+        assert_eq!(run.json["ended_early"], "interrupted");
+    }
+}
+
+/// It has ended early for want of something of its own, and nothing of that is the server's fault.
+fn assert_out_of(what: &str, run: &Run) {
+    assert_eq!(run.json["verdict"], "invalid", "{}", run.json);
+    assert_eq!((run.count("requests", "lost"), run.count("requests", "wrong"), run.status), (0, 0, 0));
+    assert!(run.json["ended_early"].as_str().unwrap().contains(what), "{}", run.json["ended_early"]);
+    assert!(run.json["problems"].to_string().contains(what), "{}", run.json["problems"]);
+}
+
+#[test]
+fn running_out_of_descriptors_ends_a_run_and_makes_it_invalid() {
+    for arguments in [&[][..], &["-r", "2000"]] {
+        let server = WrongServer::start(Fault::None);
+        let arguments = [&["-c", "8", "-d", "1h", "--reconnect"], arguments].concat();
+        let flood = Flood::start(&server.address(), &arguments);
+        eventually("requests are sent", || server.requests() > 100);
+        let few = Rlimit { current: Some(4), maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(Some(flood.pid()), Resource::Nofile, few).unwrap();
+        assert_out_of("file descriptors", &flood.end());
+    }
+}
+
+#[test]
+fn running_out_of_local_ports_ends_a_run_and_makes_it_invalid() {
+    // A network of its own, with few ports.
+    let script = "ip link set lo up && echo 40000 40029 >/proc/sys/net/ipv4/ip_local_port_range || exit 77
+        \"$0\" serve 30000 >&2 &
+        until \"$0\" client H 127.0.0.1 30000 >&2; do kill -0 $! || exit 77; done
+        \"$0\" load 127.0.0.1:30000 --json \"$@\"
+        status=$?; kill $!; exit $status";
+    let few = ["-c", "4", "-d", "1h", "--reconnect"];
+    for arguments in [&few[..], &[&few[..], &["-r", "2000"]].concat(), &["-c", "200", "-d", "1h"]] {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--map-root-user", "sh", "-c", script, env!("CARGO_BIN_EXE_tidemill")]);
+        let ended = Ended::of(command.args(arguments));
+        if ended.status.code() == Some(77) {
+            return skipped("no network of our own here");
+        }
+        assert_out_of("local ports", &Run::of(&ended));
+    }
 }
 
 /// A file that is gone with the test.
@@ -438,8 +613,8 @@ fn runs_are_written_compared_and_merged() {
     assert!(html.starts_with("<!doctype html>") && html.contains("latency · other run"));
 
     let merge = ["load", "--json", "--merge", run.path(), "--merge", run.path()];
-    let output = Command::new(env!("CARGO_BIN_EXE_tidemill")).args(merge).output().unwrap();
-    let sum: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let output = Ended::of(program().args(merge));
+    let sum: Value = serde_json::from_str(&output.stdout).unwrap();
     assert_eq!(
         (&sum["requests"]["right"], &sum["latency_us"]["count"]),
         (&Value::from(300), &Value::from(300))

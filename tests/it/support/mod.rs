@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tidemill::{Handler, Reply, Request, Server, Stats};
 
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
-pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, program, scratch, serve};
+pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, freeze, program, scratch, serve};
 pub(crate) use unread::Unread;
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
@@ -35,7 +35,7 @@ pub(crate) fn skipped(why: &str) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     let name = std::thread::current().name().unwrap_or_default().to_owned();
-    writeln!(std::io::stderr(), "skipped ({count} so far): {name}: {why}").unwrap();
+    drop(writeln!(std::io::stderr(), "skipped ({count} so far): {name}: {why}"));
 }
 
 /// A server in this process, on a port of its own.

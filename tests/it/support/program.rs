@@ -195,15 +195,7 @@ impl Serving {
 
     /// Stops the process in its tracks: from when this returns until `resume`, it runs not one instruction.
     pub(crate) fn freeze(&self) {
-        self.signal(Signal::STOP);
-        eventually("the process is frozen", || {
-            let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-            tasks.flatten().all(|task| {
-                // A thread that has just ended is no longer running either.
-                let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
-            })
-        });
+        freeze(self.pid());
     }
 
     pub(crate) fn resume(&self) {
@@ -304,6 +296,19 @@ impl Serving {
         }
         Ended { status, stdout: self.output(), stderr }
     }
+}
+
+/// Stops a process in its tracks: from when this returns until it gets SIGCONT, it runs not one instruction.
+pub(crate) fn freeze(process: Pid) {
+    kill_process(process, Signal::STOP).unwrap();
+    eventually("the process is frozen", || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+        tasks.flatten().all(|task| {
+            // A thread that has just ended is no longer running either.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
+    });
 }
 
 impl Drop for Serving {

@@ -40,6 +40,8 @@ pub(crate) enum Fault {
     Rubbish,
     /// The server sleeps for this long before the reply.
     Sleep(Duration),
+    /// The same, and no reply to those that follow.
+    SleepThenSilence(Duration),
     /// Every connection is told that the server is full.
     Full,
     /// From here on, each connection gets so many replies and the end of stream.
@@ -86,6 +88,11 @@ impl WrongServer {
 
     pub(crate) fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Requests that it has got.
+    pub(crate) fn requests(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
     }
 }
 
@@ -155,8 +162,9 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
                 String::new()
             }
             Fault::AlwaysSilent => String::new(),
+            Fault::SleepThenSilence(_) if shared.requests.load(Ordering::SeqCst) > 4 => String::new(),
             Fault::Rubbish => "what?\n".to_owned(),
-            Fault::Sleep(length) if fourth => {
+            Fault::Sleep(length) | Fault::SleepThenSilence(length) if fourth => {
                 thread::sleep(length);
                 right
             }
