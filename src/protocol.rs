@@ -32,13 +32,23 @@ pub fn render_helo(text: &[u8], tail: &[u8], reply: &mut Vec<u8>) {
     reply.extend_from_slice(tail);
 }
 
+/// What a server tells clients instead of the address that they reached, where it is known to them by another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Advertise {
+    /// Instead of the IP address.
+    pub ip: Option<IpAddr>,
+    /// Instead of the port.
+    pub port: Option<u16>,
+}
+
 /// What follows the text in each reply: `\nIP:<ip>\nPort:<port>\nStudentID:<id>\n`.
 ///
 /// An IPv4 address mapped into IPv6, as a socket on `::` has it, is written as the IPv4 address that the client reached; a
 /// Unix socket has `IP:unix` and `Port:0`.
-pub fn render_tail(local: &Address, advertise_ip: Option<IpAddr>, student_id: &str) -> Vec<u8> {
-    let ip = advertise_ip.or_else(|| local.ip()).map_or_else(|| "unix".to_owned(), |ip| ip.to_string());
-    format!("\nIP:{ip}\nPort:{}\nStudentID:{student_id}\n", local.port()).into_bytes()
+pub fn render_tail(local: &Address, advertise: Advertise, student_id: &str) -> Vec<u8> {
+    let ip = advertise.ip.or_else(|| local.ip()).map_or_else(|| "unix".to_owned(), |ip| ip.to_string());
+    let port = advertise.port.unwrap_or_else(|| local.port());
+    format!("\nIP:{ip}\nPort:{port}\nStudentID:{student_id}\n").into_bytes()
 }
 
 /// White space is space, `\t`, `\r`, `\x0b` and `\x0c`; `u8::is_ascii_whitespace` leaves `\x0b` out.
@@ -82,13 +92,15 @@ mod tests {
 
     #[test]
     fn the_tail_names_the_address_that_was_reached() {
-        let tail = |local: &str, advertise: Option<&str>| {
-            let ip = advertise.map(|ip| ip.parse().unwrap());
-            String::from_utf8(render_tail(&local.parse().unwrap(), ip, "16336617")).unwrap()
+        let known_as = |local: &str, ip: Option<&str>, port: Option<u16>| {
+            let advertise = Advertise { ip: ip.map(|ip| ip.parse().unwrap()), port };
+            String::from_utf8(render_tail(&local.parse().unwrap(), advertise, "16336617")).unwrap()
         };
+        let tail = |local: &str, ip: Option<&str>| known_as(local, ip, None);
         assert_eq!(tail("10.0.0.7:8000", None), "\nIP:10.0.0.7\nPort:8000\nStudentID:16336617\n");
         assert_eq!(tail("[::1]:80", None), "\nIP:::1\nPort:80\nStudentID:16336617\n");
         assert_eq!(tail("[::ffff:10.0.0.7]:80", None), "\nIP:10.0.0.7\nPort:80\nStudentID:16336617\n");
         assert_eq!(tail("10.0.0.7:80", Some("1.2.3.4")), "\nIP:1.2.3.4\nPort:80\nStudentID:16336617\n");
+        assert_eq!(known_as("10.0.0.7:80", None, Some(9)), "\nIP:10.0.0.7\nPort:9\nStudentID:16336617\n");
     }
 }

@@ -18,6 +18,7 @@ use crate::load::{self, Interrupts, Plan, Tail};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
+use tidemill::protocol::Advertise;
 use tidemill::schedule::{Curve, Shape, Subject};
 
 use super::{USAGE, fail};
@@ -101,6 +102,10 @@ pub(crate) struct LoadArgs {
     /// The IP address in the replies [default: the server's]
     #[arg(long, value_name = "IP")]
     advertise_ip: Option<IpAddr>,
+
+    /// The port in the replies [default: the server's]
+    #[arg(long, value_name = "PORT")]
+    advertise_port: Option<u16>,
 
     /// The student id in the replies
     #[arg(long, value_name = "TEXT", default_value = "16336617", env = "STUDENT_ID")]
@@ -213,7 +218,10 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
     Ok(Plan {
         target: args.target.clone(),
         addresses,
-        tail: Tail { advertise_ip: args.advertise_ip, student_id: args.student_id.clone() },
+        tail: Tail {
+            advertise: Advertise { ip: args.advertise_ip, port: args.advertise_port },
+            student_id: args.student_id.clone(),
+        },
         connections,
         pipeline: args.pipeline as usize,
         requests: args.requests,

@@ -35,6 +35,7 @@ use ledger::Template;
 use progress::Progress;
 use series::Series;
 use tally::{Connections, Counts, First, Kind};
+use tidemill::protocol::Advertise;
 use tidemill::schedule::Curve;
 
 /// What to do.
@@ -67,14 +68,14 @@ pub(crate) struct Plan {
 /// What follows the text in every reply.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    pub(crate) advertise_ip: Option<IpAddr>,
+    pub(crate) advertise: Advertise,
     pub(crate) student_id: String,
 }
 
 impl Tail {
     /// From a server that was reached at `peer`.
     fn of(&self, peer: SocketAddr) -> Vec<u8> {
-        tidemill::protocol::render_tail(&peer.into(), self.advertise_ip, &self.student_id)
+        tidemill::protocol::render_tail(&peer.into(), self.advertise, &self.student_id)
     }
 }
 

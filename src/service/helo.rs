@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Farewell, Handler, Kind, Reply, Request};
 use crate::address::Address;
-use crate::protocol;
+use crate::protocol::{self, Advertise};
 
 /// Local addresses for which what follows the text in each reply is kept: a server seldom has more. For others it is
 /// rendered for each request.
@@ -19,7 +19,7 @@ const KEPT_TAILS: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Helo {
     student_id: String,
-    advertise_ip: Option<IpAddr>,
+    advertise: Advertise,
     /// What follows the text in each reply, by the local address, in the order in which clients reached them.
     tails: Arc<[OnceLock<Tail>; KEPT_TAILS]>,
 }
@@ -33,7 +33,11 @@ impl Helo {
 
     /// A service that answers with [`STUDENT_ID`](Self::STUDENT_ID) and the address that the client reached.
     pub fn new() -> Self {
-        Helo { student_id: Self::STUDENT_ID.to_owned(), advertise_ip: None, tails: Arc::default() }
+        Helo {
+            student_id: Self::STUDENT_ID.to_owned(),
+            advertise: Advertise::default(),
+            tails: Arc::default(),
+        }
     }
 
     /// Answers with this student's number. A line break in it would break the reply, so it ends there.
@@ -47,7 +51,15 @@ impl Helo {
     /// Answers with this address instead of the one that the client reached: for a server behind address translation.
     #[must_use]
     pub fn advertise_ip(mut self, ip: IpAddr) -> Self {
-        self.advertise_ip = Some(ip);
+        self.advertise.ip = Some(ip);
+        self.tails = Arc::default();
+        self
+    }
+
+    /// Answers with this port instead of the one that the client reached: for a server behind a port mapping.
+    #[must_use]
+    pub fn advertise_port(mut self, port: u16) -> Self {
+        self.advertise.port = Some(port);
         self.tails = Arc::default();
         self
     }
@@ -63,7 +75,7 @@ impl Helo {
 
     /// The same where the address is not the one that clients reached first.
     fn other_tail(&self, local: &Address) -> Cow<'_, [u8]> {
-        let render = || protocol::render_tail(local, self.advertise_ip, &self.student_id);
+        let render = || protocol::render_tail(local, self.advertise, &self.student_id);
         for kept in &*self.tails {
             let (address, tail) = kept.get_or_init(|| (local.clone(), render()));
             if address == local {

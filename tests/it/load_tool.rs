@@ -358,6 +358,22 @@ fn every_way_to_write_an_address_reaches_the_server() {
     }
 }
 
+#[test]
+fn server_behind_a_port_mapping_is_right() {
+    let known_as = ["--advertise-ip", "192.0.2.7", "--advertise-port", "4711"];
+    let server = serve(&known_as.join(" "));
+    let target = server.address.to_string();
+    let mapped = Run::new(&target, &[&["-c", "1", "-n", "10"], &known_as[..]].concat());
+    assert_eq!((mapped.errors(), mapped.status), (vec![], 0), "{}", mapped.json);
+    let not_told = Run::new(&target, &["-c", "1", "-n", "10"]);
+    assert_eq!(
+        (not_told.errors(), not_told.status),
+        (vec![("wrong".to_owned(), 10)], 1),
+        "{}",
+        not_told.json
+    );
+}
+
 fn has_ipv6() -> bool {
     let available = std::net::TcpListener::bind("[::1]:0").is_ok();
     if !available {

@@ -36,6 +36,9 @@ pub(crate) struct ServeArgs {
     /// The IP address in each reply [default: the one that the client reached]
     #[arg(long, value_name = "IP")]
     pub(super) advertise_ip: Option<IpAddr>,
+    /// The port in each reply [default: the one that the client reached]
+    #[arg(long, value_name = "PORT")]
+    pub(super) advertise_port: Option<u16>,
     /// Make the handler block that long for each request: to see and to test the pool at work
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(super) handler_delay: Duration,

@@ -128,6 +128,9 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     if let Some(ip) = args.advertise_ip {
         service = service.advertise_ip(ip);
     }
+    if let Some(port) = args.advertise_port {
+        service = service.advertise_port(port);
+    }
     let server = Server::builder(Delay::new(service, args.handler_delay)).config(config).start();
     let server = server.map_err(|error| match error {
         Error::Setting { .. } => (USAGE, arguments::in_options(&error)),
