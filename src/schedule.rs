@@ -22,6 +22,10 @@ impl Stage {
         Stage { from, to, seconds, random: false }
     }
 
+    fn area(&self) -> f64 {
+        (self.from + self.to) / 2.0 * self.seconds
+    }
+
     fn at(&self, seconds: f64) -> f64 {
         let share = if self.random { 0.5 } else { seconds / self.seconds };
         self.from + (self.to - self.from) * share
@@ -32,12 +36,35 @@ impl Stage {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     stages: Vec<Stage>,
+    /// When each stage begins.
+    starts: Vec<f64>,
+    seconds: f64,
 }
 
 impl Curve {
     /// The same value for ever.
     pub fn constant(value: f64) -> Self {
-        Self { stages: vec![Stage::new(value, value, 1.0)] }
+        Self::of(vec![Stage::new(value, value, 1.0)])
+    }
+
+    fn of(stages: Vec<Stage>) -> Self {
+        let mut seconds = 0.0;
+        let begin = |stage: &Stage| {
+            let start = seconds;
+            seconds += stage.seconds;
+            start
+        };
+        Self { starts: stages.iter().map(begin).collect(), stages, seconds }
+    }
+
+    /// The stage that is played at a moment of the first pass.
+    fn stage_at(&self, seconds: f64) -> usize {
+        self.starts.partition_point(|&start| start <= seconds).max(1) - 1
+    }
+
+    /// The area under one pass.
+    fn area(&self) -> f64 {
+        self.stages.iter().map(Stage::area).sum()
     }
 
     /// The curve with the values of its random stages chosen by `random`. Before that they have the middle of their range.
@@ -51,7 +78,7 @@ impl Curve {
 
     /// How long one pass takes.
     pub fn seconds(&self) -> f64 {
-        self.stages.iter().map(|stage| stage.seconds).sum()
+        self.seconds
     }
 
     /// The highest value at any time.
@@ -61,24 +88,20 @@ impl Curve {
 
     /// The value at `seconds` after the start.
     pub fn at(&self, seconds: f64) -> f64 {
-        let mut left = seconds % self.seconds();
-        for stage in &self.stages {
-            if left < stage.seconds {
-                return stage.at(left);
-            }
-            left -= stage.seconds;
-        }
-        self.stages.last().map_or(0.0, |stage| stage.to)
+        let seconds = seconds % self.seconds;
+        let stage = self.stage_at(seconds);
+        self.stages[stage].at(seconds - self.starts[stage])
     }
 
     /// The next moment after `seconds` at which the value, rounded to a whole number, becomes another one. `None`: it
     /// stays for at least a whole pass.
     pub fn next_change(&self, seconds: f64) -> Option<f64> {
         let now = self.at(seconds).round();
-        let pass = self.seconds();
-        let mut start = (seconds / pass).floor() * pass;
+        let pass = (seconds / self.seconds).floor() * self.seconds;
+        let first = self.stage_at(seconds - pass);
+        let mut start = pass + self.starts[first];
         // The rest of the present pass, and one more.
-        for stage in self.stages.iter().chain(&self.stages) {
+        for stage in self.stages[first..].iter().chain(&self.stages) {
             let end = start + stage.seconds;
             if end > seconds {
                 let slope = (stage.to - stage.from) / stage.seconds;
@@ -103,7 +126,7 @@ impl Curve {
     /// A share of this curve, for one of several threads.
     pub fn scaled(&self, factor: f64) -> Self {
         let scale = |stage: &Stage| Stage { from: stage.from * factor, to: stage.to * factor, ..*stage };
-        Self { stages: self.stages.iter().map(scale).collect() }
+        Self::of(self.stages.iter().map(scale).collect())
     }
 }
 
@@ -136,11 +159,11 @@ impl FromStr for Curve {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut curve = Curve { stages: Vec::new() };
+        let mut stages = Vec::new();
         for stage in text.split(',') {
-            add_stage(stage.trim(), &mut curve.stages)?;
+            add_stage(stage.trim(), &mut stages)?;
         }
-        Ok(curve)
+        Ok(Curve::of(stages))
     }
 }
 
@@ -227,6 +250,8 @@ pub struct Arrivals {
     /// What is played once before the curve.
     prelude: Option<Stage>,
     random: Option<fastrand::Rng>,
+    /// The area under one pass of the curve.
+    pass_area: f64,
     /// The stage that the next request falls in, when it began, and the area under the curve up to there.
     stage: usize,
     stage_start: f64,
@@ -240,23 +265,34 @@ impl Arrivals {
     /// With a source of chance the arrivals are a Poisson process, else evenly spaced. For the first `warm_up` seconds the
     /// rate is the one that the curve begins with, or its highest where it begins with zero; then the curve starts.
     pub fn new(curve: Curve, warm_up: f64, random: Option<fastrand::Rng>) -> Self {
+        Self::part(curve, warm_up, random, 0, 1)
+    }
+
+    /// The arrivals of one of `parts` threads, the curve being its part of the whole. Evenly spaced arrivals of all threads
+    /// together are evenly spaced.
+    pub fn part(curve: Curve, warm_up: f64, random: Option<fastrand::Rng>, part: u32, parts: u32) -> Self {
         let first = curve.stages.first().map_or(0.0, |stage| stage.from);
         let rate = if first > 0.0 { first } else { curve.highest() };
         let mut arrivals = Self {
             curve,
             prelude: (warm_up > 0.0).then(|| Stage::new(rate, rate, warm_up)),
             random,
+            pass_area: 0.0,
             stage: 0,
             stage_start: 0.0,
             area_before: 0.0,
             next_area: 0.0,
             next: 0.0,
         };
+        arrivals.pass_area = arrivals.curve.area();
+        if arrivals.random.is_none() {
+            arrivals.next_area = f64::from(part + 1) / f64::from(parts) - 1.0;
+        }
         arrivals.advance();
         arrivals
     }
 
-    /// Seconds after the start at which the next request is due.
+    /// Seconds after the start at which the next request is due; infinite where none ever is.
     pub fn peek(&self) -> f64 {
         self.next
     }
@@ -268,8 +304,18 @@ impl Arrivals {
             None => 1.0,
         };
         loop {
+            if self.stage == 0 && self.prelude.is_none() {
+                if self.pass_area <= 0.0 {
+                    self.next = f64::INFINITY;
+                    return;
+                }
+                // Not stage by stage through passes in which nothing is due.
+                let passes = ((self.next_area - self.area_before) / self.pass_area).floor().max(0.0);
+                self.area_before += passes * self.pass_area;
+                self.stage_start += passes * self.curve.seconds;
+            }
             let stage = self.prelude.unwrap_or(self.curve.stages[self.stage]);
-            let area = (stage.from + stage.to) / 2.0 * stage.seconds;
+            let area = stage.area();
             let wanted = self.next_area - self.area_before;
             if wanted < area {
                 self.next = self.stage_start + time_to_area(stage, wanted);
@@ -348,6 +394,52 @@ mod tests {
             let (low, high) = (seen.iter().copied().fold(f64::MAX, f64::min), curve.highest());
             assert_eq!(seen.len() as f64, high - low + 1.0, "{from}..{to}");
         }
+    }
+
+    #[test]
+    fn nothing_is_ever_due_where_chance_drew_only_zeros() {
+        let zero: Curve = "random:0..1x3@3s".parse().unwrap();
+        let drawn = (0..100).map(|seed| zero.clone().drawn(&mut fastrand::Rng::with_seed(seed)));
+        let zeros: Vec<Curve> = drawn.filter(|curve| curve.highest() == 0.0).collect();
+        assert!(!zeros.is_empty());
+        for curve in zeros {
+            let mut arrivals = Arrivals::new(curve, 0.5, None);
+            arrivals.advance();
+            assert_eq!(arrivals.peek(), f64::INFINITY);
+        }
+    }
+
+    #[test]
+    fn parts_of_threads_make_up_an_even_whole() {
+        let curve = shape("rate=ramp:0..40@2s,hold:40@2s").curve;
+        let whole = due(&mut Arrivals::new(curve.clone(), 0.0, None), 4.0);
+        let part = |part| due(&mut Arrivals::part(curve.scaled(0.25), 0.0, None, part, 4), 4.0);
+        let mut parts: Vec<f64> = (0..4).flat_map(part).collect();
+        parts.sort_by(f64::total_cmp);
+        assert_eq!(parts.len(), whole.len());
+        assert!(parts.iter().zip(&whole).all(|(one, other)| (one - other).abs() < 1e-6), "{parts:?}");
+    }
+
+    #[test]
+    fn seldom_arrivals_of_many_stages_take_no_time() {
+        // A pass of 20 000 stages holds a fifth of a request: stage by stage that is 100 000 steps for each.
+        let mut arrivals = Arrivals::new(shape("rate=onoff:0..0.002x10000@200s").curve, 0.0, None);
+        for n in 1..10_000 {
+            assert!(
+                (arrivals.peek() / (f64::from(n) * 1000.0) - 1.0).abs() < 0.2,
+                "{n}: {}",
+                arrivals.peek()
+            );
+            arrivals.advance();
+        }
+        // Two steps for each stage, were they counted from the beginning: 800 million.
+        let curve = shape("connections=random:1..9x20000@200s").curve.drawn(&mut fastrand::Rng::with_seed(1));
+        let (mut at, mut changes) = (0.0, 0);
+        while let Some(next) = curve.next_change(at).filter(|&next| next < 200.0) {
+            at = next.max(at + 1e-9);
+            changes += 1;
+        }
+        assert!((15_000..20_000).contains(&changes), "{changes}");
     }
 
     #[test]

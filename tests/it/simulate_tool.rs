@@ -42,6 +42,16 @@ fn the_same_seed_prints_the_same_and_another_does_not() {
 }
 
 #[test]
+fn load_of_which_chance_made_nothing_ends() {
+    let arrived = (1..=8).map(|seed| {
+        let seed = seed.to_string();
+        let document = document(&["rate=random:0..1x1@1s cpu=1ms", "--json", "-d", "10s", "--seed", &seed]);
+        document["runs"][0]["streams"][0]["arrived"].as_u64().unwrap()
+    });
+    assert_eq!(arrived.min(), Some(0));
+}
+
+#[test]
 fn rules_are_compared_side_by_side() {
     let ended = simulate(&["trickle", "--rule", "tidemill,tokio", "--rule", "jdk,tokio"]);
     let rules: Vec<_> =
