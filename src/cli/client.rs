@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use tidemill::client::Client;
 
-use super::{USAGE, fail};
+use super::Failure;
 
 /// Send one request and print its reply.
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ pub(crate) struct ClientArgs {
     /// The text of the HELO
     #[arg(default_value = "IMPRESSIVE_TEST")]
     text: String,
-    /// How long to wait for the connection, and for each part of the reply
+    /// How long all of it may take
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
 }
@@ -36,32 +36,41 @@ enum RequestKind {
 }
 
 /// Exit status 0 when the reply came, or the server closed after `KILL_SERVICE`; else 1.
-pub(crate) fn run(args: &ClientArgs) -> ExitCode {
+pub(crate) fn run(args: &ClientArgs) -> Result<ExitCode, Failure> {
     if args.timeout.is_zero() {
-        return fail(USAGE, "--timeout is 0s, but must be longer");
+        return Err(Failure::usage("--timeout is 0s, but must be longer"));
     }
     if args.text.contains('\n') {
-        return fail(USAGE, "TEXT must be one line");
+        return Err(Failure::usage("TEXT must be one line"));
     }
     let address = SocketAddr::new(args.ip, args.port);
-    match exchange(args, address) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            fail(1, &format!("{address}: no reply within {}", humantime::format_duration(args.timeout)))
+    let failure = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let timeout = humantime::format_duration(args.timeout);
+            Failure::failed(format!("{address}: no reply within {timeout}"))
         }
-        Err(error) => fail(1, &format!("{address}: {error}")),
-    }
+        _ => Failure::failed(format!("{address}: {error}")),
+    };
+    exchange(args, address).map(|()| ExitCode::SUCCESS).map_err(failure)
 }
 
 fn exchange(args: &ClientArgs, address: SocketAddr) -> io::Result<()> {
+    let started = Instant::now();
     let mut client = Client::connect(address, args.timeout)?;
+    let left = || args.timeout.saturating_sub(started.elapsed());
+    client.set_timeout(left());
     match args.request {
         RequestKind::H => {
             let reply = client.helo(args.text.as_bytes())?;
-            io::stdout().lock().write_all(&reply)
+            match io::stdout().lock().write_all(&reply) {
+                // The reader has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                written => written,
+            }
         }
         RequestKind::K => {
             client.send(b"KILL_SERVICE\n")?;
+            client.set_timeout(left());
             let said = client.read_to_end()?;
             if said.is_empty() {
                 return Ok(());

@@ -1,8 +1,61 @@
-//! The limit of open files, which is the process's and so the program's to change, not the library's.
+//! Files of the program: what it writes at its end, and how many it may have open, which is not the library's to change.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::Failure;
+
+/// A file that is written at the end. It is opened at the beginning, so that a path that cannot be written to is known then.
+#[derive(Debug)]
+pub(super) struct Later {
+    path: PathBuf,
+    file: File,
+    /// It was not there before, and nothing has been written.
+    is_ours_and_empty: bool,
+}
+
+impl Later {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let created = OpenOptions::new().write(true).create_new(true).open(path);
+        let (file, is_ours_and_empty) = match created {
+            Ok(file) => (file, true),
+            // What stands there stays until there is something better.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let file = OpenOptions::new().write(true).open(path);
+                (file.map_err(|error| Failure::of_file(path, error))?, false)
+            }
+            Err(error) => return Err(Failure::of_file(path, error)),
+        };
+        Ok(Self { path: path.to_owned(), file, is_ours_and_empty })
+    }
+
+    pub(super) fn write(mut self, text: &str) -> Result<(), Failure> {
+        let is_file = self.file.metadata().is_ok_and(|file| file.is_file());
+        let emptied = if is_file { self.file.set_len(0) } else { Ok(()) };
+        let written = emptied.and_then(|()| self.file.write_all(text.as_bytes()));
+        self.is_ours_and_empty = false;
+        written.map_err(|error| Failure::of_file(&self.path, error))
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        if self.is_ours_and_empty {
+            // It stays empty, then.
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// Finds out whether a file that is read at the end can be read. One that is no file (a pipe) is only read once.
+pub(super) fn check_readable(path: &Path) -> Result<(), Failure> {
+    let readable =
+        fs::metadata(path).and_then(|file| if file.is_file() { File::open(path).map(drop) } else { Ok(()) });
+    readable.map_err(|error| Failure::of_file(path, error))
+}
 
 /// Descriptors in use at the start where the system does not tell: the standard streams, signals, and some that were
 /// inherited.

@@ -1,7 +1,7 @@
 //! `tidemill load`: arguments, the run, and what is shown and written of it.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,27 +10,28 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::load::asserts::Asserts;
+use crate::load::asserts::{Assert, Asserts};
 use crate::load::merge::merge_runs;
-use crate::load::progress::Bar;
-use crate::load::result::summarize;
-use crate::load::{self, Interrupts, Plan, Tail};
+use crate::load::protocol::{Protocol, Tail};
+use crate::load::result::{judge, summarize};
+use crate::load::{self, Interrupts, Plan};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
 use tidemill::protocol::Advertise;
 use tidemill::schedule::{Curve, Shape, Subject};
 
-use super::{USAGE, fail};
+use super::bar::Bar;
+use super::files::{Later, check_readable};
+use super::{FAILED, Failure, print};
 
-const FAILED: u8 = 1;
 /// Without -n, -d or --shape a run takes this long.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
 /// Descriptors that a run needs beside one for each connection: standard streams, polls, timers, files.
 const SPARE_DESCRIPTORS: usize = 32;
 
-/// Floods a HELO server and judges every reply.
+/// Floods a server and judges every reply: one of HELO, or with --request and --expect one of any line protocol.
 ///
 /// Every request carries a text of its own, and every reply is compared byte for byte with what it must be. Without --rate the
 /// loop is closed: a reply makes room for the next request. With it the loop is open: requests are due at fixed moments, and
@@ -111,6 +112,29 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "TEXT", default_value = "16336617", env = "STUDENT_ID")]
     student_id: String,
 
+    /// Flood another line protocol than HELO: what a request is, such as 'SET k{n} v{n}'
+    ///
+    /// {n} is the request's number, which no other request of the run has. A request ends in \n; for \r\n write \r at its end. Other
+    /// escapes: \n, \t, \\, \xNN, and \{ for a brace that begins no number.
+    #[arg(long, value_name = "TEXT", requires = "expect", conflicts_with_all = ["advertise_ip", "advertise_port"])]
+    request: Option<String>,
+
+    /// What the reply must be, such as '+OK' or '250 *'
+    ///
+    /// {n} is the number of the request, {line} the request itself, * at the end of a line the rest of that line (\* is a star). A reply of
+    /// several lines is written with \n. Ends of lines may be \n or \r\n. With {n} or {line} in it every reply is known
+    /// to be that of its request; without, replies are matched in their order.
+    #[arg(long, value_name = "TEXT", requires = "request")]
+    expect: Option<String>,
+
+    /// Lines in a reply; those that --expect does not have may be anything [default: as many as --expect has]
+    #[arg(long, value_name = "N", requires = "expect", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    expect_lines: Option<u32>,
+
+    /// What the server says first on each connection, as in --expect, such as '220 *'; requests are sent after it
+    #[arg(long, value_name = "TEXT", requires = "request")]
+    greeting: Option<String>,
+
     /// Seed of everything random: the run's tag in the requests, and --poisson [default: another each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -155,45 +179,49 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 /// Runs the subcommand.
-pub(crate) fn run(args: &LoadArgs) -> ExitCode {
-    // A file that cannot be read is better known before the run than after it.
-    let other = match args.compare.as_deref().map(document).transpose() {
-        Ok(other) => other,
-        Err(message) => return fail(FAILED, &message),
-    };
+pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
+    // Files that cannot be read or written are better known before the run than after it.
+    let other = args.compare.as_deref().map(document).transpose()?;
+    args.stats.as_deref().map_or(Ok(()), check_readable)?;
+    let page = args.report.as_deref().map(Later::open).transpose()?;
+    let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
     let report = if args.merge.is_empty() {
-        match plan(args) {
-            Ok(plan) => flood(args, &plan),
-            Err((status, message)) => return fail(status, &message),
-        }
+        flood(args, &plan(args)?, &asserts)?
     } else {
-        merged(&args.merge)
+        merged(&args.merge, &asserts)?
     };
-    match report.and_then(|report| finish(args, &report, other.as_ref())) {
-        Ok(status) => status,
-        Err(message) => fail(FAILED, &message),
+    // Whatever becomes of the page, the result is known.
+    let printed = print(&if args.json { report.json()? } else { report.text() });
+    if let Some(page) = page {
+        page.write(&html(args, &report, other.as_ref())?)?;
     }
+    printed?;
+    Ok(match report.verdict {
+        Verdict::Ok | Verdict::Invalid => ExitCode::SUCCESS,
+        Verdict::Failed => ExitCode::from(FAILED),
+    })
 }
 
 /// Reads what `--json` wrote.
-fn document(path: &Path) -> Result<LoadReport, String> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+fn document(path: &Path) -> Result<LoadReport, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| Failure::of_file(path, error))?;
     serde_json::from_str(&text)
-        .map_err(|error| format!("{}: not what --json writes: {error}", path.display()))
+        .map_err(|error| Failure::of_file(path, format!("not what --json writes: {error}")))
 }
 
-fn merged(paths: &[PathBuf]) -> Result<LoadReport, String> {
+fn merged(paths: &[PathBuf], asserts: &[Assert]) -> Result<LoadReport, Failure> {
     let mut reports = paths.iter().map(|path| document(path));
-    let mut sum = reports.next().ok_or("nothing to merge")??;
+    let mut sum = reports.next().ok_or_else(|| Failure::usage("nothing to merge"))??;
     for report in reports {
         merge_runs(&mut sum, &report?);
     }
+    judge(&mut sum, asserts);
     Ok(sum)
 }
 
-fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
+fn plan(args: &LoadArgs) -> Result<Plan, Failure> {
     let addresses = resolve(&args.target)?;
-    let usage = |message: &str| Err((USAGE, message.to_owned()));
+    let usage = |message: &str| Err(Failure::usage(message));
     let shape_of = |subject| args.shape.as_ref().filter(|shape| shape.subject == subject);
     if args.rate.is_some() && shape_of(Subject::Rate).is_some() {
         return usage("--rate cannot be used with a --shape of the rate");
@@ -215,13 +243,20 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
     let Some(connections) = connections else { return usage("--shape takes up to 1000000 connections") };
     let shape_length = args.shape.as_ref().map(|shape| Duration::from_secs_f64(shape.curve.seconds()));
     let default_duration = shape_length.or_else(|| args.requests.is_none().then_some(DEFAULT_DURATION));
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
+    let advertise = Advertise { ip: args.advertise_ip, port: args.advertise_port };
+    let tail = Tail { advertise, student_id: args.student_id.clone() };
+    let protocol = match (&args.request, &args.expect) {
+        (Some(request), Some(expect)) => {
+            let lines = args.expect_lines.map(|lines| lines as usize);
+            Protocol::custom(request, expect, lines, args.greeting.as_deref()).map_err(Failure::usage)?
+        }
+        _ => Protocol::helo(load::tag(seed), tail, addresses[0]),
+    };
     Ok(Plan {
         target: args.target.clone(),
         addresses,
-        tail: Tail {
-            advertise: Advertise { ip: args.advertise_ip, port: args.advertise_port },
-            student_id: args.student_id.clone(),
-        },
+        protocol,
         connections,
         pipeline: args.pipeline as usize,
         requests: args.requests,
@@ -234,43 +269,47 @@ fn plan(args: &LoadArgs) -> Result<Plan, (u8, String)> {
         threads: args.threads,
         timeout: args.timeout,
         expect_stop: args.expect_stop,
-        seed: args.seed.unwrap_or_else(|| fastrand::u64(..)),
+        seed,
     })
 }
 
 /// All addresses of the target, in the order in which to try them.
-fn resolve(target: &str) -> Result<Vec<SocketAddr>, (u8, String)> {
+fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
     if !target.contains(':') {
-        return Err((USAGE, format!("`{target}` is not HOST:PORT")));
+        return Err(Failure::usage(format!("`{target}` is not HOST:PORT")));
     }
     let addresses = target.to_socket_addrs().map_err(|error| {
-        let status = if error.kind() == io::ErrorKind::InvalidInput { USAGE } else { FAILED };
-        (status, format!("{target}: {error}"))
+        let message = format!("{target}: {error}");
+        if error.kind() == io::ErrorKind::InvalidInput {
+            Failure::usage(message)
+        } else {
+            Failure::failed(message)
+        }
     })?;
     // `localhost` means the IPv4 address where there is one: that is where a server listens by default.
     let mut addresses: Vec<SocketAddr> = addresses.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     if addresses.is_empty() {
-        return Err((FAILED, format!("{target}: no address")));
+        return Err(Failure::failed(format!("{target}: no address")));
     }
     Ok(addresses)
 }
 
-fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
+fn flood(args: &LoadArgs, plan: &Plan, asserts: &[Assert]) -> Result<LoadReport, Failure> {
     let interrupts = Interrupts::default();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The first ends the run, the second also the wait for what is outstanding; then one more ends the program.
         let enough = Arc::clone(&interrupts.enough);
         signal_hook::flag::register_conditional_shutdown(signal, i32::from(FAILED), enough)
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupts.came)))
-            .map_err(|error| format!("cannot handle signals: {error}"))?;
+            .map_err(|error| Failure::failed(format!("cannot handle signals: {error}")))?;
     }
     let needed = plan.connections + SPARE_DESCRIPTORS;
     let limit = super::files::raise_limit(needed);
     if limit < needed {
-        return Err(format!(
+        return Err(Failure::failed(format!(
             "{needed} file descriptors are needed, and the limit is {limit}: raise `ulimit -n`"
-        ));
+        )));
     }
     let bar = Bar::new();
     let mut told = false;
@@ -282,37 +321,20 @@ fn flood(args: &LoadArgs, plan: &Plan) -> Result<LoadReport, String> {
     });
     bar.clear();
     interrupts.run_is_over();
-    let outcome = outcome.map_err(|fatal| format!("{}: {fatal}", args.target))?;
-    let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
-    Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, &asserts))
+    let outcome = outcome.map_err(|error| Failure::failed(format!("cannot send: {error}")))?;
+    Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, asserts))
 }
 
-fn finish(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<ExitCode, String> {
-    if let Some(path) = &args.report {
-        let html = page(args, report, other)?;
-        fs::write(path, html).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
-    let text = if args.json {
-        serde_json::to_string(report).map_err(|error| format!("cannot write JSON: {error}"))? + "\n"
-    } else {
-        report.text()
-    };
-    io::stdout().lock().write_all(text.as_bytes()).map_err(|error| format!("cannot write: {error}"))?;
-    Ok(match report.verdict {
-        Verdict::Ok | Verdict::Invalid => ExitCode::SUCCESS,
-        Verdict::Failed => ExitCode::from(FAILED),
-    })
-}
-
-fn page(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<String, String> {
+/// The page, with what the server said meanwhile.
+fn html(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<String, Failure> {
     let measured_from = report.started_unix_seconds + report.warm_up_seconds;
     let server = match &args.stats {
         None => None,
         Some(path) => {
-            let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let text = fs::read_to_string(path).map_err(|error| Failure::of_file(path, error))?;
             Some(ServerStats::read(&text, measured_from).within(0.0, report.seconds))
         }
     };
     let page = load_page::page(report, other, server.as_ref());
-    page.html().map_err(|error| format!("cannot write the report: {error}"))
+    page.html().map_err(|error| Failure::failed(format!("cannot write the report: {error}")))
 }

@@ -3,6 +3,7 @@
 //! Wrong usage is one line on standard error that names what is wrong, and exit status 2.
 
 mod address_space;
+mod bar;
 mod client;
 mod files;
 mod load;
@@ -12,7 +13,9 @@ mod simulate;
 mod size;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +26,33 @@ use tidemill::Config;
 const FAILED: u8 = 1;
 /// Exit status for wrong usage.
 const USAGE: u8 = 2;
+
+/// Why the program fails: its exit status, and the line that says why.
+#[derive(Debug)]
+struct Failure {
+    status: u8,
+    message: String,
+}
+
+impl Failure {
+    fn usage(message: impl Into<String>) -> Self {
+        Self { status: USAGE, message: message.into() }
+    }
+
+    fn failed(message: impl Into<String>) -> Self {
+        Self { status: FAILED, message: message.into() }
+    }
+
+    /// Of a file.
+    fn of_file(path: &Path, error: impl Display) -> Self {
+        Self::failed(format!("{}: {error}", path.display()))
+    }
+
+    /// Says why, and is the exit status.
+    fn report(&self) -> ExitCode {
+        fail(self.status, &self.message)
+    }
+}
 
 /// A server for line protocols over TCP: one event loop, and a pool of worker threads that sizes itself.
 #[derive(Debug, Parser)]
@@ -36,7 +66,7 @@ struct Cli {
 enum Command {
     Serve(serve::ServeArgs),
     Client(client::ClientArgs),
-    Load(load::LoadArgs),
+    Load(Box<load::LoadArgs>),
     Simulate(simulate::SimulateArgs),
 }
 
@@ -61,9 +91,9 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
     match cli.command {
         Command::Serve(args) => serve::run(&args),
-        Command::Client(args) => client::run(&args),
-        Command::Load(args) => load::run(&args),
-        Command::Simulate(args) => simulate::run(&args),
+        Command::Client(args) => client::run(&args).unwrap_or_else(|failure| failure.report()),
+        Command::Load(args) => load::run(&args).unwrap_or_else(|failure| failure.report()),
+        Command::Simulate(args) => simulate::run(&args).unwrap_or_else(|failure| failure.report()),
     }
 }
 
@@ -92,6 +122,23 @@ fn pool_bounds(min: Option<usize>, max: Option<usize>) -> (usize, usize) {
         // A maximum of 0 is refused as such, and not for a minimum that nobody gave.
         (None, Some(max)) => (defaults.min_threads.min(max).max(1), max),
         (None, None) => (defaults.min_threads, defaults.max_threads),
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::failed(format!("cannot write JSON: {error}"))
+    }
+}
+
+/// Writes a result to standard output. That its reader has seen enough is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
     }
 }
 

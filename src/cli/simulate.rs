@@ -1,7 +1,5 @@
 //! `tidemill simulate`: arguments, the runs, and what is shown and written of them.
 
-use std::fs;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -13,10 +11,10 @@ use tidemill::controller::Policy;
 use tidemill::simulate::{self, Machine, Rule, Run, Setup, Workload};
 use tidemill::{Config, MAX_WORKERS};
 
-use super::{USAGE, fail};
+use super::files::Later;
+use super::{Failure, print};
 use crate::report::simulation;
 
-const FAILED: u8 = 1;
 /// Longest time to simulate.
 const MAX_SIMULATED: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -110,24 +108,21 @@ struct Document<'a> {
     runs: &'a [Run],
 }
 
-pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
-    let workload: Workload = match args.workload.parse() {
-        Ok(workload) => workload,
-        Err(error) => return fail(USAGE, &format!("the workload cannot be read: {error}")),
-    };
+pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode, Failure> {
+    let unreadable = |error| Failure::usage(format!("the workload cannot be read: {error}"));
+    let workload: Workload = args.workload.parse().map_err(unreadable)?;
     let (min_threads, max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     if min_threads > max_threads {
-        let problem = format!(
+        return Err(Failure::usage(format!(
             "--min-threads is {min_threads}, but must be at most --max-threads, which is {max_threads}"
-        );
-        return fail(USAGE, &problem);
+        )));
     }
     let duration = args.duration.unwrap_or_else(|| workload.duration());
     if duration.is_zero() || duration > MAX_SIMULATED {
-        return fail(USAGE, "--duration must be more than 0 and at most 7days");
+        return Err(Failure::usage("--duration must be more than 0 and at most 7days"));
     }
     if args.keep_alive.is_zero() {
-        return fail(USAGE, "--keep-alive must be more than 0");
+        return Err(Failure::usage("--keep-alive must be more than 0"));
     }
     let policy = Policy::new(min_threads, max_threads, args.tolerance, args.keep_alive);
     let cores = args.cores.map_or_else(available_cores, |cores| cores as usize);
@@ -138,6 +133,8 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
             rules.push(*rule);
         }
     }
+    // A path that cannot be written to is better known before an hour is simulated than after it.
+    let file = args.report.as_deref().map(Later::open).transpose()?;
     let setup = |rule| Setup { rule, machine, seed: args.seed, ..Setup::new(policy, duration) };
     let runs: Vec<Run> = rules.into_iter().map(|rule| simulate::run(&setup(rule), &workload)).collect();
 
@@ -147,12 +144,6 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
         humantime::format_duration(args.keep_alive),
         humantime::format_duration(duration),
     );
-    if let Some(path) = &args.report {
-        let page = simulation::page(&args.workload, &pool, &runs);
-        if let Err(error) = page.html().map_err(io::Error::from).and_then(|html| fs::write(path, html)) {
-            return fail(FAILED, &format!("{}: {error}", path.display()));
-        }
-    }
     let text = if args.json {
         let document = Document {
             tidemill: env!("CARGO_PKG_VERSION"),
@@ -166,19 +157,16 @@ pub(crate) fn run(args: &SimulateArgs) -> ExitCode {
             seconds: duration.as_secs_f64(),
             runs: &runs,
         };
-        match serde_json::to_string(&document) {
-            Ok(json) => json + "\n",
-            Err(error) => return fail(FAILED, &error.to_string()),
-        }
+        serde_json::to_string(&document)? + "\n"
     } else {
         format!("{}\n{pool}\n\n{}", args.workload, simulation::text(&runs))
     };
-    match io::stdout().write_all(text.as_bytes()) {
-        // The reader has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => fail(FAILED, &format!("standard output: {error}")),
-        Ok(()) => ExitCode::SUCCESS,
+    let printed = print(&text);
+    if let Some(file) = file {
+        file.write(&simulation::page(&args.workload, &pool, &runs).html()?)?;
     }
+    printed?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn available_cores() -> usize {

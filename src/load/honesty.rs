@@ -10,8 +10,11 @@ use super::histogram::Latencies;
 
 /// Share of the time at which a thread counts as never idle.
 const NEVER_IDLE: f64 = 0.95;
-/// Requests of the open loop may be sent so late without a word, in nanoseconds.
-const LATE: u64 = 1_000_000;
+/// Replies that come while their thread is never idle are measured by the generator's own pace. A share of them above this
+/// spoils the percentiles that people ask for.
+const BUSY_SHARE: f64 = 0.05;
+/// Requests of the open loop may be sent so late without a word: what it takes to wake up, which no latency is told without.
+const LATE_NANOS: u64 = 20_000;
 /// A thread that did not run for so long, in nanoseconds, was stopped: latencies hold that time, and say nothing of the server.
 const ABSENT_NANOS: u64 = 500_000_000;
 /// A lateness above this share of the latency it is part of spoils it.
@@ -30,6 +33,11 @@ impl Usage {
     /// Of the calling thread.
     pub(crate) fn of_thread() -> Self {
         Self { cpu_seconds: seconds(ClockId::ThreadCPUTime), waited_seconds: waited().unwrap_or(0.0) }
+    }
+
+    /// Whether a thread that used so much in `nanoseconds` had no time to spare.
+    pub(crate) fn is_never_idle(self, nanoseconds: u64) -> bool {
+        self.cpu_seconds + self.waited_seconds >= NEVER_IDLE * nanoseconds as f64 / 1e9
     }
 
     pub(crate) fn since(self, before: Self) -> Self {
@@ -57,6 +65,9 @@ fn waited() -> Option<f64> {
 pub(crate) struct Generator {
     /// Of each thread, in the measured part.
     pub(crate) threads: Vec<Usage>,
+    /// Replies in the measured part, and those of them that came while their thread was never idle.
+    pub(crate) right: u64,
+    pub(crate) right_while_busy: u64,
     /// Length of the measured part.
     pub(crate) seconds: f64,
     /// How late the generator itself was.
@@ -87,6 +98,14 @@ impl Generator {
                     ));
                 }
             }
+            let busy = self.right_while_busy as f64 / self.right.max(1) as f64;
+            if reasons.is_empty() && busy > BUSY_SHARE {
+                reasons.push(format!(
+                    "{:.0} % of the replies came while a generator thread was never idle: in these bursts it set the pace, not \
+                     the server; give it cores or --threads, or lower the load",
+                    busy * 100.0
+                ));
+            }
         }
         if self.absent > ABSENT_NANOS {
             reasons.push(format!(
@@ -95,7 +114,7 @@ impl Generator {
             ));
         }
         let (late, p99) = (self.lateness.percentile(99.0).unwrap_or(0), self.p99.unwrap_or(0));
-        if self.open_loop && late > LATE && late as f64 > p99 as f64 * LATE_SHARE {
+        if self.open_loop && late > LATE_NANOS && late as f64 > p99 as f64 * LATE_SHARE {
             reasons.push(format!(
                 "the generator sent its requests up to {:.1} ms late (p99), against a latency of {:.1} ms",
                 late as f64 / 1e6,
@@ -114,7 +133,8 @@ mod tests {
         let mut lateness = Latencies::new();
         lateness.record_n(late, 10_000);
         let threads = vec![Usage { cpu_seconds, waited_seconds: 0.1 }];
-        Generator { threads, seconds: 1.0, lateness, absent: 0, open_loop, p99: Some(4_000_000) }
+        let (right, right_while_busy, p99) = (10_000, 0, Some(4_000_000));
+        Generator { threads, right, right_while_busy, seconds: 1.0, lateness, absent: 0, open_loop, p99 }
     }
 
     #[test]
@@ -136,12 +156,54 @@ mod tests {
     }
 
     #[test]
-    fn cpu_of_this_thread_grows() {
-        let before = Usage::of_thread();
-        let mut sum = 0_u64;
-        while Usage::of_thread().since(before).cpu_seconds < 0.002 {
-            sum = std::hint::black_box(sum + 1);
+    fn lateness_is_held_against_the_latency_that_it_is_part_of() {
+        for (late, p99, valid) in [
+            (400_000, 900_000, false),
+            (200_000, 900_000, true),
+            (60_000, 100_000, false),
+            (10_000, 30_000, true),
+            (2_000_000, 20_000_000, true),
+        ] {
+            let generator = Generator { p99: Some(p99), ..generator(0.1, late, true) };
+            assert_eq!(generator.reasons().is_empty(), valid, "{late} of {p99}: {:?}", generator.reasons());
         }
-        assert!(sum > 0);
+    }
+
+    #[test]
+    fn bursts_do_not_hide_behind_idle_time() {
+        for (right_while_busy, valid) in [(0, true), (400, true), (600, false), (10_000, false)] {
+            let generator = Generator { right_while_busy, ..generator(0.1, 0, false) };
+            let reasons = generator.reasons();
+            assert_eq!(reasons.is_empty(), valid, "{right_while_busy}: {reasons:?}");
+            assert!(valid || reasons[0].contains("bursts"), "{reasons:?}");
+        }
+        let usage = Usage { cpu_seconds: 0.06, waited_seconds: 0.036 };
+        assert!(usage.is_never_idle(100_000_000) && !usage.is_never_idle(110_000_000));
+    }
+
+    #[test]
+    fn thread_that_was_stopped_makes_a_run_invalid() {
+        for (absent, valid) in [(400_000_000, true), (600_000_000, false)] {
+            let generator = Generator { absent, ..generator(0.1, 0, false) };
+            assert_eq!(generator.reasons().is_empty(), valid);
+        }
+    }
+
+    #[test]
+    fn usage_is_that_of_this_thread() {
+        // Another thread computes meanwhile; what it uses is not counted here.
+        let before = Usage::of_thread();
+        let theirs = std::thread::spawn(|| {
+            let before = Usage::of_thread();
+            let mut sum = 0_u64;
+            while Usage::of_thread().since(before).cpu_seconds < 0.05 {
+                sum = std::hint::black_box(sum + 1);
+            }
+            Usage::of_thread().since(before).cpu_seconds
+        });
+        let theirs = theirs.join().unwrap();
+        let ours = Usage::of_thread().since(before).cpu_seconds;
+        assert!(ours < theirs / 2.0, "{ours} s here, {theirs} s there");
+        while Usage::of_thread().since(before).cpu_seconds < ours + 0.002 {}
     }
 }

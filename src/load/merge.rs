@@ -14,11 +14,7 @@ pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
     sum.options.rate = sum.options.rate.zip(other.options.rate).map(|(one, two)| one + two);
     sum.requests.add(&other.requests);
     sum.total.add(&other.total);
-    sum.connections.opened += other.connections.opened;
-    sum.connections.refused += other.connections.refused;
-    sum.connections.reset += other.connections.reset;
-    sum.connections.closed_early += other.connections.closed_early;
-    sum.connections.stopped += other.connections.stopped;
+    sum.connections.add(&other.connections);
     sum.requests_per_second = sum.requests.right as f64 / sum.seconds.max(1e-9);
     sum.histogram_ns = merge(&sum.histogram_ns, &other.histogram_ns);
     let mut latencies = Latencies::new();

@@ -1,20 +1,24 @@
 //! The load generator: what `tidemill load` does once its arguments are read.
 //!
-//! `schedule` says when requests are due; `connections` is the event loop that sends and reads, one a thread; `ledger` and
-//! `tally` judge every reply; `histogram` holds the latencies; `honesty` judges the generator itself; `asserts` reads what
-//! a run must fulfil. [`run`] starts the threads and puts together what they say. Nothing here prints.
+//! `schedule` says when requests are due and `pace` when they may be sent; `protocol` says what is asked and what must come
+//! back; `worker` is the event loop that sends and reads on each `connection`, one a thread; `ledger` and `tally` judge
+//! every reply; `histogram` holds the latencies; `honesty` judges the generator itself; `asserts` reads what a run must
+//! fulfil. [`run`] starts the threads and puts together what they say. Nothing here prints.
 
 pub(crate) mod asserts;
-mod connections;
+mod connection;
 mod histogram;
 mod honesty;
 mod ledger;
 pub(crate) mod merge;
+mod pace;
 pub(crate) mod progress;
+pub(crate) mod protocol;
 pub(crate) mod result;
 mod series;
 mod tally;
 mod timer;
+mod worker;
 
 use std::fmt;
 use std::io;
@@ -29,13 +33,14 @@ use rustix::io::Errno;
 
 use histogram::Latencies;
 
-use connections::{Done, Row, Share, Worker};
 use honesty::{Generator, Usage};
-use ledger::Template;
 use progress::Progress;
+use protocol::Protocol;
 use series::Series;
-use tally::{Connections, Counts, First, Kind};
-use tidemill::protocol::Advertise;
+use tally::{First, Kind};
+use worker::{Done, Row, Share, Worker};
+
+use crate::report::load::{Connections, Requests};
 use tidemill::schedule::Curve;
 
 /// What to do.
@@ -45,7 +50,7 @@ pub(crate) struct Plan {
     pub(crate) target: String,
     /// Its addresses, in the order in which they are tried: the first that lets a connection in is it.
     pub(crate) addresses: Vec<SocketAddr>,
-    pub(crate) tail: Tail,
+    pub(crate) protocol: Protocol,
     pub(crate) connections: usize,
     pub(crate) pipeline: usize,
     /// Measured requests; without it the duration ends the run.
@@ -63,20 +68,6 @@ pub(crate) struct Plan {
     /// The server is going to stop, and that is no error.
     pub(crate) expect_stop: bool,
     pub(crate) seed: u64,
-}
-
-/// What follows the text in every reply.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    pub(crate) advertise: Advertise,
-    pub(crate) student_id: String,
-}
-
-impl Tail {
-    /// From a server that was reached at `peer`.
-    fn of(&self, peer: SocketAddr) -> Vec<u8> {
-        tidemill::protocol::render_tail(&peer.into(), self.advertise, &self.student_id)
-    }
 }
 
 /// What the user's interrupts have come to.
@@ -166,10 +157,9 @@ impl fmt::Display for EndedEarly {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) started: std::time::SystemTime,
-    measured: Counts,
-    total: Counts,
+    measured: Requests,
+    total: Requests,
     connections: Connections,
-    unsent: u64,
     examples: Vec<(Kind, First)>,
     latencies: Latencies,
     generator: Generator,
@@ -179,30 +169,15 @@ pub(crate) struct Outcome {
     ended_early: Option<EndedEarly>,
 }
 
-/// Why there is no outcome.
-#[derive(Debug)]
-pub(crate) enum Fatal {
-    Poll(io::Error),
-    Thread(io::Error),
-}
-
-impl fmt::Display for Fatal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Poll(error) => write!(f, "cannot poll: {error}"),
-            Self::Thread(error) => write!(f, "cannot start a thread: {error}"),
-        }
-    }
-}
-
 /// Floods the target as planned, and tells `watch` how it goes about ten times a second.
+///
+/// An error is the system's, and says nothing about the target.
 pub(crate) fn run(
     plan: &Plan,
     interrupts: &Interrupts,
     watch: &mut dyn FnMut(&Progress),
-) -> Result<Outcome, Fatal> {
+) -> io::Result<Outcome> {
     let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
-    let template = Template::new(tag(plan.seed), &plan.tail.of(plan.addresses[0]));
     let (started, start) = (std::time::SystemTime::now(), Instant::now());
     let mut series = Series::new();
     let mut progress = Progress::new(plan);
@@ -211,7 +186,7 @@ pub(crate) fn run(
         series.add(row);
         watch(&progress);
     };
-    let share = |thread| share(plan, thread, threads, &template);
+    let share = |thread| share(plan, thread, threads);
     if threads == 1 {
         // No second thread: a process of one saves every system call the counting of who uses its descriptors.
         let done = Worker::new(plan, share(0), start, interrupts, &mut collect)?.run()?;
@@ -229,7 +204,7 @@ pub(crate) fn run(
                 Worker::new(plan, share, start, interrupts, &mut send)?.run()
             };
             let spawned = thread::Builder::new().name(format!("load-{thread}")).spawn_scoped(scope, flood);
-            handles.push(spawned.map_err(Fatal::Thread)?);
+            handles.push(spawned?);
         }
         drop(rows);
         received.into_iter().for_each(&mut collect);
@@ -240,7 +215,7 @@ pub(crate) fn run(
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        Ok(done)
+        Ok::<_, io::Error>(done)
     })?;
     Ok(put_together(plan, started, done, series, Usage::of_thread().since(before)))
 }
@@ -252,23 +227,28 @@ fn put_together(
     series: Series,
     own: Usage,
 ) -> Outcome {
-    let (mut measured, mut total) = (Counts::default(), Counts::default());
+    let (mut measured, mut total) = (Requests::default(), Requests::default());
     let mut connections = Connections::default();
     let mut examples: Vec<(Kind, First)> = Vec::new();
     let mut lateness = Latencies::new();
-    let (mut unsent, mut ended, mut absent, mut ended_early, mut threads) = (0, 0, 0, None, Vec::new());
+    let (mut right_while_busy, mut ended, mut absent, mut ended_early, mut threads) =
+        (0, 0, 0, None, Vec::new());
     for one in done {
         measured.add(&one.tally.measured());
         total.add(&one.tally.total());
         connections.add(&one.tally.connections);
         lateness.add(&one.lateness.sparse());
-        unsent += one.unsent;
+        right_while_busy += one.right_while_busy;
         ended = ended.max(one.ended);
         absent = absent.max(one.absent);
         ended_early = ended_early.or(one.ended_early);
         threads.push(one.usage);
         examples.extend(one.tally.examples);
     }
+    assert!(
+        measured.adds_up() && total.adds_up(),
+        "a request is not accounted for: {measured:?} of {total:?}"
+    );
     // The first of each kind over all threads.
     examples.sort_by_key(|(kind, first)| (*kind, first.at));
     examples.dedup_by_key(|(kind, _)| *kind);
@@ -278,6 +258,8 @@ fn put_together(
     let cpu_seconds = own.cpu_seconds + threads.iter().map(|usage| usage.cpu_seconds).sum::<f64>();
     let generator = Generator {
         threads,
+        right: measured.right,
+        right_while_busy,
         seconds,
         lateness,
         absent,
@@ -289,7 +271,6 @@ fn put_together(
         measured,
         total,
         connections,
-        unsent,
         examples,
         latencies,
         generator,
@@ -299,7 +280,7 @@ fn put_together(
     }
 }
 
-fn share(plan: &Plan, thread: u32, threads: u32, template: &Template) -> Share {
+fn share(plan: &Plan, thread: u32, threads: u32) -> Share {
     let part =
         |whole: u64| whole / u64::from(threads) + u64::from(u64::from(thread) < whole % u64::from(threads));
     let connections = usize::try_from(part(plan.connections as u64)).unwrap_or(usize::MAX);
@@ -313,14 +294,20 @@ fn share(plan: &Plan, thread: u32, threads: u32, template: &Template) -> Share {
             .connection_curve
             .as_ref()
             .map(|curve| curve.scaled(connections as f64 / plan.connections as f64)),
-        template: template.clone(),
+        protocol: plan.protocol.clone(),
     }
 }
 
 /// Four characters that tell this run's requests from another's.
-fn tag(seed: u64) -> [u8; 4] {
+pub(crate) fn tag(seed: u64) -> [u8; 4] {
     let mut random = fastrand::Rng::with_seed(seed);
     std::array::from_fn(|_| *random.choice(b"abcdefghijklmnopqrstuvwxyz0123456789").unwrap_or(&b'x'))
+}
+
+/// A duration as nanoseconds; 585 years fit.
+fn nanoseconds(duration: Duration) -> u64 {
+    // Not by way of the 128 bits of `as_nanos`: this is done for every reply.
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
 /// A value that is not negative, without its fraction.

@@ -4,28 +4,11 @@ use std::time::UNIX_EPOCH;
 
 use super::asserts::{Assert, Count, Subject};
 use super::histogram::Latencies;
-use super::tally::Counts;
 use super::{EndedEarly, Outcome, Plan};
-use crate::report::load::{
-    self, Connections, Example, Generator, Latency, Lateness, LoadReport, Options, Point, Requests, Verdict,
-};
+use crate::report::load::{self, Example, Generator, Latency, Lateness, LoadReport, Options, Point, Verdict};
 
 fn microseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e3
-}
-
-fn requests(counts: &Counts, unsent: u64) -> Requests {
-    Requests {
-        sent: counts.sent,
-        right: counts.right,
-        wrong: counts.wrong,
-        reordered: counts.reordered,
-        duplicated: counts.duplicated,
-        lost: counts.lost,
-        unread: counts.unread,
-        unasked: counts.unasked,
-        unsent,
-    }
 }
 
 /// The latencies as they are reported.
@@ -84,15 +67,9 @@ pub(crate) fn summarize(
             expect_stop: plan.expect_stop,
             timeout_seconds: plan.timeout.as_secs_f64(),
         },
-        requests: requests(&outcome.measured, outcome.unsent),
-        total: requests(&outcome.total, outcome.unsent),
-        connections: Connections {
-            opened: outcome.connections.opened,
-            refused: outcome.connections.refused,
-            reset: outcome.connections.reset,
-            closed_early: outcome.connections.closed_early,
-            stopped: outcome.connections.stopped,
-        },
+        requests: outcome.measured,
+        total: outcome.total,
+        connections: outcome.connections,
         requests_per_second: if seconds > 0.0 { right as f64 / seconds } else { 0.0 },
         latency_us: latency(&outcome.latencies),
         generator: Generator {
@@ -117,7 +94,14 @@ pub(crate) fn summarize(
         series: series(plan, outcome),
         histogram_ns: outcome.latencies.sparse(),
     };
-    judge(&mut report, outcome, asserts);
+    report.problems = problems(&report, outcome.ended_early.as_ref());
+    report.verdict = match (report.problems.is_empty(), report.generator.valid) {
+        (false, _) => Verdict::Failed,
+        (true, false) => Verdict::Invalid,
+        (true, true) => Verdict::Ok,
+    };
+    judge(&mut report, asserts);
+    report.problems.extend(report.generator.reasons.iter().cloned());
     report
 }
 
@@ -168,35 +152,18 @@ fn series(plan: &Plan, outcome: &Outcome) -> Vec<Point> {
     points.iter().enumerate().map(row).collect()
 }
 
-fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {
-    let valid = report.generator.valid;
-    for assert in asserts {
-        let value = value_of(assert.subject, report, outcome);
-        // What the generator spoilt cannot be vouched for.
-        let known = valid || !assert.subject.is_measured();
-        let mut shown = assert.show(value);
-        if !known {
-            shown.push_str(", but the run is invalid");
-        }
-        report.asserts.push(load::Assert {
-            text: assert.text.clone(),
-            holds: known && assert.holds(value),
-            value: shown,
-        });
-    }
-    // The whole run counts, also the warm-up: a wrong reply is wrong at any time.
+/// What was wrong with a run, its asserts aside. The whole run counts, also the warm-up: a wrong reply is wrong at any time.
+fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String> {
     let (total, connections) = (&report.total, &report.connections);
+    let expect_stop = report.options.expect_stop;
+    let own_fault = matches!(ended_early, Some(EndedEarly::OutOf(_)));
+    let interrupted = matches!(ended_early, Some(EndedEarly::Interrupted | EndedEarly::InterruptedTwice));
     let mut problems = Vec::new();
     let mut problem = |count: u64, what: &str| {
         if count > 0 {
             problems.push(format!("{count} {what}"));
         }
     };
-    let expect_stop = report.options.expect_stop;
-    let own_fault = matches!(outcome.ended_early, Some(EndedEarly::OutOf(_)));
-    let interrupted =
-        matches!(outcome.ended_early, Some(EndedEarly::Interrupted | EndedEarly::InterruptedTwice));
-    let gone = matches!(outcome.ended_early, Some(EndedEarly::Gone));
     problem(total.wrong, "replies wrong");
     problem(total.reordered, "replies reordered");
     problem(total.duplicated, "replies duplicated");
@@ -213,31 +180,49 @@ fn judge(report: &mut LoadReport, outcome: &Outcome, asserts: &[Assert]) {
     } else if connections.stopped == 0 {
         problems.push("the server did not stop".to_owned());
     }
-    if let Some(why) = report.ended_early.as_ref().filter(|_| gone && !expect_stop) {
-        problems.push(format!("ended early: {why}"));
+    if let Some(gone @ EndedEarly::Gone) = ended_early.filter(|_| !expect_stop) {
+        problems.push(format!("ended early: {gone}"));
     }
     if total.right == 0 && problems.is_empty() && !own_fault {
         problems.push("no request was answered".to_owned());
     }
-    let failed = report.asserts.iter().filter(|assert| !assert.holds).count();
-    if failed > 0 {
-        problems.push(format!("{failed} of {} asserts do not hold", report.asserts.len()));
-    }
-    report.verdict = match (problems.is_empty(), valid) {
-        (false, _) => Verdict::Failed,
-        (true, false) => Verdict::Invalid,
-        (true, true) => Verdict::Ok,
-    };
-    problems.extend(report.generator.reasons.iter().cloned());
-    report.problems = problems;
+    problems
 }
 
-fn value_of(subject: Subject, report: &LoadReport, outcome: &Outcome) -> Option<f64> {
+/// Adds what `asserts` make of a run, or of several as one, to its verdict.
+pub(crate) fn judge(report: &mut LoadReport, asserts: &[Assert]) {
+    let valid = report.generator.valid;
+    let mut latencies = Latencies::new();
+    latencies.add(&report.histogram_ns);
+    let mut judged = Vec::new();
+    for assert in asserts {
+        let value = value_of(assert.subject, report, &latencies);
+        // What the generator spoilt cannot be vouched for.
+        let known = valid || !assert.subject.is_measured();
+        let mut shown = assert.show(value);
+        if !known {
+            shown.push_str(", but the run is invalid");
+        }
+        judged.push(load::Assert {
+            text: assert.text.clone(),
+            holds: known && assert.holds(value),
+            value: shown,
+        });
+    }
+    let failed = judged.iter().filter(|assert| !assert.holds).count();
+    if failed > 0 {
+        report.problems.push(format!("{failed} of {} asserts do not hold", judged.len()));
+        report.verdict = Verdict::Failed;
+    }
+    report.asserts.extend(judged);
+}
+
+fn value_of(subject: Subject, report: &LoadReport, latencies: &Latencies) -> Option<f64> {
     let latency = &report.latency_us;
     let some = latency.count > 0;
     match subject {
         Subject::Percentile(hundredths) => {
-            outcome.latencies.percentile(f64::from(hundredths) / 100.0).map(microseconds)
+            latencies.percentile(f64::from(hundredths) / 100.0).map(microseconds)
         }
         Subject::Mean => some.then_some(latency.mean),
         Subject::Max => some.then_some(latency.max),
@@ -258,7 +243,7 @@ fn value_of(subject: Subject, report: &LoadReport, outcome: &Outcome) -> Option<
                 Count::Refused => connections.refused,
                 Count::Reset => connections.reset,
                 Count::ClosedEarly => connections.closed_early,
-                Count::Errors => outcome.total.errors() + outcome.connections.errors(),
+                Count::Errors => requests.errors() + connections.errors(),
             };
             Some(value as f64)
         }

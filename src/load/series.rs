@@ -1,8 +1,8 @@
 //! What happened over time, in rows of equal length. When there are too many they are joined two by two, so that a run of
 //! any length is drawn with the same effort.
 
-use super::connections::{ROW, Row};
 use super::histogram::{Latencies, Sparse, merge};
+use super::worker::{ROW_NANOS, Row};
 
 /// More rows than a chart has use for.
 const MOST_ROWS: usize = 600;
@@ -71,7 +71,7 @@ impl Series {
 
     /// Seconds that one row covers.
     pub(crate) fn step(&self) -> f64 {
-        self.joined as f64 * ROW as f64 / 1e9
+        self.joined as f64 * ROW_NANOS as f64 / 1e9
     }
 
     pub(crate) fn points(&self) -> &[Point] {

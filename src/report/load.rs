@@ -53,28 +53,33 @@ pub(crate) struct Options {
     pub(crate) timeout_seconds: f64,
 }
 
-/// What became of the requests: `sent = right + wrong + reordered + lost + unread`.
+/// What became of the requests: `offered = sent + unsent`, and `sent = right + wrong + reordered + lost + unread`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Requests {
+    /// Became due.
+    #[serde(default)]
+    pub(crate) offered: u64,
     pub(crate) sent: u64,
     pub(crate) right: u64,
     pub(crate) wrong: u64,
     pub(crate) reordered: u64,
+    /// Replies beyond the first to one request; not part of the sum.
     pub(crate) duplicated: u64,
     pub(crate) lost: u64,
-    /// Never read by a server that was expected to stop.
+    /// Outstanding when the server stopped as expected, after a clean prefix of the replies.
     #[serde(default)]
     pub(crate) unread: u64,
-    /// Pieces of the stream that answer no request.
+    /// Pieces of the stream that answer no request; not part of the sum.
     #[serde(default)]
     pub(crate) unasked: u64,
-    /// Due, but never sent, because no connection had room before the run ended.
+    /// Due, but never sent: no connection had room, or was let in, before the run ended.
     #[serde(default)]
     pub(crate) unsent: u64,
 }
 
 impl Requests {
     pub(crate) fn add(&mut self, other: &Self) {
+        self.offered += other.offered;
         self.sent += other.sent;
         self.right += other.right;
         self.wrong += other.wrong;
@@ -85,6 +90,16 @@ impl Requests {
         self.unasked += other.unasked;
         self.unsent += other.unsent;
     }
+
+    pub(crate) fn errors(&self) -> u64 {
+        self.wrong + self.reordered + self.lost + self.duplicated + self.unasked
+    }
+
+    /// Whether every request has been accounted for, once.
+    pub(crate) fn adds_up(&self) -> bool {
+        let settled = self.right + self.wrong + self.reordered + self.lost + self.unread;
+        self.offered == self.sent + self.unsent && self.sent == settled
+    }
 }
 
 /// What became of the connections.
@@ -94,9 +109,23 @@ pub(crate) struct Connections {
     pub(crate) refused: u64,
     pub(crate) reset: u64,
     pub(crate) closed_early: u64,
-    /// Ended by a server that was expected to stop.
+    /// Ended by a server that was expected to stop, with nothing out of order.
     #[serde(default)]
     pub(crate) stopped: u64,
+}
+
+impl Connections {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        self.refused += other.refused;
+        self.reset += other.reset;
+        self.closed_early += other.closed_early;
+        self.stopped += other.stopped;
+    }
+
+    pub(crate) fn errors(&self) -> u64 {
+        self.refused + self.reset + self.closed_early
+    }
 }
 
 /// Latencies in microseconds.
@@ -204,6 +233,11 @@ fn count(value: u64) -> String {
 }
 
 impl LoadReport {
+    /// The document, as one line.
+    pub(crate) fn json(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self).map(|json| json + "\n")
+    }
+
     /// What was run, in one line.
     pub(crate) fn subtitle(&self) -> String {
         let options = &self.options;

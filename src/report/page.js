@@ -65,8 +65,18 @@
   const charts = add(main, "div", "charts");
   const overTime = [];
   let zooming = false;
-  const times = page.charts.filter(chart => chart.axis === "time").flatMap(chart => chart.lines.flatMap(line => line.x));
-  const wholeTime = times.length ? [Math.min(0, Math.min(...times)), Math.max(...times)] : [0, 1];
+  // By loops: spread over the arguments of a function, a long run is more than the stack holds.
+  const extent = (lists, counts) => {
+    let min = Infinity, max = -Infinity;
+    for (const list of lists) for (const value of list) if (value != null && counts(value)) {
+      if (value < min) min = value;
+      if (value > max) max = value;
+    }
+    return [min, max];
+  };
+  const times = page.charts.filter(chart => chart.axis === "time").flatMap(chart => chart.lines.map(line => line.x));
+  const [start, end] = extent(times, () => true);
+  const wholeTime = start <= end ? [Math.min(0, start), end] : [0, 1];
   const zoom = (from, min, max) => {
     if (zooming) return;
     zooming = true;
@@ -130,7 +140,7 @@
       points: { show: line.x.length < 2 },
       value: (_, value) => value == null ? "–" : show[chart.unit](value),
     }));
-    const least = Math.min(...chart.lines.flatMap(line => line.y).filter(value => value > 0));
+    const [least] = extent(chart.lines.map(line => line.y), value => value > 0);
     const options = {
       width: holder.clientWidth,
       height: chart.axis === "percentile" ? 290 : 250,

@@ -49,6 +49,10 @@ impl Run {
         let count = |name| self.count("requests", name);
         let settled = count("right") + count("wrong") + count("reordered") + count("lost") + count("unread");
         assert_eq!(count("sent"), settled, "{}", self.json);
+        for group in ["requests", "total"] {
+            let count = |name| self.count(group, name);
+            assert_eq!(count("offered"), count("sent") + count("unsent"), "{group}: {}", self.json);
+        }
         let mut errors = Vec::new();
         for (group, names) in [
             ("requests", &["wrong", "reordered", "duplicated", "lost", "unread", "unasked", "unsent"][..]),
@@ -84,10 +88,15 @@ fn both_loops(fault: Fault, timeout: &str, check: impl Fn(&Run, &str)) {
 
 /// Expects exactly these errors, an example of the first, and exit status 1.
 fn expect(fault: Fault, timeout: &str, errors: &[(&str, u64)]) {
+    expect_of(fault, timeout, errors, "HELO");
+}
+
+/// The same, with a word of the example.
+fn expect_of(fault: Fault, timeout: &str, errors: &[(&str, u64)], word: &str) {
     both_loops(fault, timeout, |run, name| {
         let expected: Vec<_> = errors.iter().map(|&(kind, count)| (kind.to_owned(), count)).collect();
         assert_eq!(run.errors(), expected, "{name} loop: {}", run.json);
-        assert!(run.example(errors[0].0).contains("HELO"), "{name} loop: {}", run.json["examples"]);
+        assert!(run.example(errors[0].0).contains(word), "{name} loop: {}", run.json["examples"]);
         assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")), "{name} loop");
         assert_eq!(run.count("requests", "sent"), 40, "{name} loop");
     });
@@ -234,6 +243,162 @@ fn stall_shows_in_the_latency_of_all_that_was_due_meanwhile() {
     assert_eq!((run.errors(), run.status), (vec![], 0));
     assert!(run.microseconds("p90") > 150_000.0, "coordinated omission: {}", run.json["latency_us"]);
     assert!(run.microseconds("max") >= 390_000.0, "{}", run.json["latency_us"]);
+}
+
+#[test]
+fn stall_shows_in_the_latency_of_what_waited_for_a_connection() {
+    let server = WrongServer::start(Fault::Sleep(Duration::from_millis(400)));
+    let arguments = ["-c", "1", "-n", "400", "-r", "500", "--reconnect", "--timeout", PATIENT];
+    let run = Run::new(&server.address(), &arguments);
+    assert_eq!((run.errors(), run.status), (vec![], 0));
+    // About 200 requests were due while the only connection was taken, half of them for more than 200 ms.
+    assert!(run.microseconds("p90") > 150_000.0, "{}", run.json["latency_us"]);
+}
+
+#[test]
+fn what_never_found_a_connection_is_counted() {
+    for arguments in [&["-r", "200", "--reconnect"][..], &["--reconnect"], &["-r", "200", "-P", "2"]] {
+        // Two are let in by the system, and nobody answers those.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(1).unwrap();
+        let target = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+        let run = Run::new(&target, &[&["-c", "50", "-d", "1s", "--timeout", "600ms"], arguments].concat());
+        let errors = run.errors();
+        assert_eq!(run.status, 1, "{arguments:?}: {errors:?}");
+        assert!(run.count("requests", "unsent") > 0, "{arguments:?}: {errors:?}");
+        assert!(run.count("requests", "lost") > 0, "{arguments:?}: {errors:?}");
+        if arguments.contains(&"-r") {
+            assert!(run.count("requests", "offered") >= 100, "{arguments:?}: {}", run.json);
+        }
+    }
+}
+
+#[test]
+fn whatever_the_server_does_a_run_ends_in_time() {
+    let faults = [
+        Fault::None,
+        Fault::AlwaysSilent,
+        Fault::Rubbish,
+        Fault::Stream,
+        Fault::StreamOfOneLine,
+        Fault::Drip,
+        Fault::Deaf,
+        Fault::CloseAtOnce,
+        Fault::Full,
+        Fault::Die,
+        Fault::LastWordsAlways,
+    ];
+    let ways =
+        [&["-P", "3"][..], &["-P", "300", "-r", "2000"], &["--reconnect"], &["--reconnect", "-r", "500"]];
+    let check = |arguments: &[&str]| {
+        for fault in faults {
+            let server = WrongServer::start(fault);
+            let arguments = [&["-c", "3", "-d", "300ms", "--timeout", "500ms"], arguments].concat();
+            let started = Instant::now();
+            let run = Run::new(&server.address(), &arguments);
+            let took = started.elapsed();
+            // Half a second of it for the machine.
+            assert!(
+                took < Duration::from_millis(300 + 500 + 1000 + 500),
+                "{fault:?} {arguments:?}: {took:?}"
+            );
+            let errors = run.errors();
+            assert_eq!(fault == Fault::None, run.status == 0, "{fault:?} {arguments:?}: {errors:?}");
+            assert_eq!(fault == Fault::None, errors.is_empty(), "{fault:?} {arguments:?}: {errors:?}");
+        }
+    };
+    // Side by side: most of it is waiting.
+    thread::scope(|scope| {
+        ways.map(|arguments| scope.spawn(move || check(arguments))).map(|way| way.join().unwrap())
+    });
+}
+
+#[test]
+fn timeout_holds_while_requests_are_still_being_sent() {
+    let server = WrongServer::start(Fault::AlwaysSilent);
+    let arguments = ["-c", "2", "-P", "10000", "-r", "500", "-d", "1h", "--timeout", "300ms"];
+    let run = Run::new(&server.address(), &arguments);
+    assert!(run.json["ended_early"].as_str().unwrap().contains("does not answer"), "{}", run.json);
+    assert!(run.count("requests", "lost") > 10 && run.status == 1, "{}", run.json);
+}
+
+#[test]
+fn run_without_anything_to_do_ends() {
+    let server = WrongServer::start(Fault::None);
+    let run = Run::new(&server.address(), &["-n", "1", "-c", "2", "--threads", "2"]);
+    assert_eq!((run.errors(), run.status, run.count("requests", "right")), (vec![], 0, 1));
+    let right = (1..=8).map(|seed| {
+        let seed = seed.to_string();
+        let arguments =
+            ["--shape", "rate=random:0..1x1@1s", "-d", "100ms", "--seed", &seed, "--timeout", "200ms"];
+        // With seeds that draw a zero, there is no request, which is no success.
+        let run = Run::new(&server.address(), &arguments);
+        assert_eq!(run.status == 0, run.count("requests", "right") > 0, "{}", run.json);
+        run.count("requests", "offered")
+    });
+    assert_eq!(right.min(), Some(0));
+}
+
+#[test]
+fn error_lines_beside_replies_are_no_success() {
+    for fault in [Fault::LastWordsAlways, Fault::ErrorAlways] {
+        both_loops(fault, PATIENT, |run, name| {
+            assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")), "{fault:?} {name}");
+            let told = run.example("unasked") + &run.example("wrong");
+            assert!(told.contains("ERROR"), "{fault:?} {name}: {}", run.json["examples"]);
+        });
+    }
+    expect_of(Fault::Busy, PATIENT, &[("wrong", 1)], "ERROR busy");
+}
+
+#[test]
+fn files_that_cannot_be_used_are_known_before_the_run() {
+    let server = WrongServer::start(Fault::None);
+    let fine = Scratch::new("fine.html");
+    for arguments in [
+        &["--report", "/nowhere/at/all.html"][..],
+        &["--report", "/"],
+        &["--report", fine.path(), "--stats", "/nowhere/at/all"],
+        &["--report", fine.path(), "--compare", "/nowhere/at/all"],
+    ] {
+        let ended = tool(&server.address(), &[&["-c", "1", "-d", "1h"], arguments].concat());
+        assert_eq!(
+            (ended.status.code(), ended.stderr.lines().count()),
+            (Some(1), 1),
+            "{arguments:?}: {ended:?}"
+        );
+        assert!(ended.stderr.contains(arguments[arguments.len() - 1]), "{}", ended.stderr);
+    }
+    assert_eq!(server.requests(), 0);
+    assert!(!fine.0.exists(), "nothing is left of a page that was not written");
+    // What was there stays until there is something better.
+    std::fs::write(fine.path(), "before").unwrap();
+    assert_eq!(tool("nowhere", &["--report", fine.path()]).status.code(), Some(2));
+    assert_eq!(std::fs::read_to_string(fine.path()).unwrap(), "before");
+}
+
+#[test]
+fn result_is_printed_even_where_the_page_cannot_be_written() {
+    let server = WrongServer::start(Fault::None);
+    let ended = tool(&server.address(), &["-c", "1", "-n", "20", "--report", "/dev/full"]);
+    assert!(
+        ended.stdout.contains("every reply was right") && ended.stderr.contains("/dev/full"),
+        "{ended:?}"
+    );
+    assert_eq!(ended.status.code(), Some(1));
+}
+
+#[test]
+fn closed_pipe_behind_the_tool_is_no_failure() {
+    for (fault, status) in [(Fault::None, 0), (Fault::Text, 1)] {
+        let server = WrongServer::start(fault);
+        let mut flood = Flood::start(&server.address(), &["-c", "1", "-n", "40"]);
+        drop(flood.child.stdout.take());
+        let mut said = String::new();
+        flood.words.read_to_string(&mut said).unwrap();
+        assert_eq!((flood.child.wait().unwrap().code(), said.as_str()), (Some(status), ""));
+    }
 }
 
 #[test]
@@ -636,4 +801,38 @@ fn runs_are_written_compared_and_merged() {
         (&Value::from(300), &Value::from(300))
     );
     assert_eq!(output.status.code(), Some(0));
+
+    for (assert, holds) in [("right=300,p90<1h", true), ("right=301", false)] {
+        let output = Ended::of(program().args(merge).args(["--assert", assert]));
+        let sum: Value = serde_json::from_str(&output.stdout).unwrap();
+        assert_eq!(sum["asserts"][0]["holds"], holds, "{}", sum["asserts"]);
+        assert_eq!(output.status.code(), Some(i32::from(!holds)));
+    }
+}
+
+#[test]
+fn page_of_half_an_hour_with_statistics_is_drawn() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/support/draw_page.js");
+    let server = WrongServer::start(Fault::None);
+    let (run, stats, page) =
+        (Scratch::new("long.json"), Scratch::new("long.stats"), Scratch::new("long.html"));
+    let mut document = Run::new(&server.address(), &["-c", "1", "-n", "50"]).json;
+    (document["seconds"], document["started_unix_seconds"]) = (1800.into(), 1_000_000.into());
+    std::fs::write(run.path(), document.to_string()).unwrap();
+    let line = |at: u32| {
+        let now = 1_000_000.0 + f64::from(at) * 0.05;
+        format!(
+            "{{\"unix_seconds\":{now},\"pool_threads\":{},\"pool_demand\":5,\"pool_busy\":1,\"requests_pending\":3}}\n",
+            at % 60
+        )
+    };
+    std::fs::write(stats.path(), (0..36_000).map(line).collect::<String>()).unwrap();
+    let merge = ["load", "--merge", run.path(), "--report", page.path(), "--stats", stats.path()];
+    assert_eq!(Ended::of(program().args(merge)).status.code(), Some(0));
+    if Command::new("node").arg("--version").output().is_err() {
+        return skipped("no node here to run the page's script");
+    }
+    let drawn = Ended::of(Command::new("node").args([script, page.path()]));
+    assert!(drawn.status.success(), "{}", drawn.stderr);
+    assert!(drawn.stdout.lines().any(|line| line == "3 36000"), "the pool: {}", drawn.stdout);
 }

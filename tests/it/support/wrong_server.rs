@@ -42,6 +42,22 @@ pub(crate) enum Fault {
     Sleep(Duration),
     /// The same, and no reply to those that follow.
     SleepThenSilence(Duration),
+    /// From the fourth request on, lines that nobody asked for come without end.
+    Stream,
+    /// The same without an end of line.
+    StreamOfOneLine,
+    /// Every request gets one byte every few milliseconds, and no more.
+    Drip,
+    /// Nothing is read.
+    Deaf,
+    /// Every connection is closed as soon as it is there.
+    CloseAtOnce,
+    /// After each reply the server says that it ends the connection, and does not.
+    LastWordsAlways,
+    /// After each reply comes a line that says some error.
+    ErrorAlways,
+    /// The request is answered with the word for one that waited too long.
+    Busy,
     /// Every connection is told that the server is full.
     Full,
     /// From here on, each connection gets so many replies and the end of stream.
@@ -130,6 +146,16 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
         stream.write_all(b"ERROR server full (limit 0 connections)\n")?;
         return finish(&mut stream);
     }
+    match shared.fault {
+        Fault::CloseAtOnce => return Ok(()),
+        Fault::Deaf => {
+            while !shared.ended.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(10));
+            }
+            return Ok(());
+        }
+        _ => {}
+    }
     let (mut held_back, mut silent, mut answered) = (String::new(), false, 0);
     let reader = BufReader::new(stream.try_clone()?);
     for line in reader.lines() {
@@ -162,6 +188,20 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
                 String::new()
             }
             Fault::AlwaysSilent => String::new(),
+            // They end with an error, when the peer has closed.
+            Fault::Stream if fourth => loop {
+                stream.write_all(b"HELO you\nIP:1\n".repeat(500).as_slice())?;
+            },
+            Fault::StreamOfOneLine if fourth => loop {
+                stream.write_all(&[b'x'; 10_000])?;
+            },
+            Fault::Drip => loop {
+                stream.write_all(b"H")?;
+                thread::sleep(Duration::from_millis(5));
+            },
+            Fault::LastWordsAlways => right + "ERROR internal error\n",
+            Fault::ErrorAlways => right + "ERROR something else\n",
+            Fault::Busy if fourth => "ERROR busy (waited 5ms)\n".to_owned(),
             Fault::SleepThenSilence(_) if shared.requests.load(Ordering::SeqCst) > 4 => String::new(),
             Fault::Rubbish => "what?\n".to_owned(),
             Fault::Sleep(length) | Fault::SleepThenSilence(length) if fourth => {
