@@ -310,7 +310,7 @@ fn greet(
         }
         Match::Start => (0, Read::Consumed(0)),
         Match::No => {
-            let expected = super::ledger::shown(protocol.greeting());
+            let expected = super::ledger::shown(&protocol.shown_greeting());
             tally.extra(Kind::Unasked, now, || {
                 let mut example = ledger.example(None, bytes, protocol);
                 example.expected = expected;

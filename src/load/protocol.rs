@@ -241,6 +241,17 @@ impl Reply {
         }
     }
 
+    fn shown(&self) -> Vec<u8> {
+        let (mut shown, mut from) = (Vec::new(), 0);
+        for (&end, &open) in self.ends.iter().zip(&self.open) {
+            shown.extend_from_slice(&self.template.bytes[from..end]);
+            shown.extend_from_slice(if open { b"*\n" } else { b"\n" });
+            from = end + 1;
+        }
+        shown.extend(b"*\n".repeat(self.free_lines));
+        shown
+    }
+
     fn lines(&self) -> usize {
         self.open.len() + self.free_lines
     }
@@ -330,6 +341,7 @@ impl Protocol {
             let tail = tidemill::protocol::render_tail(&server.into(), tail.advertise, &tail.student_id);
             self.reply.template.parts[1] = tail;
             self.reply.template.rebuild(&Written::new(0, Digits::Hex));
+            self.reply.find_ends();
         }
     }
 
@@ -339,7 +351,14 @@ impl Protocol {
         &self.request.bytes
     }
 
+    /// The bytes of a reply as a person reads them: what may be anything is a star.
+    pub(crate) fn shown_reply(&mut self, number: u64) -> Vec<u8> {
+        self.reply.write(number);
+        self.reply.shown()
+    }
+
     /// The bytes of a reply, as far as they are known.
+    #[cfg(test)]
     pub(crate) fn reply(&mut self, number: u64) -> &[u8] {
         self.reply.write(number);
         &self.reply.template.bytes
@@ -371,8 +390,8 @@ impl Protocol {
     }
 
     /// What the server must say first.
-    pub(crate) fn greeting(&self) -> &[u8] {
-        self.greeting.as_ref().map_or(&[], |greeting| &greeting.template.bytes)
+    pub(crate) fn shown_greeting(&self) -> Vec<u8> {
+        self.greeting.as_ref().map_or_else(Vec::new, Reply::shown)
     }
 
     /// Where within `line`, not at its front, a reply of this run begins.
@@ -574,6 +593,8 @@ mod tests {
         assert_eq!(three.lines(), 3);
         assert_eq!(three.compare(b"A1\nwhat\never\nA2", 1), Match::Whole(13));
         assert_eq!(three.compare(b"A1\nwhat\never", 1), Match::Start);
+        assert_eq!(text(&three.shown_reply(7)), r"A7\n*\n*\n");
+        assert_eq!(text(&custom("x", r"a*\nb{n}").shown_reply(7)), r"a*\nb7\n");
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
+//! | `load_protocols` | `tidemill load` against Redis, memcached and an SMTP server |
 //! | `simulate_tool` | `tidemill simulate`: output, report, usage |
 //! | `framing_props` | lines do not depend on how bytes were cut: properties |
 //! | `controller_props` | the controller keeps its rules for any sequence of samples |
@@ -34,6 +35,7 @@ mod controller_sim;
 mod framing_props;
 mod handlers;
 mod limits;
+mod load_protocols;
 mod load_tool;
 mod logs;
 mod many;
