@@ -168,6 +168,7 @@ fn a_stop_at_once_tells_of_requests_that_were_not_read() {
     unread.send(&b"unread.\n".repeat(1000));
     eventually("a part of it is read", || handle.stats().read_bytes_total == 6 + 4096);
     handle.stop_now();
+    eventually("all are gone", || handle.stats().connections == 0);
     gate.open();
     let outcome = server.wait().unwrap();
     assert_eq!((outcome.unread_peers, outcome.is_clean()), (1, false));

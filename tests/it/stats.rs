@@ -126,7 +126,10 @@ fn bytes_connections_and_requests_are_counted_exactly() {
     serving.connect().send(&[b'x'; 60]);
     serving.connect().reset();
     let closed = |stats: &Value, reason: &str| stats["connections_closed_total"][reason].as_u64();
-    eventually("all are gone", || serving.stats()["connections"] == 0);
+    eventually("all have come and gone", || {
+        let stats = serving.stats();
+        stats["connections_accepted_total"] == 3 && stats["connections"] == 0
+    });
     let ended = serving.stop();
     let stats = ended.stats();
     assert_eq!(closed(&stats, "eof"), Some(1));
