@@ -8,8 +8,11 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::address::Address;
+use crate::clock::{Nanos, nanos};
+use crate::connection::Timeouts;
 use crate::controller::Policy;
 use crate::error::Error;
+use crate::job::MAX_JOB_LINES;
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
@@ -68,6 +71,32 @@ pub struct Config {
     /// request of it to a worker. It goes on below a quarter of this. Each reply counts eight bytes besides its own. One reply of
     /// any length, and what one turn of a worker adds (32 KiB and a reply), may stand above. At least 1. Default: 32 KiB.
     pub high_watermark_bytes: usize,
+    /// Most connections at a time from one IPv4 address or one IPv6 network of 64 bits. One more is told
+    /// `ERROR too many connections from your address` and closed. Unix sockets are not counted. `None`: no limit. At least 1.
+    /// Default: `None`.
+    pub max_connections_per_peer: Option<usize>,
+    /// Bytes that all connections together may hold ([`Stats::held_bytes`](crate::Stats::held_bytes)). From half of it on nothing
+    /// is read ahead of what can be handled; above it the connections that hold most are closed until it is met. Resident memory
+    /// stays below that at the start, and 1.25 times this, and 32 MiB. From 1 MiB. Default: 256 MiB.
+    pub max_memory_bytes: usize,
+    /// The kernel's part of the replies that a client does not read, in bytes. `None`: as the kernel tunes it, up to megabytes.
+    /// TCP only. From 4 KiB to 1 GiB. Default: 128 KiB.
+    pub send_buffer_bytes: Option<usize>,
+    /// The mode of a Unix socket's file, as `chmod` takes it. Default: `0o600`.
+    pub unix_mode: u32,
+    /// How long the rest of a line may take once its first byte has come, whatever comes meanwhile. It stands still while the
+    /// server itself does not read the connection. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
+    pub line_timeout: Option<Duration>,
+    /// How long a connection may have nothing outstanding. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
+    pub idle_timeout: Option<Duration>,
+    /// How long a request may wait, from when it was read to when a worker takes it. One that has waited longer is not run; its
+    /// client is told so in place of the reply ([`Handler::busy_line`](crate::Handler::busy_line)). `None`: for ever. From 1 ms to
+    /// [`MAX_DURATION`]. Default: `None`.
+    pub queue_timeout: Option<Duration>,
+    /// How long a handler may take for a request. Its client is told then, and its connection closed. The handler cannot be
+    /// ended: it runs on, and is counted as stuck. While this is set, a job holds one request, so that the replies before it are
+    /// not held up with it. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
+    pub request_timeout: Option<Duration>,
     /// How long a client may take none of the replies that wait for it before its connection is closed; begins anew whenever
     /// the kernel takes bytes for it. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub write_timeout: Option<Duration>,
@@ -94,6 +123,14 @@ impl Default for Config {
             max_line_bytes: 65_536,
             max_pending: 65_536,
             high_watermark_bytes: 32 << 10,
+            max_connections_per_peer: None,
+            max_memory_bytes: 256 << 20,
+            send_buffer_bytes: Some(128 << 10),
+            unix_mode: 0o600,
+            line_timeout: Some(Duration::from_secs(30)),
+            idle_timeout: None,
+            queue_timeout: None,
+            request_timeout: None,
             write_timeout: Some(Duration::from_secs(30)),
             thread_stack_bytes: 2 << 20,
             drain_timeout: Duration::from_secs(8),
@@ -214,7 +251,14 @@ pub(crate) struct Settings {
     pub(crate) max_pending: usize,
     pub(crate) high_watermark_bytes: usize,
     pub(crate) low_watermark_bytes: usize,
-    pub(crate) write_timeout: Option<Duration>,
+    pub(crate) max_connections_per_peer: Option<usize>,
+    pub(crate) max_memory_bytes: usize,
+    pub(crate) send_buffer_bytes: Option<usize>,
+    pub(crate) unix_mode: u32,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) queue_timeout: Option<Nanos>,
+    /// Most requests in a job.
+    pub(crate) max_job_lines: usize,
     pub(crate) thread_stack_bytes: usize,
     pub(crate) drain_timeout: Duration,
     pub(crate) stop_from: StopFrom,
@@ -238,9 +282,23 @@ impl Config {
         within("max_line_bytes", self.max_line_bytes, 1, MAX_LINE_BYTES)?;
         within("max_pending", self.max_pending, 1, 1 << 30)?;
         within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
-        if let Some(timeout) = self.write_timeout {
-            lasting("write_timeout", timeout, Duration::from_millis(1))?;
+        if let Some(limit) = self.max_connections_per_peer {
+            within("max_connections_per_peer", limit, 1, 1 << 30)?;
         }
+        within("max_memory_bytes", self.max_memory_bytes, 1 << 20, usize::MAX)?;
+        if let Some(bytes) = self.send_buffer_bytes {
+            within("send_buffer_bytes", bytes, 4 << 10, 1 << 30)?;
+        }
+        if self.unix_mode > 0o777 {
+            return Err(setting("unix_mode", format!("{:o}", self.unix_mode), "0 to 777".to_owned()));
+        }
+        let timeouts = Timeouts {
+            line: timeout("line_timeout", self.line_timeout)?,
+            idle: timeout("idle_timeout", self.idle_timeout)?,
+            write: timeout("write_timeout", self.write_timeout)?,
+            request: timeout("request_timeout", self.request_timeout)?,
+        };
+        let queue_timeout = timeout("queue_timeout", self.queue_timeout)?;
         within(
             "thread_stack_bytes",
             self.thread_stack_bytes,
@@ -261,7 +319,13 @@ impl Config {
             max_pending: self.max_pending,
             high_watermark_bytes: self.high_watermark_bytes,
             low_watermark_bytes: self.high_watermark_bytes / 4,
-            write_timeout: self.write_timeout,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_memory_bytes: self.max_memory_bytes,
+            send_buffer_bytes: self.send_buffer_bytes,
+            unix_mode: self.unix_mode,
+            max_job_lines: if timeouts.request.is_some() { 1 } else { MAX_JOB_LINES },
+            timeouts,
+            queue_timeout,
             thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
             stop_from: self.stop_from,
@@ -281,6 +345,12 @@ fn lasting(name: &'static str, value: Duration, least: Duration) -> Result<(), E
         return Ok(());
     }
     Err(setting(name, format!("{value:?}"), format!("{least:?} to a year")))
+}
+
+fn timeout(name: &'static str, timeout: Option<Duration>) -> Result<Option<Nanos>, Error> {
+    timeout
+        .map(|timeout| lasting(name, timeout, Duration::from_millis(1)).map(|()| nanos(timeout)))
+        .transpose()
 }
 
 fn setting(name: &'static str, value: impl ToString, must: String) -> Error {

@@ -30,14 +30,33 @@ pub(crate) struct ConnId {
     pub(crate) generation: u32,
 }
 
+/// A millisecond in nanoseconds.
+pub(crate) const MS: Nanos = 1_000_000;
+
+/// `now` in milliseconds; wraps after seven weeks, and is only compared with what is nearby.
+#[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+pub(crate) fn to_ms(now: Nanos) -> u32 {
+    (now / MS) as u32
+}
+
 /// Slots whose generations lie together.
 const CHUNK: usize = 4096;
 
 /// Which generation of connections each slot has: written by the reactor, read by the workers, who do not run a request
-/// whose connection has gone. Four bytes a slot, for as many slots as ever were in use.
+/// whose connection has gone. Eight bytes a slot, for as many slots as ever were in use.
 #[derive(Debug)]
 pub(crate) struct Generations {
-    chunks: Box<[OnceLock<Box<[AtomicU32]>>]>,
+    chunks: Box<[OnceLock<Box<[Slot]>>]>,
+}
+
+/// What workers and the reactor tell each other of a slot. Relaxed: nothing else is read because of it.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Of the connection that is there. Written by the reactor.
+    generation: AtomicU32,
+    /// When a worker took the present job, in milliseconds since the server's start, which wrap; 0 while none has. Set to 0 by
+    /// the reactor when the job goes out, and then by the worker; only where handlers are timed.
+    taken_ms: AtomicU32,
 }
 
 impl Generations {
@@ -46,16 +65,17 @@ impl Generations {
         Arc::new(Generations { chunks: (0..slots.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() })
     }
 
-    fn chunk(&self, slot: usize) -> Option<&OnceLock<Box<[AtomicU32]>>> {
-        self.chunks.get(slot / CHUNK)
+    fn slot(&self, id: ConnId) -> Option<&Slot> {
+        let slot = id.slot as usize;
+        Some(&self.chunks.get(slot / CHUNK)?.get()?[slot % CHUNK])
     }
 
     /// The connection of this name has its slot now. For the reactor.
     pub(crate) fn set(&self, id: ConnId) {
         let slot = id.slot as usize;
-        if let Some(chunk) = self.chunk(slot) {
-            let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| AtomicU32::new(0)).collect());
-            chunk[slot % CHUNK].store(id.generation, Relaxed);
+        if let Some(chunk) = self.chunks.get(slot / CHUNK) {
+            let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
+            chunk[slot % CHUNK].generation.store(id.generation, Relaxed);
         }
     }
 
@@ -67,9 +87,20 @@ impl Generations {
     /// Whether the connection of this name is there, as far as is known: what the reactor has just done may be seen late.
     /// Relaxed, as nothing else is read because of it.
     pub(crate) fn has(&self, id: ConnId) -> bool {
-        let slot = id.slot as usize;
-        let Some(chunk) = self.chunk(slot).and_then(OnceLock::get) else { return true };
-        chunk[slot % CHUNK].load(Relaxed) == id.generation
+        self.slot(id).is_none_or(|slot| slot.generation.load(Relaxed) == id.generation)
+    }
+
+    /// A worker has taken the job of this connection at `now`, or, with 0, it is on its way to one.
+    pub(crate) fn set_taken(&self, id: ConnId, now: Nanos) {
+        if let Some(slot) = self.slot(id) {
+            slot.taken_ms.store(if now == 0 { 0 } else { to_ms(now).max(1) }, Relaxed);
+        }
+    }
+
+    /// When a worker took the job of this connection, to the millisecond, seen from `now`; `None`: none has.
+    pub(crate) fn taken_at(&self, id: ConnId, now: Nanos) -> Option<Nanos> {
+        let taken = self.slot(id)?.taken_ms.load(Relaxed);
+        (taken > 0).then(|| now.saturating_sub(MS * Nanos::from(to_ms(now).wrapping_sub(taken))))
     }
 }
 
@@ -121,6 +152,8 @@ pub(crate) struct Job {
     pub(crate) reply_ends: Vec<usize>,
     /// Lines handled in this slice, whether they had a reply or not.
     pub(crate) handled: usize,
+    /// Of these, those that were not run because they had waited too long.
+    pub(crate) late: usize,
     /// Wall time of this slice.
     pub(crate) took: Nanos,
     pub(crate) end: JobEnd,
@@ -149,6 +182,11 @@ impl Job {
         self.line_ends.len() - self.taken
     }
 
+    /// A worker has taken it at `now`.
+    pub(crate) fn set_taken(&self, now: Nanos) {
+        self.generations.set_taken(self.connection, now);
+    }
+
     /// Whether anybody would read the replies, as far as is known: the connection is there.
     pub(crate) fn is_wanted(&self) -> bool {
         self.generations.has(self.connection)
@@ -168,6 +206,7 @@ impl Job {
         self.replies.clear();
         self.reply_ends.clear();
         self.handled = 0;
+        self.late = 0;
         self.took = 0;
         self.end = JobEnd::Done;
     }
@@ -202,6 +241,11 @@ impl FreeJobs {
         FreeJobs { generations, free: Vec::new() }
     }
 
+    /// What workers and the reactor tell each other of connections.
+    pub(crate) fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
     /// An empty job for `connection`.
     pub(crate) fn take(
         &mut self,
@@ -223,6 +267,7 @@ impl FreeJobs {
                 replies: Vec::new(),
                 reply_ends: Vec::new(),
                 handled: 0,
+                late: 0,
                 took: 0,
                 end: JobEnd::Done,
             });

@@ -45,6 +45,10 @@ pub(crate) struct Totals {
     pub(crate) open: u64,
     pub(crate) accepted: u64,
     pub(crate) rejected_full: u64,
+    pub(crate) rejected_peer_full: u64,
+    pub(crate) late: u64,
+    /// A gauge: jobs out whose clients have been told that they took too long.
+    pub(crate) stuck: u64,
     pub(crate) closed: [u64; CloseReason::COUNT],
     pub(crate) replied: u64,
     pub(crate) silent: u64,
@@ -233,6 +237,12 @@ pub struct Stats {
     pub requests_pending: u64,
     /// Requests that will never have a reply: their peer was gone, their handler panicked, or the stop was not graceful.
     pub requests_dropped_total: u64,
+    /// Requests that were not run because they had waited longer than
+    /// [`Config::queue_timeout`](crate::Config::queue_timeout). They are among the replied ones.
+    pub requests_late_total: u64,
+    /// Requests whose clients were told that they took longer than
+    /// [`Config::request_timeout`](crate::Config::request_timeout), and whose handlers have not returned yet.
+    pub requests_stuck: u64,
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
     /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
@@ -278,6 +288,15 @@ pub struct Stats {
 pub struct Rejected {
     /// The limit [`Config::max_connections`](crate::Config::max_connections) was reached.
     pub full: u64,
+    /// The limit [`Config::max_connections_per_peer`](crate::Config::max_connections_per_peer) was reached.
+    pub peer_full: u64,
+}
+
+impl Rejected {
+    /// Over all reasons.
+    pub fn total(&self) -> u64 {
+        self.full + self.peer_full
+    }
 }
 
 /// Connections that ended, by reason.
@@ -297,8 +316,16 @@ pub struct Closed {
     pub panic: u64,
     /// The handler asked for it.
     pub handler: u64,
+    /// The rest of a line did not come within [`Config::line_timeout`](crate::Config::line_timeout).
+    pub line_timeout: u64,
+    /// Nothing came for as long as [`Config::idle_timeout`](crate::Config::idle_timeout).
+    pub idle_timeout: u64,
     /// The peer did not read its replies for as long as [`Config::write_timeout`](crate::Config::write_timeout).
     pub write_timeout: u64,
+    /// The handler did not return within [`Config::request_timeout`](crate::Config::request_timeout).
+    pub request_timeout: u64,
+    /// It held most when connections held more than [`Config::max_memory_bytes`](crate::Config::max_memory_bytes).
+    pub memory: u64,
     /// The server stopped gracefully.
     pub stopping: u64,
     /// The server stopped at once.
@@ -315,11 +342,17 @@ impl Closed {
             kill_refused,
             panic,
             handler,
+            line_timeout,
+            idle_timeout,
             write_timeout,
+            request_timeout,
+            memory,
             stopping,
             aborted,
         } = *self;
-        eof + reset + line_too_long + kill_refused + panic + handler + write_timeout + stopping + aborted
+        let by_peers =
+            eof + reset + line_too_long + kill_refused + line_timeout + idle_timeout + write_timeout;
+        by_peers + panic + handler + request_timeout + memory + stopping + aborted
     }
 }
 
@@ -397,7 +430,10 @@ impl Stats {
             uptime_seconds: uptime.as_secs_f64(),
             connections: counters.open,
             connections_accepted_total: counters.accepted,
-            connections_rejected_total: Rejected { full: counters.rejected_full },
+            connections_rejected_total: Rejected {
+                full: counters.rejected_full,
+                peer_full: counters.rejected_peer_full,
+            },
             connections_closed_total: Closed {
                 eof: closed(CloseReason::Eof),
                 reset: closed(CloseReason::Reset),
@@ -405,7 +441,11 @@ impl Stats {
                 kill_refused: closed(CloseReason::KillRefused),
                 panic: closed(CloseReason::Panic),
                 handler: closed(CloseReason::Handler),
+                line_timeout: closed(CloseReason::LineTimeout),
+                idle_timeout: closed(CloseReason::IdleTimeout),
                 write_timeout: closed(CloseReason::WriteTimeout),
+                request_timeout: closed(CloseReason::RequestTimeout),
+                memory: closed(CloseReason::Memory),
                 stopping: closed(CloseReason::Stopping),
                 aborted: closed(CloseReason::Aborted),
             },
@@ -414,6 +454,8 @@ impl Stats {
             requests_silent_total: counters.silent,
             requests_pending: counters.pending,
             requests_dropped_total: counters.dropped,
+            requests_late_total: counters.late,
+            requests_stuck: counters.stuck,
             queue_wait_seconds,
             service_seconds,
             pool_threads: pool.threads as u64,

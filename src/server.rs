@@ -221,7 +221,7 @@ impl Builder {
         run: impl FnOnce(Reactor) -> io::Result<Dropped> + Send + 'static,
     ) -> Result<Server, Error> {
         let settings = self.config.check()?;
-        let sockets = reactor::bind(&settings.listen)?;
+        let sockets = reactor::bind(&settings)?;
         let local_addrs = sockets
             .iter()
             .zip(&settings.listen)
@@ -230,7 +230,8 @@ impl Builder {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let stop_from = settings.stop_from.clone();
-        let service = Service::of_lines(self.handler, settings.max_line_bytes, stop_from);
+        let service = Service::of_lines(self.handler, settings.max_line_bytes, stop_from)
+            .with_timeouts(settings.queue_timeout, settings.timeouts.request.is_some());
         let services: Arc<[Service]> = Arc::new([service]);
         let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
         let (sockets, waker) = Sockets::new(sockets)?;

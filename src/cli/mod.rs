@@ -64,7 +64,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     Client(client::ClientArgs),
     Load(Box<load::LoadArgs>),
     Simulate(simulate::SimulateArgs),

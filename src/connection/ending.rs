@@ -12,16 +12,22 @@ pub(crate) enum CloseReason {
     KillRefused,
     Panic,
     Handler,
+    LineTimeout,
+    IdleTimeout,
     WriteTimeout,
+    RequestTimeout,
+    Memory,
     Stopping,
     Aborted,
     /// Never was open: counted as rejected.
     Full,
+    /// The same.
+    PeerFull,
 }
 
 impl CloseReason {
     /// How many reasons there are.
-    pub(crate) const COUNT: usize = CloseReason::Full as usize + 1;
+    pub(crate) const COUNT: usize = CloseReason::PeerFull as usize + 1;
 
     /// The label in logs.
     pub(crate) fn as_str(self) -> &'static str {
@@ -32,10 +38,15 @@ impl CloseReason {
             CloseReason::KillRefused => "kill_refused",
             CloseReason::Panic => "panic",
             CloseReason::Handler => "handler",
+            CloseReason::LineTimeout => "line_timeout",
+            CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::WriteTimeout => "write_timeout",
+            CloseReason::RequestTimeout => "request_timeout",
+            CloseReason::Memory => "memory",
             CloseReason::Stopping => "stopping",
             CloseReason::Aborted => "aborted",
             CloseReason::Full => "full",
+            CloseReason::PeerFull => "peer_full",
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Inbound {
     searched: usize,
     /// Framing has said that the frame at the front is not complete.
     incomplete: bool,
+    /// Since when the frame at the front has begun and is not complete; kept while more of it comes.
+    incomplete_since: Option<Nanos>,
     /// When the bytes at the front were read, or a little earlier.
     arrived_at: Nanos,
 }
@@ -64,6 +66,16 @@ impl Inbound {
         self.arrived_at
     }
 
+    /// Since when the rest of the frame at the front is waited for.
+    pub(crate) fn incomplete_since(&self) -> Option<Nanos> {
+        self.incomplete_since.filter(|_| self.incomplete)
+    }
+
+    /// The rest was not waited for during the last `nanos`.
+    pub(crate) fn forgive(&mut self, nanos: Nanos) {
+        self.incomplete_since = self.incomplete_since.map(|since| since.saturating_add(nanos));
+    }
+
     fn rest(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
@@ -77,15 +89,23 @@ impl Inbound {
         grow(&mut self.bytes, bytes.len());
         self.bytes.extend_from_slice(bytes);
         self.scanned = incomplete.unwrap_or(self.scanned);
-        self.incomplete = incomplete.is_some();
+        self.set_incomplete(incomplete.is_some(), now);
     }
 
-    /// Looks whether the frame at the front is complete, without consuming it.
-    pub(crate) fn examine(&mut self, service: &Service) {
+    fn set_incomplete(&mut self, incomplete: bool, now: Nanos) {
+        self.incomplete = incomplete;
+        if incomplete {
+            self.incomplete_since.get_or_insert(now);
+        }
+    }
+
+    /// Looks at `now` whether the frame at the front is complete, without consuming it.
+    pub(crate) fn examine(&mut self, service: &Service, now: Nanos) {
         if self.may_have_frame()
             && let Found::More { scanned } = service.next_frame(self.rest(), self.scanned, false)
         {
-            (self.scanned, self.incomplete) = (scanned, true);
+            self.scanned = scanned;
+            self.set_incomplete(true, now);
         }
     }
 
@@ -96,13 +116,16 @@ impl Inbound {
         service.asks_for_stop(self.rest(), from, ended)
     }
 
-    /// Cuts frames off the front.
-    pub(crate) fn cut(&mut self, ended: bool, cut: Cut<'_>) -> Taken {
+    /// Cuts frames off the front at `now`.
+    pub(crate) fn cut(&mut self, ended: bool, cut: Cut<'_>, now: Nanos) -> Taken {
         let taken = cut.take(self.rest(), self.scanned, ended);
+        if taken.consumed > 0 {
+            self.incomplete_since = None;
+        }
         self.start += taken.consumed;
         self.searched = self.searched.saturating_sub(taken.consumed);
         self.scanned = taken.end.scanned();
-        self.incomplete = matches!(taken.end, End::More { .. });
+        self.set_incomplete(matches!(taken.end, End::More { .. }), now);
         self.tidy();
         taken
     }
@@ -301,7 +324,7 @@ mod tests {
         let mut all = (0, 0);
         for (frames, end) in [(2, End::Full), (3, End::Full), (3, End::More { scanned: 0 })] {
             let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames };
-            let taken = inbound.cut(false, cut);
+            let taken = inbound.cut(false, cut, 9);
             assert_eq!(taken.end, end);
             all = (all.0 + taken.requests, all.1 + taken.ignored);
         }
@@ -314,7 +337,7 @@ mod tests {
         let (service, mut job) = (service(), job());
         let mut inbound = inbound(b"a\nb\nc");
         let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 1, frames: 9 };
-        let taken = inbound.cut(false, cut);
+        let taken = inbound.cut(false, cut, 9);
         assert_eq!((taken.requests, taken.consumed, taken.end), (1, 2, End::Full));
         assert!(inbound.may_have_frame());
         assert_eq!(inbound.count_requests(&service, false), 1);
@@ -370,7 +393,7 @@ mod tests {
         let (service, mut job) = (service(), job());
         let mut inbound = inbound(&[&b"#\n".repeat(1000)[..], b"rest"].concat());
         let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames: 1001 };
-        assert_eq!(inbound.cut(false, cut).end, End::More { scanned: 4 });
+        assert_eq!(inbound.cut(false, cut, 9).end, End::More { scanned: 4 });
         assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
         assert_eq!((inbound.len(), inbound.may_have_frame()), (4, false));
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::address::Address;
 use crate::clock::Nanos;
-use crate::job::{Endpoint, Job};
+use crate::job::{Endpoint, Job, MS, to_ms};
 use crate::service::ServiceId;
 pub(crate) use ending::{CloseReason, Phase};
 pub(crate) use inbound::{Cut, End, Inbound, Taken};
@@ -26,6 +26,19 @@ use peer::Peer;
 const READ_AHEAD_BYTES: usize = 16 << 10;
 /// Bytes that are read of a connection that waits for `max_pending`: to look for a stop in them.
 const LOOK_AHEAD_BYTES: usize = 4 << 10;
+
+/// How long peers may take, in nanoseconds; `None`: for ever.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timeouts {
+    /// For the rest of a line, from its first byte on, while it is read.
+    pub(crate) line: Option<Nanos>,
+    /// With nothing outstanding.
+    pub(crate) idle: Option<Nanos>,
+    /// To take any of the replies that wait.
+    pub(crate) write: Option<Nanos>,
+    /// For a handler, until its client is not kept waiting any longer.
+    pub(crate) request: Option<Nanos>,
+}
 
 /// What a connection is for. Matched where it is served, and where it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +105,11 @@ pub(crate) struct Connection {
     pub(crate) may_stop: bool,
     /// Is in one of the reactor's lists of connections to look at.
     pub(crate) listed: bool,
-    /// Has an entry among the reactor's deadlines.
-    pub(crate) has_deadline: bool,
+    /// When it was last seen to do anything, in milliseconds since the server's start, which wrap after seven weeks; kept up
+    /// to date only where there is a timeout for it.
+    active_ms: u32,
+    /// When the reactor looks at its deadlines, by the pool's clock; 0: it has no entry there.
+    pub(crate) look_at: Nanos,
 }
 
 /// There only while something is pending.
@@ -105,6 +121,8 @@ struct Buffers {
     choked: bool,
     /// When the socket last took bytes of `outbound`, or when the first of them came to wait.
     progress_at: Nanos,
+    /// Since when it is not read, for a reason of the server's own.
+    paused_since: Option<Nanos>,
     /// A job with lines left, held back while the peer does not read its replies.
     held: Option<Box<Job>>,
     /// While draining: bytes still to be read, those that were in the receive queue when the stop began.
@@ -136,7 +154,8 @@ impl Connection {
             turn: Turn::Any,
             may_stop,
             listed: false,
-            has_deadline: false,
+            active_ms: 0,
+            look_at: 0,
         }
     }
 
@@ -219,18 +238,20 @@ impl Connection {
     }
 
     /// How many bytes may be read for the service of this connection now, `most` at the most. While no job can be cut of
-    /// them only so many as are read ahead. 0: none.
-    pub(crate) fn may_read(&self, most: usize) -> usize {
+    /// them only so many as are read ahead, and where memory is short (`sparing`) hardly any. 0: none.
+    pub(crate) fn may_read(&self, most: usize, sparing: bool) -> usize {
         if self.phase != Phase::Open || !self.is_readable() || self.is_choked() {
             return 0;
         }
         let here = self.inbound().map_or(0, Inbound::len);
-        let limit = if self.turn == Turn::Waits {
+        let limit = if self.turn == Turn::Waits || sparing && self.may_have_frame() {
             LOOK_AHEAD_BYTES.saturating_sub(here)
         } else if self.may_have_frame() {
             READ_AHEAD_BYTES.saturating_sub(here)
         } else if self.may_hand_out() {
             most
+        } else if sparing {
+            LOOK_AHEAD_BYTES
         } else {
             // The rest of a frame, which has a limit of its own: it may be a stop.
             READ_AHEAD_BYTES
@@ -392,10 +413,69 @@ impl Connection {
         result
     }
 
-    /// Since when the socket has taken none of the bytes that wait; `None`: none waits.
-    pub(crate) fn blocked_since(&self) -> Option<Nanos> {
-        let buffers = self.buffers.as_deref()?;
-        (!buffers.outbound.is_empty()).then_some(buffers.progress_at)
+    // Deadlines.
+
+    /// Something has happened with it at `now`.
+    pub(crate) fn set_active(&mut self, now: Nanos) {
+        self.active_ms = to_ms(now);
+    }
+
+    /// Takes in at `now` whether it is read, as far as that is up to the server: the time in which it is not does not count
+    /// against the peer.
+    pub(crate) fn note_pause(&mut self, now: Nanos) {
+        let waits = self.turn == Turn::Waits;
+        let Some(buffers) = &mut self.buffers else { return };
+        match (buffers.choked || waits, buffers.paused_since) {
+            (true, None) => buffers.paused_since = Some(now),
+            (false, Some(since)) => {
+                buffers.paused_since = None;
+                buffers.inbound.forgive(now.saturating_sub(since));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it is worth asking for its [`deadline`](Self::deadline). Cheap: asked after each job.
+    pub(crate) fn may_have_deadline(&self, timeouts: &Timeouts) -> bool {
+        self.buffers.is_some() || timeouts.idle.is_some() || timeouts.request.is_some()
+    }
+
+    /// When it has to end, and why, if nothing else happens. `taken_at`: when a worker took the request that is out, or
+    /// `now` if none has.
+    pub(crate) fn deadline(
+        &self,
+        timeouts: &Timeouts,
+        now: Nanos,
+        taken_at: impl FnOnce() -> Option<Nanos>,
+    ) -> Option<(Nanos, CloseReason)> {
+        if matches!(self.phase, Phase::Lingering(_)) {
+            return None;
+        }
+        let buffers = self.buffers.as_deref();
+        let blocked = buffers.filter(|buffers| !buffers.outbound.is_empty());
+        let due = |since: Option<Nanos>, after: Option<Nanos>, reason| {
+            Some((since?.saturating_add(after?), reason))
+        };
+        let write =
+            due(blocked.map(|buffers| buffers.progress_at), timeouts.write, CloseReason::WriteTimeout);
+        if self.phase != Phase::Open || self.role != Role::Requests {
+            return write;
+        }
+        let read = buffers.filter(|buffers| buffers.paused_since.is_none());
+        let line_since = read.and_then(|buffers| buffers.inbound.incomplete_since());
+        let line = due(line_since, timeouts.line, CloseReason::LineTimeout);
+        let request = match timeouts.request.filter(|_| self.is_job_out()) {
+            None => None,
+            after => due(Some(taken_at().unwrap_or(now)), after, CloseReason::RequestTimeout),
+        };
+        let idle = match timeouts.idle.filter(|_| self.is_quiet() && self.input != Input::Ended) {
+            None => None,
+            after => {
+                let since = now.saturating_sub(MS * Nanos::from(to_ms(now).wrapping_sub(self.active_ms)));
+                due(Some(since), after, CloseReason::IdleTimeout)
+            }
+        };
+        [write, line, request, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Frees the buffers if they are empty.

@@ -140,14 +140,25 @@ impl<W: Wake> Worker<'_, W> {
         self.state.last.store(begun * 2 + 1, Relaxed);
 
         let accepted_at = job.accepted_at;
-        let handler = &*self.services[job.local.service as usize].handler;
+        let service = &self.services[job.local.service as usize];
+        if service.times_handlers {
+            job.set_taken(begun);
+        }
         let (mut now, mut lap, mut most) = (begun, 0, 1);
         // Looked at before each lap: nobody may be there any more to read the replies.
         while (lap > 0 || job.is_wanted())
             && let Some((line, local, peer, replies)) = job.next_line()
         {
-            let handled =
-                service::call(handler, &Request::new(line, local, peer, &self.state.blocks), replies);
+            // Only before a lap: `now` does not change within one.
+            if service.is_late(now.saturating_sub(accepted_at)) {
+                if service.answer_late(now.saturating_sub(accepted_at), replies) {
+                    job.reply_ends.push(job.replies.len());
+                }
+                job.late += 1;
+                continue;
+            }
+            let request = Request::new(line, local, peer, &self.state.blocks);
+            let handled = service::call(&*service.handler, &request, replies);
             lap += 1;
             let replied = job.replies.len();
             match handled {

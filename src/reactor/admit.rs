@@ -42,25 +42,32 @@ impl Reactor {
             self.counters.accepted += 1;
             let service = local.service;
             let may_stop = self.services[service as usize].may_stop(&peer);
-            let role = match self.counters.open < self.settings.max_connections as u64 {
-                true => Role::Requests,
-                false => Role::TurnedAway,
+            let turned_away = if self.counters.open >= self.settings.max_connections as u64 {
+                Some(CloseReason::Full)
+            } else if !self.peers.enter(&peer) {
+                Some(CloseReason::PeerFull)
+            } else {
+                None
             };
+            let role = if turned_away.is_some() { Role::TurnedAway } else { Role::Requests };
             let mut connection = Connection::new(local, &peer, may_stop, role);
-            match role {
-                Role::Requests => self.counters.open += 1,
-                Role::TurnedAway => {
-                    self.counters.rejected_full += 1;
-                    tracing::debug!(%peer, "connection rejected: full");
-                    self.announce(CloseReason::Full, &peer);
+            match turned_away {
+                None => self.counters.open += 1,
+                Some(reason) => {
+                    *match reason {
+                        CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
+                        _ => &mut self.counters.rejected_full,
+                    } += 1;
+                    tracing::debug!(%peer, reason = reason.as_str(), "connection rejected");
+                    self.announce(reason, &peer);
                     if self.rejected >= MAX_REJECTED && !self.let_one_go() {
                         // Told, but not waited for: a reset may overtake the line.
-                        if let Some(line) = self.last_line(service, CloseReason::Full) {
+                        if let Some(line) = self.last_line(service, reason) {
                             drop(stream.write(&line));
                         }
                         continue;
                     }
-                    connection.phase = Phase::Closing(CloseReason::Full);
+                    connection.phase = Phase::Closing(reason);
                     self.rejected += 1;
                 }
             }
@@ -74,7 +81,8 @@ impl Reactor {
             }
             match role {
                 Role::Requests if self.drain.is_some() => self.drain(id),
-                Role::Requests => {}
+                // Its idle time begins.
+                Role::Requests => self.settle(id),
                 Role::TurnedAway => self.list(id),
             }
         }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use super::Reactor;
 use super::table::Entry;
+use super::timeouts::told;
 use crate::connection::{CloseReason, Phase, Role};
 use crate::job::ConnId;
 use crate::service::{self, Farewell, ServiceId};
@@ -61,7 +62,6 @@ impl Reactor {
             if connection.is_writable() && !self.flush(id) {
                 return;
             }
-            self.watch_progress_of(id);
         }
         self.end_stream(id, reason, now);
     }
@@ -89,12 +89,21 @@ impl Reactor {
         let farewell = match reason {
             CloseReason::LineTooLong => Farewell::LineTooLong { limit: service.max_frame_bytes() },
             CloseReason::Full => Farewell::Full { limit: self.settings.max_connections },
+            CloseReason::PeerFull => {
+                Farewell::PeerFull { limit: self.settings.max_connections_per_peer.unwrap_or_default() }
+            }
+            CloseReason::LineTimeout => Farewell::LineTimeout { limit: told(self.settings.timeouts.line) },
+            CloseReason::RequestTimeout => {
+                Farewell::RequestTimeout { limit: told(self.settings.timeouts.request) }
+            }
             CloseReason::KillRefused => Farewell::StopRefused,
             CloseReason::Panic => Farewell::Panic,
             CloseReason::Eof
             | CloseReason::Reset
             | CloseReason::Handler
+            | CloseReason::IdleTimeout
             | CloseReason::WriteTimeout
+            | CloseReason::Memory
             | CloseReason::Stopping
             | CloseReason::Aborted => return None,
         };
@@ -148,6 +157,7 @@ impl Reactor {
             Role::Requests => {
                 self.counters.open -= 1;
                 self.counters.closed[reason as usize] += 1;
+                self.peers.leave(&connection.peer());
             }
             // It never was open.
             Role::TurnedAway => self.rejected -= 1,
@@ -157,14 +167,23 @@ impl Reactor {
         self.litter.drop_later(connection.discard_output());
         let peer = connection.peer();
         tracing::debug!(%peer, reason = reason.as_str(), lost, "connection closed");
-        if matches!(
-            reason,
+        match reason {
+            CloseReason::Eof
+            | CloseReason::Reset
+            | CloseReason::Handler
+            | CloseReason::IdleTimeout
+            | CloseReason::Stopping
+            | CloseReason::Aborted
+            // Were told of when they were turned away.
+            | CloseReason::Full
+            | CloseReason::PeerFull => {}
             CloseReason::LineTooLong
-                | CloseReason::KillRefused
-                | CloseReason::Panic
-                | CloseReason::WriteTimeout
-        ) {
-            self.announce(reason, &peer);
+            | CloseReason::KillRefused
+            | CloseReason::Panic
+            | CloseReason::LineTimeout
+            | CloseReason::WriteTimeout
+            | CloseReason::RequestTimeout
+            | CloseReason::Memory => self.announce(reason, &peer),
         }
         // A descriptor is free again.
         self.listeners.retry();

@@ -1,10 +1,12 @@
 //! Listening sockets: how they are bound, accepted from, and what happens when descriptors run out.
 
 use std::collections::HashMap;
+use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use super::socket::{ListenSocket, Stream};
 use crate::address::Address;
+use crate::config::Settings;
 use crate::error::Error;
 use crate::job::Endpoint;
 use crate::service::ServiceId;
@@ -42,7 +45,8 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 ///
 /// # Errors
 /// [`Error::Bind`] with the address and what the system said.
-pub(crate) fn bind(addresses: &[Address]) -> Result<Vec<ListenSocket>, Error> {
+pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
+    let addresses = &settings.listen;
     let tcp = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
@@ -52,6 +56,9 @@ pub(crate) fn bind(addresses: &[Address]) -> Result<Vec<ListenSocket>, Error> {
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&KEEPALIVE)?;
+        if let Some(bytes) = settings.send_buffer_bytes {
+            socket.set_send_buffer_size(bytes)?;
+        }
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG)?;
@@ -60,9 +67,18 @@ pub(crate) fn bind(addresses: &[Address]) -> Result<Vec<ListenSocket>, Error> {
     let unix = |path: &PathBuf| {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
-        socket.bind(&SockAddr::unix(path)?)?;
+        let address = SockAddr::unix(path)?;
+        if let Err(error) = socket.bind(&address) {
+            if error.kind() != ErrorKind::AddrInUse || !is_left_behind(path, &address)? {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            socket.bind(&address)?;
+        }
         // From here on the file is removed if something fails.
         let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), path.clone());
+        // Nobody can connect before it listens.
+        std::fs::set_permissions(path, Permissions::from_mode(settings.unix_mode))?;
         SockRef::from(&socket).listen(LISTEN_BACKLOG)?;
         Ok(socket)
     };
@@ -74,6 +90,15 @@ pub(crate) fn bind(addresses: &[Address]) -> Result<Vec<ListenSocket>, Error> {
         bound.map_err(|source| Error::Bind { address: address.clone(), source })
     };
     addresses.iter().map(bind).collect()
+}
+
+/// Whether the file at `path` is a socket that nobody listens on any more.
+fn is_left_behind(path: &Path, address: &SockAddr) -> io::Result<bool> {
+    if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Ok(false);
+    }
+    let refused = |error: io::Error| error.kind() == ErrorKind::ConnectionRefused;
+    Ok(Socket::new(Domain::UNIX, Type::STREAM, None)?.connect(address).is_err_and(refused))
 }
 
 /// Whether an IPv4 listener of the same port is asked for besides the IPv6 one at `address`, which then leaves IPv4 to it.
@@ -316,11 +341,13 @@ mod tests {
     use std::net::{Ipv4Addr, Shutdown};
 
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn a_listener_that_is_refused_leaves_the_others_alone() {
         let address = Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        let sockets = bind(&[address.clone(), address]).unwrap();
+        let config = Config { listen: vec![address.clone(), address], ..Config::default() };
+        let sockets = bind(&config.check().unwrap()).unwrap();
         let healthy = sockets[1].local_addr().unwrap();
         // Accepting from it fails from now on.
         SockRef::from(&sockets[0]).shutdown(Shutdown::Read).unwrap();

@@ -14,12 +14,15 @@ mod budget;
 mod deadlines;
 mod farewell;
 mod listener;
+mod memory;
+mod peers;
 mod serve;
 mod socket;
 mod stop;
 mod table;
+mod timeouts;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -47,6 +50,7 @@ use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use listener::Listeners;
 pub(crate) use listener::bind;
+use peers::Peers;
 pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
@@ -152,6 +156,9 @@ pub(crate) struct Reactor {
     stalled: VecDeque<ConnId>,
     lingering: Expiries,
     deadlines: Deadlines,
+    peers: Peers,
+    /// Jobs out whose clients have been told that they took too long, by the names that their connections had.
+    orphans: HashSet<ConnId>,
     free: FreeJobs,
     litter: Litter,
     budget: Budget,
@@ -195,6 +202,7 @@ impl Reactor {
     ) -> Reactor {
         let generations = Generations::new(settings.max_connections + MAX_REJECTED);
         let listener_count = sockets.listeners.len();
+        let peers = Peers::new(settings.max_connections_per_peer);
         Reactor {
             poll: sockets.poll,
             listeners: sockets.listeners,
@@ -212,6 +220,8 @@ impl Reactor {
             stalled: VecDeque::new(),
             lingering: Expiries::new(LINGER),
             deadlines: Deadlines::default(),
+            peers,
+            orphans: HashSet::new(),
             free: FreeJobs::new(generations),
             litter: Litter::default(),
             budget: Budget::default(),
@@ -315,9 +325,10 @@ impl Reactor {
                 self.close(id, reason);
             }
         }
-        while let Some(id) = self.deadlines.pop_due(now) {
-            self.look_at_deadline(id);
+        while let Some((at, id)) = self.deadlines.pop_due(self.turn_at) {
+            self.look_at(at, id);
         }
+        self.obey_memory_limit();
         self.litter.drop_piece();
     }
 
@@ -382,7 +393,8 @@ impl Reactor {
         // that it happens.
         let tick = self.jobs_out > 1 && (pool.waiting() > 0 || pool.started() != self.started_before);
         let drain_until = self.drain.map(|drain| drain.until);
-        let timers = [self.lingering.next(), self.deadlines.next(), self.listeners.retry_at()];
+        let deadline = self.deadlines.next().map(|at| pool.clock.instant(at));
+        let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
         let until = next.map(|at| at.saturating_duration_since(Instant::now()));
         match until {
@@ -498,7 +510,8 @@ impl Reactor {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        self.counters.stuck = self.orphans.len() as u64;
         lock_std(&self.shared.counters).copy_from(&self.counters);
     }
 

@@ -1,15 +1,15 @@
 //! What is done for one connection in a turn: write, hand out a job, read, and take a job back. All of it within the budget.
 
 use std::io::{ErrorKind, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::{Interest, Token};
 
 use super::admit::READ_INTEREST;
 use super::table::Entry;
 use super::{Reactor, budget};
-use crate::connection::{CloseReason, Connection, Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
-use crate::job::{ConnId, Job, JobEnd, MAX_JOB_LINES};
+use crate::connection::{CloseReason, Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
+use crate::job::{ConnId, Job, JobEnd};
 
 /// Jobs of a turn handed to the pool together; beyond, without waiting for the end of the turn.
 const MAX_BATCH: usize = 128;
@@ -53,11 +53,17 @@ impl Reactor {
 
     /// Brings the account up to date, and puts the connection on the list if it can go on without an event.
     pub(super) fn settle(&mut self, id: ConnId) {
+        let (sparing, now) = (self.is_sparing(), self.turn_at);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        connection.note_pause(now);
+        if self.settings.timeouts.idle.is_some() {
+            connection.set_active(now);
+        }
+        let has_deadline = connection.may_have_deadline(&self.settings.timeouts);
         let goes_on = match connection.phase {
             Phase::Open => {
                 let cuts = connection.may_have_frame() && connection.may_hand_out();
-                connection.turn != Turn::Waits && (cuts || connection.may_read(1) > 0)
+                connection.turn != Turn::Waits && (cuts || connection.may_read(1, sparing) > 0)
             }
             Phase::Lingering(_) => connection.is_readable(),
             Phase::Closing(_) | Phase::Leaving(_) => false,
@@ -68,6 +74,9 @@ impl Reactor {
         self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
         if goes_on || writes {
             self.list_left_over(id);
+        }
+        if has_deadline {
+            self.arm(id);
         }
     }
 
@@ -92,7 +101,7 @@ impl Reactor {
         let (ended, service) = (connection.has_ended(), &self.services[connection.service() as usize]);
         let mut job = self.free.take(id, &connection.local, connection.peer(), arrived_at);
         let cut = Cut { service, stop_allowed: connection.may_stop, job: &mut job, room, frames: *share };
-        let taken = connection.inbound_mut().cut(ended, cut);
+        let taken = connection.inbound_mut().cut(ended, cut, self.turn_at);
         connection.tidy();
         self.took(id, job, &taken, share);
     }
@@ -103,7 +112,7 @@ impl Reactor {
         if !self.stalled.is_empty() && !resumed {
             return 0;
         }
-        self.settings.max_pending.saturating_sub(self.lines_out).min(MAX_JOB_LINES)
+        self.settings.max_pending.saturating_sub(self.lines_out).min(self.settings.max_job_lines)
     }
 
     /// Frames were cut into `job`: counts them, hands it out, and obeys what they say.
@@ -148,6 +157,9 @@ impl Reactor {
         if let Some(entry) = self.table.get(job.connection) {
             entry.connection.set_job_out(job.held_bytes());
         }
+        if self.settings.timeouts.request.is_some() {
+            self.free.generations().set_taken(job.connection, 0);
+        }
         self.jobs_out += 1;
         self.lines_out += job.lines_left();
         self.outgoing.push(job);
@@ -162,7 +174,8 @@ impl Reactor {
 
     /// How many bytes may be read of a connection now.
     fn may_read(&mut self, id: ConnId) -> usize {
-        self.table.get(id).map_or(0, |entry| entry.connection.may_read(budget::READ_BYTES))
+        let sparing = self.is_sparing();
+        self.table.get(id).map_or(0, |entry| entry.connection.may_read(budget::READ_BYTES, sparing))
     }
 
     /// Reads a connection within its budget. `false`: it is gone.
@@ -173,8 +186,9 @@ impl Reactor {
                 // Only looks ahead from now on.
                 self.stall(id);
             }
+            let sparing = self.is_sparing();
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-            let limit = connection.may_read(budget::READ_BYTES);
+            let limit = connection.may_read(budget::READ_BYTES, sparing);
             if limit == 0 {
                 if connection.is_broken() {
                     // Nobody is there for the replies: what waits for a worker is not worth running.
@@ -268,7 +282,7 @@ impl Reactor {
         let service = &self.services[connection.service() as usize];
         let inbound = connection.inbound_mut();
         if !ended {
-            inbound.examine(service);
+            inbound.examine(service, self.turn_at);
         }
         if may_stop && inbound.asks_for_stop(service, ended) {
             self.request_stop(id);
@@ -290,12 +304,14 @@ impl Reactor {
         let silent = (job.handled - replies - usize::from(panicked)) as u64;
         self.counters.silent += silent;
         self.counters.pending -= silent;
+        self.counters.late += job.late as u64;
         if panicked {
             self.counters.panics += 1;
             self.drop_requests(1);
         }
         let Some(entry) = self.table.get(id) else {
             self.counters.stale_replies += 1;
+            self.orphans.remove(&id);
             self.drop_requests(replies + job.lines_left());
             self.free.put(job, &mut self.litter);
             return;
@@ -377,7 +393,6 @@ impl Reactor {
         let Job { replies, reply_ends, .. } = job;
         connection
             .with_outbound(watermarks, self.turn_at, |outbound| outbound.push(replies, reply_ends, sent));
-        self.watch_progress_of(id);
         true
     }
 
@@ -421,32 +436,6 @@ impl Reactor {
         }
         true
     }
-
-    /// Replies wait for the socket: sees that it is looked at when its peer has taken none of them for too long.
-    pub(super) fn watch_progress_of(&mut self, id: ConnId) {
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        if let Some(at) = deadline_of(connection, self.settings.write_timeout)
-            && !std::mem::replace(&mut connection.has_deadline, true)
-        {
-            self.deadlines.set(self.shared.pool.clock.instant(at), id);
-        }
-    }
-
-    /// An entry among the deadlines came up: what it was for may have moved ahead meanwhile, or be gone.
-    pub(super) fn look_at_deadline(&mut self, id: ConnId) {
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        connection.has_deadline = false;
-        match deadline_of(connection, self.settings.write_timeout) {
-            Some(at) if at <= self.turn_at => self.close(id, CloseReason::WriteTimeout),
-            Some(_) => self.watch_progress_of(id),
-            None => {}
-        }
-    }
-}
-
-/// When the connection has to end unless something happens, by the pool's clock.
-fn deadline_of(connection: &Connection, write_timeout: Option<Duration>) -> Option<u64> {
-    Some(connection.blocked_since()?.saturating_add(crate::clock::nanos(write_timeout?)))
 }
 
 /// What came of [`write`].

@@ -42,6 +42,17 @@ impl Table {
         id
     }
 
+    /// Gives the connection of this name another one, so that what is under way to the old name finds nothing.
+    pub(super) fn rename(&mut self, id: ConnId) -> ConnId {
+        let generation = self.next_generation;
+        let Some(entry) = self.get(id) else { return id };
+        entry.generation = generation;
+        self.next_generation = generation.wrapping_add(1);
+        let id = ConnId { generation, ..id };
+        self.generations.set(id);
+        id
+    }
+
     /// The connection of this name, if it is still there.
     pub(super) fn get(&mut self, id: ConnId) -> Option<&mut Entry> {
         self.slab.get_mut(id.slot as usize).filter(|entry| entry.generation == id.generation)

@@ -8,6 +8,7 @@ use std::io;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::address::Address;
 
@@ -38,6 +39,21 @@ pub enum Farewell {
         /// [`Config::max_connections`](crate::Config::max_connections)
         limit: usize,
     },
+    /// The peer's address has as many connections as it may have.
+    PeerFull {
+        /// [`Config::max_connections_per_peer`](crate::Config::max_connections_per_peer)
+        limit: usize,
+    },
+    /// The rest of a line did not come in time.
+    LineTimeout {
+        /// [`Config::line_timeout`](crate::Config::line_timeout)
+        limit: Duration,
+    },
+    /// The handler did not return in time.
+    RequestTimeout {
+        /// [`Config::request_timeout`](crate::Config::request_timeout)
+        limit: Duration,
+    },
     /// The peer asked to stop the server, and may not.
     StopRefused,
     /// The handler panicked.
@@ -49,6 +65,11 @@ impl fmt::Display for Farewell {
         match self {
             Farewell::LineTooLong { limit } => write!(f, "ERROR line too long (limit {limit} bytes)"),
             Farewell::Full { limit } => write!(f, "ERROR server full (limit {limit} connections)"),
+            Farewell::PeerFull { limit } => {
+                write!(f, "ERROR too many connections from your address (limit {limit})")
+            }
+            Farewell::LineTimeout { limit } => write!(f, "ERROR line not completed within {limit:?}"),
+            Farewell::RequestTimeout { limit } => write!(f, "ERROR request not completed within {limit:?}"),
             Farewell::StopRefused => write!(f, "ERROR stop refused"),
             Farewell::Panic => write!(f, "ERROR internal error"),
         }
@@ -114,6 +135,12 @@ pub trait Handler: Send + Sync + 'static {
     /// [`classify`](Self::classify) does; after a panic nothing is told.
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
         Some(format!("{farewell}\n").into_bytes())
+    }
+
+    /// What a peer is told, line ending included, in place of the reply to a request that has `waited` for a worker longer than
+    /// [`Config::queue_timeout`](crate::Config::queue_timeout) and is not run. Runs on a worker.
+    fn busy_line(&self, waited: Duration) -> Vec<u8> {
+        format!("ERROR busy (waited {waited:?})\n").into_bytes()
     }
 
     /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.
@@ -257,6 +284,12 @@ pub(crate) fn classify(handler: &dyn Handler, line: &[u8]) -> Option<Kind> {
 pub(crate) fn last_line(handler: &dyn Handler, farewell: &Farewell) -> Option<Vec<u8>> {
     // Unwind safety: it only had a shared reference to a plain value.
     panic::catch_unwind(AssertUnwindSafe(|| handler.last_line(farewell))).map_err(discard).ok().flatten()
+}
+
+/// Asks `handler` for what is told in place of a reply that comes too late. After a panic there is none.
+pub(crate) fn busy_line(handler: &dyn Handler, waited: Duration) -> Option<Vec<u8>> {
+    // Unwind safety: as above.
+    panic::catch_unwind(AssertUnwindSafe(|| handler.busy_line(waited))).map_err(discard).ok()
 }
 
 /// Calls `handler`, which appends to `replies`. After a panic `replies` is as before.

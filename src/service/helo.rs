@@ -165,6 +165,10 @@ impl<H: Handler> Handler for Delay<H> {
         self.inner.last_line(farewell)
     }
 
+    fn busy_line(&self, waited: Duration) -> Vec<u8> {
+        self.inner.busy_line(waited)
+    }
+
     fn name(&self) -> &str {
         self.inner.name()
     }

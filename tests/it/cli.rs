@@ -61,6 +61,17 @@ fn wrong_usage_of_serve_is_one_line_that_names_the_option_and_exit_status_2() {
         ("0 --max-connections 0", "--max-connections"),
         ("0 --max-connections x", "--max-connections"),
         ("0 --max-line 0", "--max-line"),
+        ("0 --line-timeout 0s", "--line-timeout"),
+        ("0 --idle-timeout soon", "--idle-timeout"),
+        ("0 --write-timeout 0s", "--write-timeout"),
+        ("0 --queue-timeout 0s", "--queue-timeout"),
+        ("0 --request-timeout 0s", "--request-timeout"),
+        ("0 --max-memory 1KiB", "--max-memory"),
+        ("0 --send-buffer 1", "--send-buffer"),
+        ("0 --send-buffer much", "--send-buffer"),
+        ("0 --unix-mode rw", "--unix-mode"),
+        ("0 --unix-mode 7777", "--unix-mode"),
+        ("0 --max-connections-per-peer 0", "--max-connections-per-peer"),
         ("0 --max-line 99999999999", "--max-line"),
         ("0 --max-line 64KB", "--max-line"),
         ("0 --max-line -1", "-1"),
@@ -473,7 +484,7 @@ fn client_h_takes_what_comes_in_pieces() {
 
 #[test]
 fn what_no_issue_has_asked_for_yet_is_absent() {
-    for option in ["--unix", "--config", "--admin", "--line-timeout", "--idle-timeout", "--write-timeout"] {
+    for option in ["--config", "--admin", "--exec", "--reuse-port", "--drain-delay"] {
         assert_refused(&run(&["serve", "0", option, "x"]), 2, option);
     }
 }

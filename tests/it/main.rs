@@ -9,6 +9,8 @@
 //! | `slow_reader` | a client that does not read costs the others nothing |
 //! | `neighbours` | nobody takes more than its share of a turn |
 //! | `memory` | what connections hold: bounded, known, given back |
+//! | `sockets` | several addresses, Unix sockets, refusals to start |
+//! | `timeouts` | peers and handlers that take too long |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
@@ -48,6 +50,8 @@ mod regressions;
 mod scripts;
 mod simulate_tool;
 mod slow_reader;
+mod sockets;
 mod stats;
 mod stop;
 mod support;
+mod timeouts;

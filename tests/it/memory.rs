@@ -28,7 +28,10 @@ fn held_by_a_peer_that_does_not_read(
     eventually("all are held back, and nothing moves any more", || {
         for mut peer in &peers {
             match peer.write(&lines) {
-                Ok(_) => before = None,
+                Ok(written) => {
+                    assert!(written > 0);
+                    before = None;
+                }
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
@@ -121,4 +124,68 @@ fn a_peer_that_never_reads_is_let_go_also_when_it_is_leaving() {
         assert_eq!(handle.stats().held_bytes, 0);
         assert_eq!(handle.stats().requests_dropped_total, 1);
     }
+}
+
+/// Those that hold most are closed, the others are not touched.
+#[test]
+fn above_the_limit_of_memory_the_connections_that_hold_most_are_closed() {
+    const LIMIT: u64 = 4 << 20;
+    let server = configure(echo, |config| config.max_memory_bytes = usize::try_from(LIMIT).unwrap());
+    let handle = server.handle();
+    let mut polite: Vec<Peer> = (0..20).map(|_| Peer::connect(server.local_addr())).collect();
+    polite.iter_mut().for_each(|peer| peer.send(b"half of a short line"));
+    let half = vec![b'x'; 60_000];
+    let greedy: Vec<Peer> = (0..200)
+        .map(|_| {
+            let mut peer = Peer::connect(server.local_addr());
+            peer.send(&half);
+            assert!(handle.stats().held_bytes <= LIMIT + (2 << 20), "{}", handle.stats().held_bytes);
+            peer
+        })
+        .collect();
+    eventually("all is read", || {
+        let stats = handle.stats();
+        stats.read_bytes_total == 20 * 20 + 200 * 60_000 && stats.held_bytes <= LIMIT
+    });
+    let closed = handle.stats().connections_closed_total.memory;
+    // As many as have to, and no more: 200 of them hold 12 MB, of which 4 MiB may stay.
+    assert!((125..=140).contains(&closed), "{closed} were closed");
+    for peer in &mut polite {
+        peer.send(b"\n");
+        peer.expect(b"half of a short line\n");
+    }
+    drop((polite, greedy));
+}
+
+/// Whatever the mix of peers: the process grows by the limit and a little, not by what they would have it hold.
+#[test]
+fn resident_memory_stays_within_the_limit_whatever_the_peers_do() {
+    const LIMIT_KIB: u64 = 32 << 10;
+    let most = u64::try_from(allow_files(6000)).unwrap().min(6000);
+    let each = (most - 500) / 6;
+    let serving = serve("--max-memory 32MiB");
+    let before = serving.resident_kib();
+    let mut polite = serving.connect();
+    let half = vec![b'x'; 64_000];
+    let long = [&b"HELO "[..], &[b'x'; 2000], b"\n"].concat().repeat(100);
+    let tiny = b"HELO \n".repeat(20_000);
+    let mut peers = Vec::new();
+    let mut worst = 0;
+    for number in 0..each {
+        for bytes in [&half, &long, &tiny] {
+            let mut peer = Peer::with_small_buffer(serving.address, 4096);
+            peer.send_what_goes(bytes);
+            peers.push(peer);
+        }
+        if number % 50 == 0 {
+            polite.ask("still here");
+            worst = worst.max(serving.resident_kib());
+        }
+    }
+    polite.ask("still here");
+    worst = worst.max(serving.resident_kib());
+    let stats = serving.stats();
+    assert!(stats["connections_closed_total"]["memory"].as_u64().unwrap() > 100, "{stats}");
+    let limit = before + LIMIT_KIB * 5 / 4 + (32 << 10);
+    assert!(worst <= limit, "{worst} KiB where {limit} are the limit; {before} at the start: {stats}");
 }

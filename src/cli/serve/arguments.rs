@@ -1,6 +1,7 @@
 //! The options of `tidemill serve`, and its errors in their words.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -15,9 +16,16 @@ pub(crate) struct ServeArgs {
     /// TCP port to listen on; 0 picks a free one
     #[arg(value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
-    /// Address to listen on, IPv4 or IPv6 [default: 127.0.0.1; with --assignment 0.0.0.0]
+    /// Address to listen on, IPv4 or IPv6; may be given more than once. `::` serves both families, unless 0.0.0.0 is given
+    /// too [default: 127.0.0.1; with --assignment 0.0.0.0]
     #[arg(long, value_name = "ADDR")]
-    pub(super) bind: Option<IpAddr>,
+    pub(super) bind: Vec<IpAddr>,
+    /// Unix socket to listen on besides; may be given more than once. A file left behind by a server that is gone is replaced
+    #[arg(long, value_name = "PATH")]
+    pub(super) unix: Vec<PathBuf>,
+    /// Mode of the Unix sockets' files, octal
+    #[arg(long, value_name = "MODE", value_parser = mode, default_value = "0600")]
+    pub(super) unix_mode: u32,
     /// Least workers at any time [default: 4, or --max-threads if that is less]
     #[arg(long, value_name = "N", env = "MIN_THREADS")]
     pub(super) min_threads: Option<usize>,
@@ -53,12 +61,37 @@ pub(crate) struct ServeArgs {
     /// files permits
     #[arg(long, value_name = "N", default_value_t = Config::default().max_connections)]
     pub(super) max_connections: usize,
+    /// Most connections at a time from one IPv4 address or one IPv6 /64 [default: off]
+    #[arg(long, value_name = "N")]
+    pub(super) max_connections_per_peer: Option<usize>,
     /// Longest line in bytes (or as 64KiB, 1MiB) without its terminator; for a longer one the connection is closed
     #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value_t = Config::default().max_line_bytes)]
     pub(super) max_line: usize,
     /// Most requests that wait for a worker or are with one; at the limit the server stops reading
     #[arg(long, value_name = "N", default_value_t = Config::default().max_pending)]
     pub(super) max_pending: usize,
+    /// Bytes of requests and replies that are held for all connections together; above it the connections that hold most are
+    /// closed
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value = "256MiB")]
+    pub(super) max_memory: usize,
+    /// The kernel's part of the replies that a client does not read; `system`: as the kernel tunes it
+    #[arg(long, value_name = "BYTES|system", value_parser = send_buffer, default_value = "128KiB")]
+    pub(super) send_buffer: SendBuffer,
+    /// How long the rest of a line may take once its first byte came; `off`: for ever
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "30s")]
+    pub(super) line_timeout: Timeout,
+    /// How long a connection may have nothing outstanding
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off")]
+    pub(super) idle_timeout: Timeout,
+    /// How long a client may take none of the replies that wait for it
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "30s")]
+    pub(super) write_timeout: Timeout,
+    /// A request that has waited longer for a worker is not run, and answered with "ERROR busy"
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off")]
+    pub(super) queue_timeout: Timeout,
+    /// A request that a worker takes longer for is told so, and its connection closed; the handler runs on
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off")]
+    pub(super) request_timeout: Timeout,
     /// Stack of each worker in bytes (or as 64KiB, 1MiB): address space, resident only as far as a request's handling
     /// uses it
     #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value = "2MiB")]
@@ -76,6 +109,14 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub(super) log_level: LogLevel,
 }
+
+/// A time limit that may be off.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeout(pub(super) Option<Duration>);
+
+/// A size that may be left to the system.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SendBuffer(pub(super) Option<usize>);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogFormat {
@@ -102,6 +143,24 @@ pub(super) fn check(args: &ServeArgs) -> Result<(), String> {
         Some(Duration::ZERO) => Err("--stats-every is 0s, but must be longer".to_owned()),
         _ => Ok(()),
     }
+}
+
+fn timeout(text: &str) -> Result<Timeout, humantime::DurationError> {
+    match text {
+        "off" => Ok(Timeout(None)),
+        text => humantime::parse_duration(text).map(|timeout| Timeout(Some(timeout))),
+    }
+}
+
+fn send_buffer(text: &str) -> Result<SendBuffer, String> {
+    match text {
+        "system" => Ok(SendBuffer(None)),
+        text => size::parse(text).map(|bytes| SendBuffer(Some(bytes))),
+    }
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8).map_err(|_| "must be octal, such as 0660".to_owned())
 }
 
 fn one_line(text: &str) -> Result<String, String> {

@@ -6,12 +6,12 @@ mod signals;
 mod statistics;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidemill::{Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
+use tidemill::{Address, Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files};
@@ -113,11 +113,23 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
     let anyone = if args.assignment { StopFrom::Any } else { StopFrom::Loopback };
-    config.listen = vec![SocketAddr::new(args.bind.unwrap_or(everywhere.into()), args.port).into()];
+    let default = [IpAddr::V4(everywhere)];
+    let bind = if args.bind.is_empty() { &default[..] } else { &args.bind };
+    let tcp = bind.iter().map(|ip| Address::Tcp(SocketAddr::new(*ip, args.port)));
+    config.listen = tcp.chain(args.unix.iter().cloned().map(Address::Unix)).collect();
+    config.unix_mode = args.unix_mode;
     config.stop_from = args.kill_from.clone().unwrap_or(anyone);
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;
+    config.max_connections_per_peer = args.max_connections_per_peer;
     config.max_line_bytes = args.max_line;
+    config.max_memory_bytes = args.max_memory;
+    config.send_buffer_bytes = args.send_buffer.0;
+    config.line_timeout = args.line_timeout.0;
+    config.idle_timeout = args.idle_timeout.0;
+    config.write_timeout = args.write_timeout.0;
+    config.queue_timeout = args.queue_timeout.0;
+    config.request_timeout = args.request_timeout.0;
     config.max_pending = args.max_pending;
     config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;

@@ -120,7 +120,7 @@ impl Drop for Gate {
 pub(crate) fn assert_adds_up(stats: &Stats) {
     assert_eq!(
         stats.connections_accepted_total,
-        stats.connections + stats.connections_closed_total.total() + stats.connections_rejected_total.full,
+        stats.connections + stats.connections_closed_total.total() + stats.connections_rejected_total.total(),
         "accepted = open + closed + rejected: {stats:?}"
     );
     assert_eq!(

@@ -43,7 +43,8 @@ impl Peer {
         Peer::over(socket.into())
     }
 
-    fn over(stream: TcpStream) -> Peer {
+    /// A connection that was made in a way of its own.
+    pub(crate) fn over(stream: TcpStream) -> Peer {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
@@ -87,6 +88,14 @@ impl Peer {
         sent
     }
 
+    /// Sends as much of `bytes` as goes without waiting; nothing if the server has closed.
+    pub(crate) fn send_what_goes(&mut self, bytes: &[u8]) {
+        self.stream.set_nonblocking(true).unwrap();
+        // Full, or closed: either is what this is for.
+        drop(self.stream.write(bytes));
+        self.stream.set_nonblocking(false).unwrap();
+    }
+
     /// Reads exactly what is expected.
     #[track_caller]
     pub(crate) fn expect(&mut self, expected: &[u8]) {
@@ -101,6 +110,14 @@ impl Peer {
             }
         }
         assert_same(&read, expected);
+    }
+
+    /// Reads a byte.
+    #[track_caller]
+    pub(crate) fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).unwrap();
+        byte[0]
     }
 
     /// `HELO text`, answered as it must be.
