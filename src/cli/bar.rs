@@ -42,6 +42,11 @@ impl Bar {
         self.bar.suspend(|| drop(writeln!(io::stderr(), "{line}")));
     }
 
+    /// Writes a line above the bar, where there is one.
+    pub(super) fn tell(&self, line: &str) {
+        self.bar.println(line);
+    }
+
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();
     }

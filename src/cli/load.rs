@@ -11,7 +11,9 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::load::asserts::{Assert, Asserts};
+use crate::load::find::find;
 use crate::load::merge::merge_runs;
+use crate::load::progress::Progress;
 use crate::load::protocol::{Protocol, Tail};
 use crate::load::result::{judge, summarize};
 use crate::load::{self, Interrupts, Plan};
@@ -147,6 +149,13 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "ASSERTS")]
     assert: Vec<Asserts>,
 
+    /// Look for the highest rate that keeps this, such as 'p99<20ms': about a minute of open loops of 3 s (or -d) each, from --rate on
+    ///
+    /// The answer is an interval of 2 %: up to its lower end it holds, at its upper end it does not, twice. Where the
+    /// generator itself does not keep up, there is no answer.
+    #[arg(long, value_name = "ASSERTS", conflicts_with_all = ["merge", "shape", "requests", "assert", "expect_stop"])]
+    find: Option<Asserts>,
+
     /// Write one JSON document with everything to standard output, instead of the table
     #[arg(long)]
     json: bool,
@@ -186,7 +195,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     let page = args.report.as_deref().map(Later::open).transpose()?;
     let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
     let report = if args.merge.is_empty() {
-        flood(args, &plan(args)?, &asserts)?
+        flood(args, plan(args)?, &asserts)?
     } else {
         merged(&args.merge, &asserts)?
     };
@@ -229,8 +238,11 @@ fn plan(args: &LoadArgs) -> Result<Plan, Failure> {
     let mut random = args.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
     let mut drawn = |shape: &Shape| shape.curve.clone().drawn(&mut random);
     let rate = shape_of(Subject::Rate).map(&mut drawn).or(args.rate.map(Curve::constant));
-    if args.poisson && rate.is_none() {
+    if args.poisson && rate.is_none() && args.find.is_none() {
         return usage("--poisson needs --rate or a --shape of the rate");
+    }
+    if args.find.as_ref().is_some_and(|find| find.0.iter().all(|assert| assert.most_time().is_none())) {
+        return usage("--find needs a latency with an upper bound, such as p99<20ms");
     }
     if args.reconnect && args.pipeline > 1 {
         return usage("--reconnect cannot be used with --pipeline");
@@ -242,7 +254,8 @@ fn plan(args: &LoadArgs) -> Result<Plan, Failure> {
     let connections = usize::try_from(connections).ok().filter(|&connections| connections <= 1_000_000);
     let Some(connections) = connections else { return usage("--shape takes up to 1000000 connections") };
     let shape_length = args.shape.as_ref().map(|shape| Duration::from_secs_f64(shape.curve.seconds()));
-    let default_duration = shape_length.or_else(|| args.requests.is_none().then_some(DEFAULT_DURATION));
+    let default_duration =
+        shape_length.or_else(|| (args.requests.is_none() && args.find.is_none()).then_some(DEFAULT_DURATION));
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..));
     let advertise = Advertise { ip: args.advertise_ip, port: args.advertise_port };
     let tail = Tail { advertise, student_id: args.student_id.clone() };
@@ -295,7 +308,7 @@ fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
     Ok(addresses)
 }
 
-fn flood(args: &LoadArgs, plan: &Plan, asserts: &[Assert]) -> Result<LoadReport, Failure> {
+fn flood(args: &LoadArgs, plan: Plan, asserts: &[Assert]) -> Result<LoadReport, Failure> {
     let interrupts = Interrupts::default();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // The first ends the run, the second also the wait for what is outstanding; then one more ends the program.
@@ -313,16 +326,20 @@ fn flood(args: &LoadArgs, plan: &Plan, asserts: &[Assert]) -> Result<LoadReport,
     }
     let bar = Bar::new();
     let mut told = false;
-    let outcome = load::run(plan, &interrupts, &mut |progress| {
+    let mut watch = |progress: &Progress| {
         bar.show(progress);
         if interrupts.any() && !std::mem::replace(&mut told, true) {
             bar.say("tidemill: interrupted: waiting for the replies that are on their way; again, and it ends at once");
         }
-    });
+    };
+    let report = match &args.find {
+        None => load::run(&plan, &interrupts, &mut watch)
+            .map(|outcome| summarize(&plan, args.shape.as_ref().map(Shape::to_string), &outcome, asserts)),
+        Some(wanted) => find(plan, &wanted.0, &interrupts, &mut watch, &mut |step| bar.tell(&step.text())),
+    };
     bar.clear();
     interrupts.run_is_over();
-    let outcome = outcome.map_err(|error| Failure::failed(format!("cannot send: {error}")))?;
-    Ok(summarize(plan, args.shape.as_ref().map(Shape::to_string), &outcome, asserts))
+    report.map_err(|error| Failure::failed(format!("cannot send: {error}")))
 }
 
 /// The page, with what the server said meanwhile.

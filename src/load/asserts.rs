@@ -1,6 +1,7 @@
 //! What a run must fulfil: `p99<20ms,lost=0`.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,6 +166,25 @@ impl Assert {
             Relation::GreaterOrEqual => value >= self.limit,
             Relation::Greater => value > self.limit,
         })
+    }
+
+    /// Whether a latency that is measured as longer than it was can only break it: an upper bound that holds, does.
+    pub(crate) fn is_upper_bound_of_time(&self) -> bool {
+        self.subject.is_time() && matches!(self.relation, Relation::Less | Relation::LessOrEqual)
+    }
+
+    /// The longest time that it allows, if it is an upper bound of a latency.
+    pub(crate) fn most_time(&self) -> Option<Duration> {
+        let is_latency = self.is_upper_bound_of_time() && self.subject != Subject::GeneratorCpu;
+        is_latency.then(|| Duration::try_from_secs_f64(self.limit / 1e6).unwrap_or(Duration::MAX))
+    }
+
+    /// Of how many requests one lies beyond the percentile.
+    pub(crate) fn samples_needed(&self) -> f64 {
+        match self.subject {
+            Subject::Percentile(hundredths) => 1.0 / (1.0 - f64::from(hundredths) / 1e4),
+            _ => 1.0,
+        }
     }
 
     /// `value` as it is shown.

@@ -81,7 +81,8 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// Why the figures say more about the generator than about the server; empty when they do not.
+    /// Why the figures say more about the generator than about the server, [lateness](Self::lateness_reason) aside; empty
+    /// when they do not.
     pub(crate) fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         // In less than this a share says nothing.
@@ -113,15 +114,18 @@ impl Generator {
                 self.absent as f64 / 1e9
             ));
         }
-        let (late, p99) = (self.lateness.percentile(99.0).unwrap_or(0), self.p99.unwrap_or(0));
-        if self.open_loop && late > LATE_NANOS && late as f64 > p99 as f64 * LATE_SHARE {
-            reasons.push(format!(
-                "the generator sent its requests up to {:.1} ms late (p99), against a latency of {:.1} ms",
-                late as f64 / 1e6,
-                p99 as f64 / 1e6
-            ));
-        }
         reasons
+    }
+
+    /// Whether requests were sent so late that it spoils their latency, which holds that time: it was shorter, not longer.
+    pub(crate) fn lateness_reason(&self) -> Option<String> {
+        let (late, p99) = (self.lateness.percentile(99.0)?, self.p99?);
+        let is_late = self.open_loop && late > LATE_NANOS && late as f64 > p99 as f64 * LATE_SHARE;
+        is_late.then(|| {
+            let [late, p99] =
+                [late, p99].map(|nanoseconds| crate::report::microseconds(nanoseconds as f64 / 1e3));
+            format!("the generator sent its requests up to {late} late (p99), against a latency of {p99}")
+        })
     }
 }
 
@@ -139,7 +143,8 @@ mod tests {
 
     #[test]
     fn idle_and_punctual_is_valid() {
-        assert_eq!(generator(0.5, 100_000, true).reasons(), Vec::<String>::new());
+        let generator = generator(0.5, 100_000, true);
+        assert_eq!((generator.reasons(), generator.lateness_reason()), (vec![], None));
     }
 
     #[test]
@@ -150,9 +155,9 @@ mod tests {
 
     #[test]
     fn late_requests_are_invalid_in_the_open_loop_only() {
-        let reasons = generator(0.1, 2_000_000, true).reasons();
-        assert!(reasons.len() == 1 && reasons[0].contains("late"), "{reasons:?}");
-        assert!(generator(0.1, 2_000_000, false).reasons().is_empty());
+        let reason = generator(0.1, 2_000_000, true).lateness_reason();
+        assert!(reason.is_some_and(|reason| reason.contains("2.00 ms late")));
+        assert_eq!(generator(0.1, 2_000_000, false).lateness_reason(), None);
     }
 
     #[test]
@@ -165,7 +170,7 @@ mod tests {
             (2_000_000, 20_000_000, true),
         ] {
             let generator = Generator { p99: Some(p99), ..generator(0.1, late, true) };
-            assert_eq!(generator.reasons().is_empty(), valid, "{late} of {p99}: {:?}", generator.reasons());
+            assert_eq!(generator.lateness_reason().is_none(), valid, "{late} of {p99}");
         }
     }
 

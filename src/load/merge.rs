@@ -2,7 +2,7 @@
 
 use super::histogram::{Latencies, merge};
 use super::result::latency;
-use crate::report::load::LoadReport;
+use crate::report::load::{Generator, LoadReport};
 
 /// Adds a run that went on at the same time, such as one of another machine. Percentiles come from the sum of the
 /// histograms; those of single rows cannot be added and are left out.
@@ -31,6 +31,8 @@ pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
     generator.lateness_us.p50 = later(generator.lateness_us.p50, theirs.lateness_us.p50);
     generator.lateness_us.p99 = later(generator.lateness_us.p99, theirs.lateness_us.p99);
     generator.lateness_us.max = generator.lateness_us.max.max(theirs.lateness_us.max);
+    let is_fine = |generator: &Generator| generator.valid || generator.only_late;
+    generator.only_late = is_fine(generator) && is_fine(theirs) && !(generator.valid && theirs.valid);
     generator.valid &= theirs.valid;
     generator.reasons.extend(theirs.reasons.iter().cloned());
     sum.asserts.extend(other.asserts.iter().cloned());

@@ -3,10 +3,11 @@
 //! `schedule` says when requests are due and `pace` when they may be sent; `protocol` says what is asked and what must come
 //! back; `worker` is the event loop that sends and reads on each `connection`, one a thread; `ledger` and `tally` judge
 //! every reply; `histogram` holds the latencies; `honesty` judges the generator itself; `asserts` reads what a run must
-//! fulfil. [`run`] starts the threads and puts together what they say. Nothing here prints.
+//! fulfil; `find` looks for the rate at which it does. [`run`] starts the threads and puts together what they say. Nothing here prints.
 
 pub(crate) mod asserts;
 mod connection;
+pub(crate) mod find;
 mod histogram;
 mod honesty;
 mod ledger;

@@ -36,6 +36,71 @@ pub(crate) struct LoadReport {
     pub(crate) series: Vec<Point>,
     /// Latencies in nanoseconds and how often each was seen: histograms of several runs can be added.
     pub(crate) histogram_ns: Vec<(u64, u64)>,
+    /// The search of which this run is the best step.
+    #[serde(default)]
+    pub(crate) find: Option<Find>,
+}
+
+/// A search for the highest rate that keeps what is asked for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Find {
+    pub(crate) text: String,
+    /// The answer, in requests a second; `null` where there is none.
+    pub(crate) rate: Option<f64>,
+    /// The highest rate at which it held, and the lowest at which it did not, by the server's fault.
+    pub(crate) low: Option<f64>,
+    pub(crate) high: Option<f64>,
+    pub(crate) steps: Vec<FindStep>,
+}
+
+/// A run at one rate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct FindStep {
+    pub(crate) rate: f64,
+    pub(crate) seconds: f64,
+    /// Of each thing that is asked for.
+    pub(crate) values: Vec<String>,
+    pub(crate) p99_us: Option<f64>,
+    /// `holds`, `fails` or `says nothing`.
+    pub(crate) said: String,
+    pub(crate) why: String,
+}
+
+impl FindStep {
+    /// The step, in one line.
+    pub(crate) fn text(&self) -> String {
+        format!("  {}/s: {}, {}", number(self.rate.round()), self.values.join(", "), self.said)
+    }
+}
+
+impl Find {
+    /// The answer, in one line.
+    pub(crate) fn answer(&self) -> String {
+        let rate = |rate: f64| number(rate.round());
+        match (self.rate, self.low, self.high) {
+            (Some(low), _, Some(high)) => {
+                format!("{} holds up to {}/s, and no longer at {}/s", self.text, rate(low), rate(high))
+            }
+            (_, Some(low), _) => {
+                format!("{} holds at {}/s; what is above is not known", self.text, rate(low))
+            }
+            (..) => format!("{}: no rate at which it holds is known", self.text),
+        }
+    }
+
+    /// A row for each step.
+    pub(crate) fn rows(&self) -> Vec<Vec<String>> {
+        let row = |step: &FindStep| {
+            vec![
+                format!("{}/s", number(step.rate.round())),
+                format!("{:.1} s", step.seconds),
+                step.values.join(", "),
+                step.said.clone(),
+                if step.said == "holds" { String::new() } else { step.why.clone() },
+            ]
+        };
+        self.steps.iter().map(row).collect()
+    }
 }
 
 /// What was asked for.
@@ -151,6 +216,9 @@ pub(crate) struct Generator {
     pub(crate) busiest_waiting: f64,
     pub(crate) lateness_us: Lateness,
     pub(crate) valid: bool,
+    /// Latencies hold the generator's own lateness, and nothing else is wrong with them.
+    #[serde(default)]
+    pub(crate) only_late: bool,
     pub(crate) reasons: Vec<String>,
 }
 
@@ -168,6 +236,9 @@ pub(crate) struct Assert {
     pub(crate) text: String,
     pub(crate) holds: bool,
     pub(crate) value: String,
+    /// There were too few samples to tell.
+    #[serde(default)]
+    pub(crate) too_few: bool,
 }
 
 /// How the run is to be taken.
@@ -327,7 +398,12 @@ impl LoadReport {
 
     /// What a terminal shows at the end.
     pub(crate) fn text(&self) -> String {
-        let mut out = format!("{} — {}\n\n", self.target, self.subtitle());
+        let mut out = String::new();
+        if let Some(find) = &self.find {
+            out.push_str(&format!("{}\n", table::text(&find.rows())));
+            out.push_str(&format!("  {}\n\n", find.answer()));
+        }
+        out.push_str(&format!("{} — {}\n\n", self.target, self.subtitle()));
         let latency = &self.latency_us;
         out.push_str(&table::text(&[
             ["requests/s", "p50", "p90", "p99", "p99.9", "max"].map(str::to_owned).to_vec(),

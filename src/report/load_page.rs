@@ -179,11 +179,17 @@ fn tables(run: &LoadReport, other: Option<&LoadReport>) -> Vec<Table> {
         }
         Table { title: title.to_owned(), head, rows, wide: false }
     };
-    let mut tables = vec![
+    let mut tables = Vec::new();
+    if let Some(find) = &run.find {
+        let head = ["rate", "length", "value", "", "why"].map(str::to_owned).to_vec();
+        let title = format!("The search: {}", find.answer());
+        tables.push(Table { title, head, rows: find.rows(), wide: true });
+    }
+    tables.extend([
         table("The ledger", LoadReport::ledger_rows),
         table("Latency", LoadReport::latency_rows),
         table("The generator itself", LoadReport::generator_rows),
-    ];
+    ]);
     if !run.asserts.is_empty() {
         let row = |assert: &super::load::Assert| {
             let holds = if assert.holds { "holds" } else { "fails" };

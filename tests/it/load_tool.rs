@@ -11,7 +11,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::wrong_server::{Fault, WrongServer};
-use crate::support::{Ended, eventually, freeze, program, serve, skipped};
+use crate::support::{Ended, eventually, freeze, program, scratch, serve, skipped};
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
 const PATIENT: &str = "20s";
@@ -835,4 +835,74 @@ fn page_of_half_an_hour_with_statistics_is_drawn() {
     let drawn = Ended::of(Command::new("node").args([script, page.path()]));
     assert!(drawn.status.success(), "{}", drawn.stderr);
     assert!(drawn.stdout.lines().any(|line| line == "3 36000"), "the pool: {}", drawn.stdout);
+}
+
+#[test]
+fn slow_server_is_found_to_carry_what_it_can() {
+    // Two workers of 5 ms each: 400 a second, and no more.
+    let server = serve("--handler-delay 5ms --min-threads 2 --max-threads 2");
+    let page = Scratch::new("find.html");
+    let arguments = ["--find", "p90<25ms", "-d", "300ms", "-c", "16", "-r", "370", "--report", page.path()];
+    let run = Run::new(&server.address.to_string(), &arguments);
+    let find = &run.json["find"];
+    let (rate, high) = (find["rate"].as_f64(), find["high"].as_f64());
+    // How much less is up to what else goes on here.
+    assert!(rate.is_some_and(|rate| (200.0..440.0).contains(&rate)), "{find}");
+    assert!(high > rate && high <= rate.map(|rate| rate * 1.021), "{find}");
+    assert_eq!(run.status, 0, "{}", run.json["problems"]);
+    assert_eq!(run.json["options"]["rate"].as_f64(), rate, "the report is of the run that holds");
+    let steps = find["steps"].as_array().unwrap();
+    assert!(steps.len() >= 3 && steps.iter().any(|step| step["said"] == "fails"), "{find}");
+    let html = std::fs::read_to_string(page.path()).unwrap();
+    assert!(html.contains("25ms holds up to"), "its steps are on the page");
+}
+
+#[test]
+fn search_ends_where_the_server_is_wrong_or_gone() {
+    for (fault, word) in
+        [(Fault::Text, "wrong"), (Fault::AlwaysSilent, "lost"), (Fault::Full, "closed early")]
+    {
+        let server = WrongServer::start(fault);
+        let run = Run::new(
+            &server.address(),
+            &["--find", "p50<1s", "-c", "2", "-d", "100ms", "--timeout", "300ms"],
+        );
+        assert_eq!(
+            (run.status, &run.json["find"]["rate"]),
+            (1, &Value::Null),
+            "{fault:?}: {}",
+            run.json["find"]
+        );
+        assert!(run.json["problems"].to_string().contains(word), "{fault:?}: {}", run.json["problems"]);
+    }
+    for usage in [&["--find", "lost=0"][..], &["--find", "p99>1s"], &["--find", "p99<1s", "-n", "5"]] {
+        assert_eq!(tool("127.0.0.1:1", usage).status.code(), Some(2), "{usage:?}");
+    }
+}
+
+#[test]
+fn commands_of_the_readme_are_understood() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    // Bound but not listening: nobody answers, and nobody else gets this port meanwhile.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    let nobody = format!("load 127.0.0.1:{}", socket.local_addr().unwrap().as_socket().unwrap().port());
+    let mut count = 0;
+    for line in readme.lines().filter_map(|line| line.strip_prefix("target/release/tidemill ")) {
+        let line = ["8000", "6379", "11211", "25"].iter().fold(line.to_owned(), |line, port| {
+            line.replace(&format!("load 127.0.0.1:{port} "), &format!("{nobody} "))
+        });
+        let command = program();
+        let script = format!("exec \"$0\" {line}");
+        let directory = scratch("readme");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).arg(command.get_program()).current_dir(directory);
+        let ended = Ended::of(&mut shell);
+        let expected = if line.starts_with("load") { 1 } else { 0 };
+        assert_eq!(ended.status.code(), Some(expected), "{line}: {ended:?}");
+        let answered = ended.stdout.contains("refused") || !line.starts_with("load");
+        assert!(answered, "{line}: {ended:?}");
+        count += 1;
+    }
+    assert!(count >= 6, "{count} commands");
 }
