@@ -42,6 +42,11 @@
 //! The library prints nothing. It reports through [`tracing`](https://docs.rs/tracing), from the reactor thread too: a
 //! subscriber must not block.
 
+/// The example in the README is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
 

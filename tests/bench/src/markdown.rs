@@ -1,4 +1,4 @@
-//! The small table for the README.
+//! The small table for the README and BENCHMARKS.md.
 
 use std::fmt::{self, Write};
 

@@ -48,7 +48,7 @@ struct Options {
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
 
-    /// Write the table as Markdown, as the README has it
+    /// Write the table as Markdown, as SCORECARD.md has it
     #[arg(long, value_name = "FILE.md")]
     markdown: Option<PathBuf>,
 
