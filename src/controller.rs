@@ -1,42 +1,48 @@
 //! How many workers the pool should have: a pure rule, [`decide`], from plain data to plain data.
 //!
-//! No clock, no thread, no I/O: `tuner` takes samples and applies verdicts, and `simulate` runs the same function in
-//! simulated time. The derivation:
+//! ```text
+//! t      = mean time of a finished job; until there is one, the age of the oldest that runs; where every worker is busy
+//!          and none has taken a job for longer than that: for how long
+//! weigh  = jobs that have run for 1 ms + ceil((the other jobs, waiting or running) · t / 1 ms), never more than jobs
+//! useful = cores / (1 − β), at least blocked + cores      β: share of the busy workers that is blocked, looked at when
+//!          growth is considered and known for a second; for growth, not known means that all compute
+//! demand = min(weigh, useful)
+//! grow     demand > workers + tolerance                          to demand
+//! valve    every worker is busy and the oldest waiting job, since it came and since the pool last grew, is older than P
+//!                                                                to max(demand, workers + tolerance + 1), at most useful
+//!          P = 4 × mean of finished jobs, within 2 ms to 100 ms; 2 ms until one has finished
+//!          where more are of no use: P = 100 ms, doubling to 6.4 s with each grant, none taken for as long: one worker
+//! shrink   highest demand within keep-alive < workers − tolerance  to that
+//! ```
 //!
-//! - **Work is weighed, not counted.** A thousand pipelined requests of 2 µs are 2 ms of work for one worker; 64 requests
-//!   that block 5 ms each are worth 64 workers. [`weigh`]: the workers that would finish what is there within
-//!   [`DRAIN_TARGET`]. A job that has run for longer than that holds one worker, whatever the others take.
-//! - **Work on its way is no demand yet.** Short jobs that wait while most workers are free are about to be taken.
-//! - **Blocked workers are replaced, runnable ones are not.** Where a share β of the busy workers is blocked and the rest
-//!   wants a CPU, `cores / (1 - β)` workers keep every core busy, and more only stand in line (B. Goetz, *Java
-//!   Concurrency in Practice*, 8.2: `N = cores × (1 + wait/compute)`). Demand never exceeds that.
-//! - **Tolerance is a dead band** of "more than": a difference of exactly `tolerance` is no reason to resize.
-//! - **The valve** keeps the dead band from stranding work: when work waits, every worker is busy and nothing has been
-//!   taken for [`PATIENCE`], the pool grows all the same. Where every worker wants a CPU one more gives fairness, not
-//!   speed: then it takes [`CPU_PATIENCE`], and twice as long each further time ([`MAX_CPU_PATIENCE`] at most), or long
-//!   computations would grow the pool to its maximum. It also grows when work has waited at every look for
-//!   [`CPU_PATIENCE`] and more workers would be of use: one worker lost to a blocking call must not cost a core for as long
-//!   as the others make progress.
-//! - **What is not known is looked at again.** Until a job has finished, the age of those that run is the evidence of how long
-//!   jobs take; where all stand still, the time since one was taken is, whatever the mean says. Where the reactor, which
-//!   assumes more, saw a demand that this does not show yet, the controller asks again within a fraction of a millisecond.
-//! - **Growth is one jump, shrinking follows a window.** The pool comes down to the highest demand seen within the
-//!   keep-alive window, so that a burst that recurs finds its workers, and a trickle does not keep them.
+//! **Tolerance is inertia**: whatever grows the pool, but one worker for fairness among computations, grows it by more than
+//! the tolerance. **Blocked workers are replaced, runnable ones are not** (B. Goetz, *Java Concurrency in Practice*, 8.2:
+//! `N = cores × (1 + wait/compute)`). Rows of the elasticity scorecard that need more than the first version of this rule had:
+//! none taken for as long (12); the highest number of jobs between two looks (2); a worker that has had its job for twice
+//! what jobs take is a reason to look at β at once (14, 26).
+//!
+//! No clock, no thread, no I/O: `tuner` takes samples and applies verdicts, and `simulate` runs the same function in
+//! simulated time. Held by `controller_props` and `controller_sim` in `tests/it`.
 
 use std::time::Duration;
 
 /// Demand is the number of workers that would finish the present work within this time.
 pub const DRAIN_TARGET: Duration = Duration::from_millis(1);
-/// How long waiting work may make no progress, where a worker is blocked, until the pool grows inside the tolerance.
-pub const PATIENCE: Duration = Duration::from_millis(2);
-/// The same where every worker wants a CPU, the first time. Also how long work that makes progress may wait without a break
-/// while more workers would be of use.
-pub const CPU_PATIENCE: Duration = Duration::from_millis(100);
-/// The longest it becomes where every worker wants a CPU. It begins anew once no work has waited for as long, and for a window.
+/// The least that waiting work waits for, and what it waits for until a job has finished, before the valve opens.
+pub const MIN_PATIENCE: Duration = Duration::from_millis(2);
+/// The most, however long jobs take. Also the first time for which computations wait.
+pub const MAX_PATIENCE: Duration = Duration::from_millis(100);
+/// How many times the mean time of a job work waits for: a queue of several turns is what inertia means.
+const PATIENCE_JOBS: u32 = 4;
+/// The longest that computations wait. It begins anew once none has waited so long that the pool grew, for a window and this.
 pub const MAX_CPU_PATIENCE: Duration = Duration::from_millis(6400);
-/// First pause before growth is considered again that was held back because the workers want a CPU; it doubles up to
-/// 256 times this.
+/// How soon it is looked again where something is not known yet, or growth was held back as more workers would be of no use. The
+/// latter doubles up to 256 times this, as a look at the workers' states costs some 15 µs for each.
 const HOLD: Duration = Duration::from_micros(250);
+/// How soon it is looked again while work waits and every worker is busy: whether one was lost (scorecard, rows 14 and 26).
+const LOOK: Duration = Duration::from_millis(2);
+/// How soon while nothing could be done: only demand that falls is of interest then.
+const LOOK_AT_MAX: Duration = Duration::from_millis(150);
 /// What was learned about blocking is forgotten when it is older than this: another kind of load may have come.
 const FORGET_BLOCKING: Duration = Duration::from_secs(1);
 /// Parts of the keep-alive window. The pool comes down within two parts after the window: one that is being filled, and
@@ -80,16 +86,23 @@ impl Policy {
         self.keep_alive
     }
 
-    /// Demand above which the controller wants to be asked at once.
-    pub fn attention(&self, workers: usize) -> usize {
-        if workers >= self.max { usize::MAX } else { workers.saturating_add(self.tolerance) }
+    /// How long work may wait while some worker is blocked: see the head of this module.
+    pub fn patience(mean: Option<Duration>) -> Duration {
+        mean.map_or(MIN_PATIENCE, |mean| mean.saturating_mul(PATIENCE_JOBS).clamp(MIN_PATIENCE, MAX_PATIENCE))
     }
 
-    /// Whether more workers may be wanted than there are, so that measuring `blocked` is worth the price. At the maximum
-    /// too: whether the pool has to stay there depends on it.
-    pub fn considers_growth(&self, sample: &Sample) -> bool {
-        let overdue = sample.starved() && sample.stalled >= PATIENCE;
-        overdue || sample.weighed() > sample.workers.min(self.max.saturating_sub(1))
+    /// A worker that has had its job for so long is worth a look whether it is blocked.
+    pub fn lost_after(mean: Option<Duration>) -> Duration {
+        mean.map_or(DRAIN_TARGET, |mean| mean.saturating_mul(2).clamp(DRAIN_TARGET, MAX_PATIENCE))
+    }
+
+    /// Whether the sample is worth a look at how many of the busy workers are blocked: more may be wanted than there are. At
+    /// the maximum too: whether the pool has to stay there depends on it.
+    pub fn wants_blocked(&self, memory: &Memory, sample: &Sample) -> bool {
+        let band = sample.workers.saturating_add(self.tolerance).min(self.max.saturating_sub(1));
+        let overdue = sample.starved() && memory.waited(sample) >= Policy::patience(sample.mean);
+        let news = sample.now >= memory.hold_until || sample.lost > memory.lost;
+        (overdue || sample.weighed() > band) && news
     }
 }
 
@@ -102,20 +115,28 @@ pub struct Sample {
     pub workers: usize,
     /// Jobs that no worker has taken yet.
     pub waiting: usize,
+    /// How long the oldest of them has waited.
+    pub oldest_wait: Duration,
     /// Workers that run a job.
     pub busy: usize,
-    /// How many of the busy ones are blocked rather than running or waiting for a CPU. `None`: not known.
+    /// How many of the busy ones are blocked rather than running or waiting for a CPU. `None`: not looked at, or not known.
     pub blocked: Option<usize>,
     /// CPUs that this process may use.
     pub cores: usize,
     /// How many of the busy ones have had their job for [`DRAIN_TARGET`] or longer.
     pub old: usize,
-    /// Recent mean wall time of a job. Until one has finished, the median age of those that run.
-    pub time_per_job: Duration,
-    /// Highest weighed demand since the previous sample.
+    /// How many have for [`Policy::lost_after`] or longer.
+    pub lost: usize,
+    /// How long the one that has had its job for longest has had it.
+    pub oldest_age: Duration,
+    /// Recent mean wall time of a job. `None` until one has finished.
+    pub mean: Option<Duration>,
+    /// Most jobs that waited or ran at the same time since the previous sample.
     pub peak: usize,
     /// How long it is since a worker last took a job.
     pub stalled: Duration,
+    /// When the pool last had started the workers it was to grow by.
+    pub grown_at: Duration,
 }
 
 impl Sample {
@@ -123,17 +144,13 @@ impl Sample {
     pub fn weighed(&self) -> usize {
         let old = self.old.min(self.busy);
         let standstill = if self.starved() { self.stalled } else { Duration::ZERO };
-        old + weigh(self.waiting + self.busy - old, self.time_per_job.max(standstill))
+        let others = (self.waiting + self.busy).saturating_sub(old);
+        old + weigh(others, self.mean.unwrap_or(self.oldest_age).max(standstill))
     }
 
     /// Work waits and nobody is free to take it.
     fn starved(&self) -> bool {
         self.waiting > 0 && self.busy >= self.workers
-    }
-
-    /// Short jobs wait while most workers are free, so they are about to be taken.
-    fn is_on_its_way(&self) -> bool {
-        self.busy * 2 < self.workers && self.time_per_job < DRAIN_TARGET
     }
 }
 
@@ -158,14 +175,10 @@ pub enum Reason {
     Steady,
     /// More is wanted, but the workers want a CPU: more of them would not help.
     CpuBound,
-    /// More is wanted, but most workers are free and about to take it.
-    OnItsWay,
     /// Demand is above the pool by more than the tolerance.
     Demand,
-    /// Work waited and nothing was taken for too long.
-    Stalled,
-    /// Work has waited at every look for too long, and more workers are of use.
-    Backlog,
+    /// Work has waited for too long.
+    Valve,
     /// The highest demand within the window is below the pool by more than the tolerance.
     Surplus,
     /// The pool was outside of its limits.
@@ -173,20 +186,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Whether growth was held back, so that it is considered again soon without a poke.
-    pub fn holds(self) -> bool {
-        matches!(self, Reason::CpuBound | Reason::OnItsWay)
-    }
-
     /// The word for logs and statistics.
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::Steady => "steady",
             Reason::CpuBound => "cpu_bound",
-            Reason::OnItsWay => "on_its_way",
             Reason::Demand => "demand",
-            Reason::Stalled => "stalled",
-            Reason::Backlog => "backlog",
+            Reason::Valve => "valve",
             Reason::Surplus => "surplus",
             Reason::Limits => "limits",
         }
@@ -202,7 +208,7 @@ pub struct Verdict {
     pub demand: usize,
     /// Why.
     pub reason: Reason,
-    /// When to ask again even if nothing happens. `None`: only when demand exceeds [`Policy::attention`] or work stalls.
+    /// When to ask again even if nothing happens. `None`: only when work waits.
     pub check_after: Option<Duration>,
 }
 
@@ -239,18 +245,16 @@ pub(crate) fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Memory {
     window: Window,
-    /// Share of the busy workers that is blocked, smoothed, and when it was last measured.
+    /// Share of the busy workers that is blocked, smoothed, and when it was last looked at.
     blocking: Option<(f64, Duration)>,
-    /// Times in a row that growth was held back.
+    /// Times in a row that growth was held back, and until when it is not considered again.
     holds: u32,
-    /// Since when work waited at every look while more workers would have been of use.
-    short_since: Option<Duration>,
-    /// Since when work waited at every look and every worker was busy.
-    starved_since: Option<Duration>,
-    /// When that was seen last.
-    last_starved: Duration,
-    /// How often in this time of need the pool grew although every worker wanted a CPU.
+    hold_until: Duration,
+    /// [`Sample::lost`] of the sample before.
+    lost: usize,
+    /// How often in this time of need the pool grew although more workers were of no use, and when last.
     cpu_grants: u32,
+    cpu_granted_at: Duration,
 }
 
 impl Memory {
@@ -265,28 +269,15 @@ impl Memory {
         self.blocking = Some((smoothed, sample.now));
     }
 
-    /// Takes in whether work waits, and returns how long it may make no progress, and how long it made none.
-    fn wait(&mut self, policy: &Policy, sample: &Sample) -> (Duration, Duration) {
-        if sample.now.saturating_sub(self.last_starved) >= policy.keep_alive.max(MAX_CPU_PATIENCE) {
-            self.cpu_grants = 0;
-        }
-        if sample.starved() {
-            self.last_starved = sample.now;
-        }
-        self.starved_since = sample.starved().then(|| self.starved_since.unwrap_or(sample.now));
-        if sample.blocked != Some(0) {
-            return (PATIENCE, sample.stalled);
-        }
-        // Computations take their time: what has just come has not waited for as long as nothing was taken.
-        let waited = self.starved_since.map_or(Duration::ZERO, |since| sample.now.saturating_sub(since));
-        let patience = CPU_PATIENCE.saturating_mul(1 << self.cpu_grants.min(16)).min(MAX_CPU_PATIENCE);
-        (patience, sample.stalled.min(waited))
+    /// How long work waits that the workers granted last have not taken.
+    fn waited(&self, sample: &Sample) -> Duration {
+        sample.oldest_wait.min(sample.now.saturating_sub(sample.grown_at))
     }
 
-    /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides.
-    fn useful(&self, sample: &Sample) -> usize {
+    /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides. `None`: not known.
+    fn useful(&self, sample: &Sample) -> Option<usize> {
         let known = self.blocking.filter(|(_, at)| sample.now.saturating_sub(*at) < FORGET_BLOCKING);
-        let Some((share, _)) = known else { return usize::MAX };
+        let (share, _) = known?;
         // A float above the range of the integer becomes its maximum: all blocked, no bound.
         #[expect(
             clippy::cast_possible_truncation,
@@ -294,66 +285,90 @@ impl Memory {
             reason = "positive, and saturates"
         )]
         let useful = (sample.cores as f64 / (1.0 - share)).ceil() as usize;
-        useful.max(sample.blocked.unwrap_or(0) + sample.cores)
+        Some(useful.max(sample.blocked.unwrap_or(0) + sample.cores))
+    }
+
+    /// How long computations wait for one worker more.
+    fn cpu_patience(&mut self, policy: &Policy, now: Duration) -> Duration {
+        if now.saturating_sub(self.cpu_granted_at) >= policy.keep_alive + MAX_CPU_PATIENCE * 2 {
+            self.cpu_grants = 0;
+        }
+        MAX_PATIENCE.saturating_mul(1 << self.cpu_grants.min(16)).min(MAX_CPU_PATIENCE)
     }
 }
 
 /// The controller: how many workers, why, and when to ask again.
 pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, Verdict) {
-    let workers = sample.workers;
+    let Sample { now, workers, .. } = *sample;
+    let within = |workers: usize| workers.clamp(policy.min, policy.max);
+    let band = workers.saturating_add(policy.tolerance);
     memory.learn(sample);
     let useful = memory.useful(sample);
     let weighed = sample.weighed();
-    let demand = weighed.min(useful);
-    memory.window.record(sample.now, policy.keep_alive, demand.max(sample.peak.min(useful)));
-
-    let within = |workers: usize| workers.clamp(policy.min, policy.max);
-    let wanted = within(demand);
+    let demand = weighed.min(useful.unwrap_or(usize::MAX));
+    let peak = weigh(sample.peak, sample.mean.unwrap_or(sample.oldest_age));
+    memory.window.record(now, policy.keep_alive, demand.max(peak.min(useful.unwrap_or(usize::MAX))));
     let highest = memory.window.highest();
-    let (patience, standstill) = memory.wait(policy, sample);
-    let stalled = sample.starved() && standstill >= patience;
-    let short = sample.starved() && wanted > workers;
-    memory.short_since = short.then(|| memory.short_since.unwrap_or(sample.now));
-    let short_for = memory.short_since.map(|since| sample.now.saturating_sub(since));
+
+    // What is not known is taken for computing where it would grow the pool.
+    let useful = useful.unwrap_or(sample.cores);
+    let wanted = weighed.min(useful);
+    // Busy workers above the target are not going to take anything more.
+    let there = workers.max(sample.busy);
+    let helps = useful > there;
+    let (patience, waited) = if helps {
+        (Policy::patience(sample.mean), memory.waited(sample))
+    } else {
+        (memory.cpu_patience(policy, now), memory.waited(sample).min(sample.stalled))
+    };
+    let overdue = sample.starved() && waited >= patience;
 
     let (target, reason) = if workers != within(workers) {
         (within(workers), Reason::Limits)
-    } else if wanted > workers && demand > workers.saturating_add(policy.tolerance) {
-        if sample.is_on_its_way() { (workers, Reason::OnItsWay) } else { (wanted, Reason::Demand) }
-    } else if stalled && workers < policy.max {
-        // Workers above the target that are busy are not going to take anything.
-        (within(wanted.max(workers.max(sample.busy) + 1)), Reason::Stalled)
-    } else if short_for.is_some_and(|time| time >= CPU_PATIENCE) {
-        (wanted, Reason::Backlog)
+    } else if wanted > band && workers < policy.max {
+        (within(wanted), Reason::Demand)
+    } else if overdue && workers < policy.max {
+        let more = if helps { wanted.max(there + policy.tolerance + 1).min(useful) } else { there + 1 };
+        (within(more), Reason::Valve)
     } else if workers > within(highest) && workers > highest.saturating_add(policy.tolerance) {
         (within(highest), Reason::Surplus)
-    } else if workers < policy.max && weighed > workers.saturating_add(policy.tolerance) {
+    } else if workers < policy.max && weighed > band {
         (workers, Reason::CpuBound)
     } else {
         (workers, Reason::Steady)
     };
-    memory.holds = if reason.holds() { memory.holds.saturating_add(1) } else { 0 };
-    memory.cpu_grants += u32::from(reason == Reason::Stalled && sample.blocked == Some(0));
     if target > workers {
-        // The new workers are not surplus before a window has passed without need of them. What a valve has added has to be
-        // there until it may open again, however short the window is: so the window begins later by that.
-        let later = if reason == Reason::Stalled { patience.max(CPU_PATIENCE) * 2 } else { Duration::ZERO };
-        memory.window.record(sample.now + later, policy.keep_alive, target);
-        (memory.short_since, memory.starved_since) = (None, None);
+        // The new workers are not surplus before a window has passed without need of them.
+        memory.window.record(now, policy.keep_alive, target);
+        if !helps {
+            (memory.cpu_grants, memory.cpu_granted_at) = (memory.cpu_grants.saturating_add(1), now);
+        }
     }
+    let held = target == workers && !helps && (weighed > band || sample.blocked.is_some());
+    if !held {
+        (memory.holds, memory.hold_until) = (0, now);
+    } else if now >= memory.hold_until {
+        memory.hold_until = now + HOLD * (1 << memory.holds.min(8));
+        memory.holds = memory.holds.saturating_add(1);
+    }
+    memory.lost = sample.lost;
 
-    // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten; one that holds
-    // growth back looks again; so does one whose work waits, and one that does not know yet how long its work takes. The
-    // earliest counts.
+    // A pool above its minimum may have to shrink without any traffic, until nothing is left to be forgotten. The earliest
+    // counts.
     let shrinks = target > policy.min && memory.window.highest() > 0;
-    let shrink = shrinks.then(|| memory.window.until_next_part(sample.now));
-    let hold = reason.holds().then(|| HOLD * (1 << (memory.holds - 1).min(8)));
-    let valve =
-        (sample.starved() && workers < policy.max).then(|| patience.saturating_sub(standstill).max(HOLD));
-    let backlog = short_for.map(|time| CPU_PATIENCE.saturating_sub(time).max(HOLD));
-    let attention = policy.attention(workers);
-    let unknown = (sample.peak > attention && weighed <= attention && sample.starved()).then_some(HOLD);
-    let check_after = [shrink, hold, valve, backlog, unknown].into_iter().flatten().min();
+    let shrink = shrinks.then(|| memory.window.until_next_part(now));
+    let check_after = if target == policy.max {
+        shrink.map(|shrink| if sample.starved() { shrink.max(LOOK_AT_MAX) } else { shrink })
+    } else {
+        let hold = held.then(|| memory.hold_until.saturating_sub(now));
+        let unknown = sample.mean.is_none() && waited < MIN_PATIENCE;
+        let valve = sample.starved().then(|| match unknown {
+            true => HOLD,
+            false => patience.saturating_sub(waited).min(LOOK),
+        });
+        let soon = [hold, valve].into_iter().flatten().min().map(|after| after.max(HOLD));
+        [shrink, soon].into_iter().flatten().min()
+    };
     (memory, Verdict { target, demand, reason, check_after })
 }
 
@@ -415,7 +430,8 @@ mod tests {
     }
 
     fn sample(now: u32, workers: usize, waiting: usize, busy: usize) -> Sample {
-        Sample { now: MS * now, workers, waiting, busy, cores: 2, time_per_job: 50 * MS, ..Sample::default() }
+        let mean = Some(50 * MS);
+        Sample { now: MS * now, workers, waiting, busy, cores: 2, mean, ..Sample::default() }
     }
 
     fn verdict(sample: Sample) -> Verdict {
@@ -430,16 +446,18 @@ mod tests {
 
     #[test]
     fn work_is_weighed_and_not_counted() {
-        let trivial = Sample { time_per_job: Duration::from_micros(2), ..sample(0, 2, 998, 2) };
+        let trivial = Sample { mean: Some(Duration::from_micros(2)), ..sample(0, 2, 998, 2) };
         assert_eq!((verdict(trivial).target, verdict(trivial).demand), (2, 2));
     }
 
     #[test]
-    fn workers_that_want_a_cpu_are_not_replaced() {
-        let burning = Sample { blocked: Some(0), ..sample(0, 2, 62, 2) };
-        let verdict = verdict(burning);
-        assert_eq!((verdict.target, verdict.reason), (2, Reason::CpuBound));
-        assert!(verdict.check_after.is_some(), "it looks again");
+    fn workers_that_want_a_cpu_are_not_replaced_nor_those_of_which_nothing_is_known() {
+        for blocked in [Some(0), None] {
+            let burning = Sample { blocked, ..sample(0, 2, 62, 2) };
+            let verdict = verdict(burning);
+            assert_eq!((verdict.target, verdict.reason), (2, Reason::CpuBound));
+            assert!(verdict.check_after.is_some(), "it looks again");
+        }
     }
 
     #[test]
@@ -450,61 +468,109 @@ mod tests {
 
     #[test]
     fn inside_the_tolerance_nothing_happens() {
-        assert_eq!(verdict(sample(0, 2, 2, 2)).target, 2, "demand is 4, which is not more than 2 + 2");
-        assert_eq!(verdict(sample(0, 2, 3, 2)).target, 5);
+        let waiting = |jobs| Sample { blocked: Some(2), ..sample(0, 2, jobs, 2) };
+        assert_eq!(verdict(waiting(2)).target, 2, "demand is 4, which is not more than 2 + 2");
+        assert_eq!(verdict(waiting(3)).target, 5);
     }
 
     #[test]
-    fn waiting_work_without_progress_opens_the_valve() {
-        let waiting = |stalled, blocked| Sample { stalled, blocked, ..sample(1000, 2, 1, 2) };
-        assert_eq!(verdict(waiting(MS, Some(2))).target, 2);
-        assert_eq!(verdict(waiting(MS, Some(2))).check_after, Some(MS), "asks again when it is due");
-        assert_eq!(verdict(waiting(PATIENCE, Some(2))).target, 3);
-        assert_eq!(verdict(waiting(PATIENCE, None)).target, 3);
-        assert_eq!(verdict(waiting(PATIENCE, Some(0))).target, 2);
-        assert_eq!(verdict(waiting(CPU_PATIENCE, Some(0))).target, 2, "it was not seen to wait");
+    fn work_that_waits_for_a_few_jobs_time_opens_the_valve_by_more_than_the_tolerance() {
+        let waiting = |oldest_wait, mean, blocked| {
+            verdict(Sample { oldest_wait, mean: Some(mean), blocked, ..sample(1000, 2, 1, 2) })
+        };
+        assert_eq!(waiting(19 * MS, 5 * MS, Some(2)).target, 2);
+        assert_eq!(waiting(19 * MS, 5 * MS, Some(2)).check_after, Some(MS), "asks again when it is due");
+        assert_eq!(waiting(20 * MS, 5 * MS, Some(2)).target, 5);
+        assert_eq!(waiting(20 * MS, 5 * MS, Some(1)).target, 4, "not above what is of use");
+        assert_eq!(waiting(20 * MS, 5 * MS, Some(0)).target, 2);
+        assert_eq!(waiting(99 * MS, 50 * MS, Some(2)).target, 2);
+        assert_eq!(waiting(100 * MS, 50 * MS, Some(2)).target, 5, "at most so long");
+        assert_eq!(waiting(2 * MS, MS / 10, Some(2)).target, 5, "and at least so long");
+        let granted = Sample {
+            oldest_wait: 50 * MS,
+            mean: Some(5 * MS),
+            grown_at: 990 * MS,
+            blocked: Some(2),
+            ..sample(1000, 2, 1, 2)
+        };
+        assert_eq!(verdict(granted).target, 2, "those that were granted have not had their time");
     }
 
     #[test]
     fn computations_get_another_worker_after_twice_the_time_each() {
         let policy = policy();
-        let (mut memory, mut workers, mut grew, mut taken_at) = (Memory::default(), 2, Vec::new(), 0);
-        for now in (1000..4000).step_by(10) {
-            let burning = Sample {
-                stalled: MS * (now - taken_at),
-                blocked: Some(0),
-                old: workers,
-                ..sample(now, workers, 20, workers)
-            };
-            let (next, verdict) = decide(&policy, memory, &burning);
-            if verdict.target > workers {
-                assert_eq!((verdict.target, verdict.reason), (workers + 1, Reason::Stalled));
-                grew.push(now);
-                taken_at = now;
+        for blocked in [Some(0), None] {
+            let (mut memory, mut workers, mut grew, mut taken_at) = (Memory::default(), 2, Vec::new(), 0);
+            for now in (1000..4000).step_by(10) {
+                let burning = Sample {
+                    stalled: MS * (now - taken_at),
+                    oldest_wait: MS * (now - 1000),
+                    grown_at: MS * taken_at,
+                    blocked,
+                    old: workers,
+                    ..sample(now, workers, 20, workers)
+                };
+                let (next, verdict) = decide(&policy, memory, &burning);
+                if verdict.target > workers {
+                    assert_eq!((verdict.target, verdict.reason), (workers + 1, Reason::Valve));
+                    grew.push(now);
+                    taken_at = now;
+                }
+                (memory, workers) = (next, verdict.target);
             }
-            (memory, workers) = (next, verdict.target);
+            let waits: Vec<_> = grew.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(
+                grew[0] == 1100
+                    && waits.iter().zip([200, 400, 800]).all(|(is, least)| (least..least + 50).contains(is)),
+                "{grew:?}"
+            );
         }
-        let waits: Vec<_> = grew.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(
-            grew[0] == 1100
-                && waits.iter().zip([200, 400, 800]).all(|(is, least)| (least..least + 50).contains(is)),
-            "{grew:?}"
-        );
     }
 
     #[test]
-    fn short_jobs_that_free_workers_are_about_to_take_grow_nothing() {
-        let flood = Sample { time_per_job: Duration::from_micros(10), ..sample(0, 2, 512, 0) };
-        let verdict = verdict(flood);
-        assert_eq!((verdict.target, verdict.reason), (2, Reason::OnItsWay));
-        assert!(verdict.check_after.is_some(), "it looks again");
+    fn a_flood_that_nobody_has_begun_grows_nothing_yet() {
+        let flood = Sample { mean: Some(Duration::from_micros(10)), ..sample(0, 2, 512, 0) };
+        assert_eq!(verdict(flood).target, 2);
+        assert!(verdict(flood).check_after.is_some(), "it looks again");
     }
 
     #[test]
     fn a_stuck_job_counts_as_one_and_says_nothing_of_the_others() {
         let mostly_stuck =
-            Sample { old: 20, time_per_job: Duration::from_micros(100), ..sample(0, 22, 198, 22) };
+            Sample { old: 20, mean: Some(Duration::from_micros(100)), ..sample(0, 22, 198, 22) };
         assert_eq!(mostly_stuck.weighed(), 40);
+    }
+
+    #[test]
+    fn where_all_stand_still_the_standstill_says_how_long_jobs_take() {
+        let still =
+            Sample { mean: Some(Duration::from_micros(2)), stalled: MS, old: 2, ..sample(0, 2, 62, 2) };
+        assert_eq!(still.weighed(), 64);
+        let unknown = Sample { mean: None, oldest_age: MS / 4, stalled: MS / 4, ..sample(0, 2, 62, 2) };
+        assert_eq!(unknown.weighed(), 16);
+    }
+
+    #[test]
+    fn a_worker_that_is_lost_is_looked_at_though_growth_was_just_held_back() {
+        let policy = policy();
+        let mut memory = Memory::default();
+        let burning = |now, lost| Sample { blocked: Some(0), lost, ..sample(now, 2, 62, 2) };
+        for now in 0..50 {
+            memory = decide(&policy, memory, &burning(now, 0)).0;
+        }
+        assert!(!policy.wants_blocked(&memory, &burning(51, 0)));
+        assert!(policy.wants_blocked(&memory, &burning(51, 1)));
+        memory = decide(&policy, memory, &burning(51, 1)).0;
+        assert!(!policy.wants_blocked(&memory, &burning(52, 1)), "once is enough");
+    }
+
+    #[test]
+    fn at_its_maximum_with_work_that_waits_it_looks_seldom_and_a_fixed_pool_never() {
+        let full = Sample { blocked: Some(64), oldest_wait: 1000 * MS, ..sample(2000, 64, 9, 64) };
+        let short = Policy::new(2, 64, 2, 100 * MS);
+        assert!(decide(&short, Memory::default(), &full).1.check_after >= Some(LOOK_AT_MAX));
+        let fixed = Policy::new(64, 64, 2, 100 * MS);
+        assert_eq!(decide(&fixed, Memory::default(), &full).1.check_after, None);
     }
 
     #[test]

@@ -211,6 +211,16 @@ impl Job {
         self.end = JobEnd::Done;
     }
 
+    /// The worker broke off in the middle of a slice: the line that it was at has no reply.
+    pub(crate) fn fail(&mut self) {
+        if self.handled <= self.reply_ends.len() && self.next_line().is_none() {
+            // It was at none of them: the last one stands for it.
+            self.reply_ends.pop();
+        }
+        self.replies.truncate(self.reply_ends.last().copied().unwrap_or(0));
+        self.end = JobEnd::Panicked;
+    }
+
     /// Gives back what it does not need to hold its lines.
     pub(crate) fn trim(&mut self) {
         self.replies.shrink_to(0);

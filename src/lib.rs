@@ -58,6 +58,7 @@ mod connection;
 pub mod controller;
 mod error;
 pub mod framing;
+mod hub;
 mod job;
 mod litter;
 mod metrics;
@@ -74,6 +75,7 @@ pub mod simulate;
 mod sync;
 mod threads;
 mod tuner;
+mod watch;
 
 pub use address::Address;
 pub use config::{

@@ -203,6 +203,7 @@ pub(crate) struct PoolGauges {
     pub(crate) min: usize,
     pub(crate) max: usize,
     pub(crate) demand: usize,
+    pub(crate) cores: usize,
     pub(crate) grown: u64,
     pub(crate) shrunk: u64,
     pub(crate) refused: u64,
@@ -258,6 +259,9 @@ pub struct Stats {
     pub pool_max: u64,
     /// Workers wanted for the present work.
     pub pool_demand: u64,
+    /// CPUs that the process may use, by affinity and quota, as the pool last counted them: while anything is to decide, at
+    /// least once a second.
+    pub pool_cores: u64,
     /// `pool_demand / pool_max`. Above 1 more work is there than the pool may have workers for.
     pub pool_saturation: f64,
     /// Resizes of the pool, by direction.
@@ -463,6 +467,7 @@ impl Stats {
             pool_min: pool.min as u64,
             pool_max: pool.max as u64,
             pool_demand: pool.demand as u64,
+            pool_cores: pool.cores as u64,
             pool_saturation: pool.demand as f64 / pool.max.max(1) as f64,
             pool_resizes_total: Resizes { grow: pool.grown, shrink: pool.shrunk },
             pool_threads_refused_total: pool.refused,

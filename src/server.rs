@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 use crate::address::Address;
 use crate::clock::Clock;
 use crate::config::{Config, PoolLimits, StopFrom};
-use crate::controller::Decision;
+use crate::controller::{self, Decision};
 use crate::error::Error;
+use crate::hub::Hub;
 use crate::metrics::{Counters, PoolGauges, Stats};
-use crate::pool::LEAVE_TIMEOUT;
-use crate::reactor::{self, Dropped, Reactor, ReactorPool, Shared, Sockets, StopLevel};
+use crate::pool::{JobPool, LEAVE_TIMEOUT};
+use crate::reactor::{self, Dropped, Reactor, ReactorHub, Shared, Sockets, StopLevel};
 use crate::service::{Handler, Service};
 use crate::sync::lock_std;
 use crate::threads;
@@ -73,7 +74,8 @@ struct Inner {
     /// Of the services, in their order.
     service_names: Vec<String>,
     drain_timeout: Duration,
-    pool: Arc<ReactorPool>,
+    hub: Arc<ReactorHub>,
+    pool: Arc<JobPool>,
     tuner: Arc<Tuner>,
     stop: Arc<StopLevel>,
     counters: Arc<Mutex<Counters>>,
@@ -151,7 +153,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let inner = &self.handle.inner;
         self.handle.stop();
-        if !inner.pool.is_on_own_thread() {
+        if !inner.hub.is_on_own_thread() {
             let limit = Instant::now() + inner.drain_timeout + DROP_GRACE;
             inner.wait_until(Some(limit));
         }
@@ -236,13 +238,14 @@ impl Builder {
         let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
         let (sockets, waker) = Sockets::new(sockets)?;
 
-        let clock = Clock::start();
-        let pool = ReactorPool::new(waker, clock, settings.thread_stack_bytes);
+        let hub = Hub::new(waker, Clock::start());
+        let pool = JobPool::new();
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
             service_names: services.iter().map(|service| service.name.clone()).collect(),
             drain_timeout: settings.drain_timeout,
+            hub: Arc::clone(&hub),
             pool: Arc::clone(&pool),
             tuner: Arc::clone(&tuner),
             stop: Arc::default(),
@@ -252,15 +255,14 @@ impl Builder {
             tuner_thread: Mutex::default(),
             reactor_thread: Mutex::default(),
         });
-        let shared = Shared {
-            pool: Arc::clone(&pool),
-            tuner: Arc::clone(&tuner),
-            stop: Arc::clone(&inner.stop),
-            counters: Arc::clone(&inner.counters),
-        };
+        let shared =
+            Shared { hub, pool, tuner, stop: Arc::clone(&inner.stop), counters: Arc::clone(&inner.counters) };
+        let stack_bytes = settings.thread_stack_bytes;
         let reactor = Reactor::new(sockets, settings, Arc::clone(&services), shared);
 
-        inner.start_threads(services, || run(reactor)).inspect_err(|_| drop(inner.end_threads()))?;
+        inner
+            .start_threads(services, stack_bytes, || run(reactor))
+            .inspect_err(|_| drop(inner.end_threads()))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
 }
@@ -278,19 +280,20 @@ impl Inner {
     fn start_threads(
         self: &Arc<Self>,
         services: Arc<[Service]>,
+        stack_bytes: usize,
         turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
     ) -> Result<(), Error> {
         let missing = self.pool.set_target(self.tuner.limits().min_threads);
         for rest in (0..missing).rev() {
-            self.pool.start_worker(&services).map_err(|source| {
+            self.pool.start_worker(&self.hub, &services, stack_bytes).map_err(|source| {
                 self.pool.give_up(rest);
                 Error::Thread { name: "worker", source }
             })?;
         }
         let tuner = spawn("tidemill-tuner", TUNER_STACK_BYTES, {
-            let (tuner, pool, services) =
-                (Arc::clone(&self.tuner), Arc::clone(&self.pool), Arc::clone(&services));
-            move || tuner.run(&pool, &services, pool.clock.epoch())
+            let (tuner, pool) = (Arc::clone(&self.tuner), Arc::clone(&self.pool));
+            let (hub, services) = (Arc::clone(&self.hub), Arc::clone(&services));
+            move || tuner.run(&pool, &hub, &services, stack_bytes)
         })?;
         *lock_std(&self.tuner_thread) = Some(tuner);
         // Held until the thread's handle is in its place: the end may come before.
@@ -399,14 +402,14 @@ impl ServerHandle {
     /// [`Config::drain_timeout`] at the latest. Never blocks. Again it does nothing.
     pub fn stop(&self) {
         self.inner.stop.drain();
-        self.inner.pool.replies.wake();
+        self.inner.hub.replies.wake();
     }
 
     /// Stops at once: what is not answered is dropped. Handlers that run get a second more to return. Never blocks.
     pub fn stop_now(&self) {
         self.inner.stop.abort();
         self.inner.pool.leave_by(Instant::now() + LEAVE_TIMEOUT);
-        self.inner.pool.replies.wake();
+        self.inner.hub.replies.wake();
     }
 
     /// Whether a stop has been asked for, by anyone.
@@ -424,7 +427,7 @@ impl ServerHandle {
     /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::PollFailed`] and
     /// [`Error::ReactorPanicked`] where the server did not stop but failed.
     pub fn wait(&self) -> Result<Outcome, Error> {
-        if self.inner.pool.is_on_own_thread() {
+        if self.inner.hub.is_on_own_thread() {
             return Err(Error::WaitInHandler);
         }
         match self.inner.wait_until(None) {
@@ -444,9 +447,9 @@ impl ServerHandle {
 
     /// The statistics at the end of the reactor's last turn. Takes some microseconds and does not hold up the reactor.
     pub fn stats(&self) -> Stats {
-        let Inner { pool, tuner, counters, service_names, .. } = &*self.inner;
+        let Inner { hub, pool, tuner, counters, service_names, .. } = &*self.inner;
         let counters = lock_std(counters).clone();
-        let census = pool.census(Duration::ZERO);
+        let census = pool.census(Duration::ZERO, Duration::MAX);
         let limits = tuner.limits();
         let (grown, shrunk, refused) = tuner.resizes();
         let gauges = PoolGauges {
@@ -454,17 +457,18 @@ impl ServerHandle {
             busy: census.busy,
             min: limits.min_threads,
             max: limits.max_threads,
-            demand: tuner.demand(),
+            demand: controller::weigh(pool.out(), pool.time_per_job()),
+            cores: tuner.cores(),
             grown,
             shrunk,
             refused,
         };
         Stats::new(
-            pool.clock.epoch().elapsed(),
+            hub.clock.epoch().elapsed(),
             service_names.iter().map(String::as_str),
             &counters,
             &gauges,
-            &pool.timings,
+            &hub.timings,
         )
     }
 

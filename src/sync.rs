@@ -5,12 +5,12 @@
 
 #[cfg(loom)]
 pub(crate) use loom::{
-    sync::{Arc, Mutex, MutexGuard, atomic},
+    sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
     thread,
 };
 #[cfg(not(loom))]
 pub(crate) use std::{
-    sync::{Arc, Mutex, MutexGuard, atomic},
+    sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
     thread,
 };
 
@@ -33,7 +33,21 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// The same for what loom does not look at: statistics, and what is guarded together with a condition variable of its own.
+/// Gives `guard` back and waits for news.
+pub(crate) fn wait<'a, T>(news: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    news.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The same, for `timeout` at the longest.
+pub(crate) fn wait_timeout<'a, T>(
+    news: &Condvar,
+    guard: MutexGuard<'a, T>,
+    timeout: std::time::Duration,
+) -> MutexGuard<'a, T> {
+    news.wait_timeout(guard, timeout).unwrap_or_else(std::sync::PoisonError::into_inner).0
+}
+
+/// Locks what loom does not look at: statistics, and what is guarded together with a condition variable of its own.
 pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,8 +1,8 @@
-//! Reads clock and counters, asks the controller, applies its verdict to the pool.
+//! The watcher of the pool: looks at clock and counters, asks the controller, applies its verdict, and nudges workers.
 //!
-//! A thread of its own, so that neither starting threads nor looking at them holds up the reactor. It sleeps without a
-//! timeout while the pool is at its minimum and nothing waits; the reactor pokes it when demand rises above what the
-//! controller wants to hear of, or when work makes no progress.
+//! A thread of its own, so that neither starting threads nor looking at them holds up the reactor. The reactor says only that
+//! work waits (`watch`). Then the tuner looks, again while work waits, and as often as the controller asks for. It sleeps without
+//! a timeout while the pool is at its minimum and nothing waits, and hears nothing of work that nothing can be done about.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -10,35 +10,44 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::getpid;
+use rustix::thread::sched_getaffinity;
+
 use crate::config::PoolLimits;
 use crate::controller::{self, Decision, Memory, Policy, Sample};
 use crate::error::Error;
-use crate::pool::{Census, Pool};
+use crate::hub::Hub;
+use crate::pool::{Census, JobPool};
 use crate::replies::Wake;
 use crate::service::Service;
 use crate::sync::lock_std;
+use crate::watch::Watch;
 
 /// Decisions that are remembered; the oldest is forgotten for a new one.
 pub const MAX_DECISIONS: usize = 256;
 /// Busy threads whose state is read for one sample. A read costs about 15 µs; the share of so many is good enough.
 const MAX_STATES_READ: usize = 16;
+/// So long after a look the tuner does not listen to the reactor: under load work waits at every moment, and somebody takes it.
+/// What came meanwhile is seen at its end.
+const DEAF: Duration = Duration::from_millis(2);
+/// Work that has waited so long beside parked workers was left to one that is stuck: another is unparked.
+const NUDGE_AFTER: Duration = Duration::from_millis(1);
+/// How often the CPUs that this process may use are counted anew, if a decision is due: it takes some 50 µs.
+const COUNT_CORES_EVERY: Duration = Duration::from_secs(1);
 /// First pause after the system refused a thread; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_millis(800);
 
-/// The seam between the planes: what the reactor shows the tuner, and what the tuner decided.
+/// The seam between the planes: what the reactor tells the tuner, and what the tuner decided.
 #[derive(Debug)]
 pub(crate) struct Tuner {
-    /// Present weighed demand, by the reactor. Relaxed: a statistic.
-    demand: AtomicUsize,
-    /// Highest since the last sample. Raised by the reactor, reset by the tuner.
-    peak: AtomicUsize,
-    /// Demand above which the reactor pokes. Written by the tuner; reading an old one costs a poke or delays it by a turn.
-    attention: AtomicUsize,
+    watch: Watch,
     orders: Mutex<Orders>,
     news: Condvar,
     log: Mutex<Log>,
     refused: AtomicU64,
+    /// CPUs that the pool reckons with. Written by the tuner. Relaxed: a statistic.
+    cores: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -56,37 +65,40 @@ struct Log {
     shrunk: u64,
 }
 
+/// When the tuner looks next.
+#[derive(Clone, Copy, Debug, Default)]
+struct Next {
+    /// By itself. `None`: only if there are news.
+    check_at: Option<Instant>,
+    /// It does not listen to the reactor before.
+    deaf_until: Option<Instant>,
+    /// The pool is as large as it may be.
+    full: bool,
+}
+
+/// The reactor found the tuner asleep, and work that waits.
+impl Wake for Tuner {
+    fn wake(&self) {
+        lock_std(&self.orders).poked = true;
+        self.news.notify_one();
+    }
+}
+
 impl Tuner {
     pub(crate) fn new(limits: PoolLimits, policy: Policy) -> Tuner {
         Tuner {
-            demand: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
-            attention: AtomicUsize::new(policy.attention(policy.min())),
+            watch: Watch::new(),
             orders: Mutex::new(Orders { limits, policy, poked: false, stop: false }),
             news: Condvar::new(),
             log: Mutex::default(),
             refused: AtomicU64::new(0),
+            cores: AtomicUsize::new(count_cores()),
         }
     }
 
-    /// The reactor shows the jobs that wait or run. Cheap while demand stays where it was.
-    pub(crate) fn observe(&self, jobs: usize, time_per_job: Duration) {
-        let demand = controller::weigh(jobs, time_per_job);
-        self.demand.store(demand, Relaxed);
-        if demand > self.peak.load(Relaxed) {
-            self.peak.store(demand, Relaxed);
-        }
-        if demand > self.attention.load(Relaxed) {
-            // Until it has looked, one poke is enough.
-            self.attention.store(usize::MAX, Relaxed);
-            self.poke();
-        }
-    }
-
-    /// Asks for a look at the pool now.
-    pub(crate) fn poke(&self) {
-        lock_std(&self.orders).poked = true;
-        self.news.notify_one();
+    /// For the reactor, after it has submitted: work may wait.
+    pub(crate) fn look_at(&self, pool: &JobPool) {
+        self.watch.tell(|full| pool.work_waits(full), self);
     }
 
     /// Changes the limits, to be obeyed at once.
@@ -108,8 +120,9 @@ impl Tuner {
         self.news.notify_one();
     }
 
-    pub(crate) fn demand(&self) -> usize {
-        self.demand.load(Relaxed)
+    /// CPUs that the pool reckons with.
+    pub(crate) fn cores(&self) -> usize {
+        self.cores.load(Relaxed)
     }
 
     /// How often the pool grew and shrank, and how many threads were refused.
@@ -123,30 +136,45 @@ impl Tuner {
         lock_std(&self.log).ring.iter().copied().collect()
     }
 
-    /// The tuner's thread: runs until [`Tuner::stop`], and then until the workers of the stopped pool, which it has started,
-    /// have ended or are waited for no longer.
-    pub(crate) fn run<W: Wake>(&self, pool: &Arc<Pool<W>>, services: &Arc<[Service]>, epoch: Instant) {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+    /// The tuner's thread: runs until [`Tuner::stop`], and then until the workers of the stopped pool, which it has started with
+    /// stacks of `stack_bytes`, have ended or are waited for no longer.
+    pub(crate) fn run<W: Wake>(
+        &self,
+        pool: &Arc<JobPool>,
+        hub: &Arc<Hub<W>>,
+        services: &Arc<[Service]>,
+        stack_bytes: usize,
+    ) {
+        let now = || Duration::from_nanos(hub.clock.now());
+        let start_worker = || pool.start_worker(hub, services, stack_bytes);
         let mut memory = Memory::default();
-        let mut check_at = None;
+        let (mut grown_at, mut cores_counted_at) = (Duration::ZERO, now());
         let mut refusals = Refusals::default();
-        while let Some(policy) = self.wait(check_at) {
-            let now = epoch.elapsed();
-            let sample = self.sample(&policy, pool, now, cores);
+        let mut next = Next::default();
+        while let Some(policy) = self.wait(next, |full| pool.work_waits(full)) {
+            let at = now();
+            if at.saturating_sub(cores_counted_at) >= COUNT_CORES_EVERY {
+                cores_counted_at = at;
+                self.cores.store(count_cores(), Relaxed);
+            }
+            let sample = self.sample(&policy, &memory, pool, at, grown_at);
             let (remembered, verdict) = controller::decide(&policy, memory, &sample);
             memory = remembered;
             let (from, mut to) = (sample.workers, verdict.target);
-            if to > from && refusals.pause_left(now).is_some() {
+            if to > from && refusals.pause_left(at).is_some() {
                 to = from;
             }
             if to != from {
                 let missing = pool.set_target(to);
-                to = self.start(pool, services, missing, now, &mut refusals);
+                to = self.start(pool, missing, at, &mut refusals, start_worker);
+                if to > from {
+                    grown_at = now();
+                }
             }
             // A pool that stops has no size of its own any more.
             if to != from && to > 0 {
                 self.record(Decision {
-                    at: now,
+                    at,
                     demand: verdict.demand,
                     waiting: sample.waiting,
                     busy: sample.busy,
@@ -156,58 +184,79 @@ impl Tuner {
                     reason: verdict.reason,
                 });
             }
-            let pause = refusals.pause_left(now);
-            // While the system refuses threads there is nothing to do for work that waits; at the end of the pause there is.
+            let nudge = nudge(pool, &sample);
+            let pause = refusals.pause_left(at);
             let check_after = match pause {
+                // While the system refuses threads there is nothing to do for work that waits; at the end of the pause there is.
                 Some(pause) if verdict.target > to => Some(pause),
-                pause => [verdict.check_after, pause].into_iter().flatten().min(),
+                pause => [verdict.check_after, pause, nudge].into_iter().flatten().min(),
             };
-            let held = verdict.reason.holds() || pause.is_some();
-            self.attention.store(if held { usize::MAX } else { policy.attention(to) }, Relaxed);
-            check_at = check_after.map(|after| epoch + now + after);
+            let instant = |after: Duration| hub.clock.epoch() + at + after;
+            next = Next {
+                check_at: check_after.map(instant),
+                deaf_until: Some(instant(pause.unwrap_or(DEAF))),
+                full: to >= policy.max(),
+            };
         }
         pool.join_workers();
     }
 
-    /// Blocks until there is a reason to look: a poke, or `check_at`. `None`: stop.
-    fn wait(&self, check_at: Option<Instant>) -> Option<Policy> {
+    /// Blocks until there is a reason to look: new limits, the reactor's word, or `next.check_at`. `None`: stop.
+    fn wait(&self, next: Next, waits: impl Fn(bool) -> bool) -> Option<Policy> {
         let mut orders = lock_std(&self.orders);
         loop {
+            self.watch.wakes();
             if orders.stop {
                 return None;
             }
             if std::mem::take(&mut orders.poked) {
                 return Some(orders.policy);
             }
-            orders = match check_at {
+            let rest = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(Instant::now()));
+            let due = rest(next.check_at);
+            let deaf = rest(next.deaf_until).filter(|rest| !rest.is_zero());
+            if due.is_some_and(|due| due.is_zero())
+                || deaf.is_none() && !self.watch.try_sleep(next.full, &waits)
+            {
+                return Some(orders.policy);
+            }
+            orders = match due.into_iter().chain(deaf).min() {
                 None => self.news.wait(orders).unwrap_or_else(PoisonError::into_inner),
-                Some(at) => {
-                    let Some(rest) = at.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
-                    else {
-                        return Some(orders.policy);
-                    };
-                    self.news.wait_timeout(orders, rest).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(rest) => self.news.wait_timeout(orders, rest).unwrap_or_else(PoisonError::into_inner).0,
             };
         }
     }
 
-    fn sample<W: Wake>(&self, policy: &Policy, pool: &Pool<W>, now: Duration, cores: usize) -> Sample {
-        let Census { busy, last_taken, old, median_age, declared, busy_tids, .. } = pool.census(now);
+    fn sample(
+        &self,
+        policy: &Policy,
+        memory: &Memory,
+        pool: &JobPool,
+        now: Duration,
+        grown_at: Duration,
+    ) -> Sample {
+        let mean = pool.known_time_per_job();
+        let Census { busy, last_taken, old, lost, oldest_age, declared, busy_tids, .. } =
+            pool.census(now, Policy::lost_after(mean));
         let mut sample = Sample {
             now,
             workers: pool.target(),
             waiting: pool.waiting(),
+            oldest_wait: pool
+                .waiting_since()
+                .map_or(Duration::ZERO, |since| now.saturating_sub(Duration::from_nanos(since))),
             busy,
             blocked: None,
-            cores,
+            cores: self.cores(),
             old,
-            // Of a first burst nothing is known but how long it has been running.
-            time_per_job: pool.known_time_per_job().unwrap_or(median_age),
-            peak: self.peak.swap(self.demand(), Relaxed),
+            lost,
+            oldest_age,
+            mean,
+            peak: pool.take_peak(),
             stalled: now.saturating_sub(last_taken),
+            grown_at,
         };
-        if policy.considers_growth(&sample) {
+        if policy.wants_blocked(memory, &sample) {
             let others = blocked_among(&busy_tids);
             // Where the system does not say, a handler that declares some has declared all: the others compute.
             let known = others.is_some() || declared > 0;
@@ -217,16 +266,16 @@ impl Tuner {
     }
 
     /// Starts `missing` workers. Returns how many the pool has then.
-    fn start<W: Wake>(
+    fn start(
         &self,
-        pool: &Arc<Pool<W>>,
-        services: &Arc<[Service]>,
+        pool: &JobPool,
         missing: usize,
         now: Duration,
         refusals: &mut Refusals,
+        start_worker: impl Fn() -> std::io::Result<()>,
     ) -> usize {
         for started in 0..missing {
-            if let Err(error) = pool.start_worker(services) {
+            if let Err(error) = start_worker() {
                 let rest = missing - started - 1;
                 pool.give_up(rest);
                 self.refused.fetch_add(1, Relaxed);
@@ -285,6 +334,26 @@ impl Refusals {
     fn pause_left(&self, now: Duration) -> Option<Duration> {
         self.until?.checked_sub(now).filter(|left| !left.is_zero())
     }
+}
+
+/// Unparks a worker for work that was left to one that is stuck. Returns when to look whether there is such work.
+fn nudge(pool: &JobPool, sample: &Sample) -> Option<Duration> {
+    if sample.waiting == 0 || pool.parked() == 0 {
+        return None;
+    }
+    if sample.oldest_wait < NUDGE_AFTER {
+        return Some(NUDGE_AFTER - sample.oldest_wait);
+    }
+    pool.nudge();
+    Some(NUDGE_AFTER)
+}
+
+/// CPUs that this process may use now: by the affinity of its first thread, and of this one, which those that it starts inherit;
+/// and by the quota of its control group.
+fn count_cores() -> usize {
+    let own = thread::available_parallelism().map_or(1, usize::from);
+    let first = sched_getaffinity(Some(getpid())).map_or(own, |cpus| cpus.count() as usize);
+    own.min(first).max(1)
 }
 
 /// How many of the busy threads are blocked, by the state letter in their `stat`: not `R` means not running and not

@@ -89,6 +89,11 @@ impl Sleep {
         parked(self.state.load(Relaxed))
     }
 
+    /// How many search. May be old by the time it is used.
+    pub(super) fn searching(&self) -> usize {
+        searching(self.state.load(Relaxed))
+    }
+
     /// A worker is going to start, and looks for a job first. Counted before its thread exists, so that no one is
     /// unparked for work that it will find.
     pub(super) fn starts(&self) {

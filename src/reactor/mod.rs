@@ -35,12 +35,12 @@ use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{CloseReason, Phase, Turn};
-use crate::controller::CPU_PATIENCE;
 use crate::error::Error;
+use crate::hub::Hub;
 use crate::job::{ConnId, FreeJobs, Generations, Job};
 use crate::litter::Litter;
 use crate::metrics::Counters;
-use crate::pool::{LEAVE_TIMEOUT, Pool};
+use crate::pool::{JobPool, LEAVE_TIMEOUT};
 use crate::replies::Wake;
 use crate::service::{Service, ServiceId};
 use crate::sync::lock_std;
@@ -65,8 +65,6 @@ const LISTENERS: usize = usize::MAX - 1;
 const MAX_EVENTS: usize = 64;
 /// How long what still comes is discarded, after our side was shut down, until the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
-/// How often the tuner is told of work that makes no progress.
-const POKE_INTERVAL: Duration = Duration::from_millis(16);
 /// For a lone job as short as this on average the reactor lets a worker have its CPU before it goes to sleep. For a long one it
 /// would come back late to others.
 const SHORT_JOB: Duration = Duration::from_micros(20);
@@ -74,7 +72,7 @@ const SHORT_JOB: Duration = Duration::from_micros(20);
 const MAX_GIVEN_WAY: Nanos = 100_000;
 /// After so many times in a row in which it did not pay, and after more, it is tried for one lone job in 2 to the power of this.
 const MAX_VAIN: u32 = 6;
-/// How long a job may wait, or be finished, without anyone having been woken for it.
+/// How long a job may be finished without this thread having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(1);
@@ -92,12 +90,14 @@ impl Wake for ReactorWaker {
     }
 }
 
-pub(crate) type ReactorPool = Pool<ReactorWaker>;
+/// What the threads of a server share.
+pub(crate) type ReactorHub = Hub<ReactorWaker>;
 
 /// What the reactor shares with the rest of the server.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) pool: Arc<ReactorPool>,
+    pub(crate) hub: Arc<ReactorHub>,
+    pub(crate) pool: Arc<JobPool>,
     pub(crate) tuner: Arc<Tuner>,
     pub(crate) stop: Arc<StopLevel>,
     /// Published whole at the end of each turn.
@@ -182,12 +182,6 @@ pub(crate) struct Reactor {
     stop_requested: bool,
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
     started_before: u64,
-    /// Since when work waits and none was taken, and `pool.started()` then; `None` while nothing waits.
-    stall_check: (Instant, Option<u64>),
-    /// Since when work waits at every look and no worker is parked.
-    short_since: Instant,
-    /// The tuner is not told again before this that work makes no progress.
-    poke_at: Option<Instant>,
     warned: Option<Instant>,
     /// When a connection that ended for each reason was last logged.
     announced: [Option<Instant>; CloseReason::COUNT],
@@ -235,9 +229,6 @@ impl Reactor {
             drain: None,
             stop_requested: false,
             started_before: 0,
-            stall_check: (Instant::now(), None),
-            short_since: Instant::now(),
-            poke_at: None,
             warned: None,
             announced: [None; CloseReason::COUNT],
         }
@@ -248,7 +239,7 @@ impl Reactor {
     /// # Errors
     /// What poll failed with; everything that was pending is dropped and accounted for then.
     pub(crate) fn run(mut self) -> io::Result<Dropped> {
-        self.shared.pool.adopt_thread();
+        self.shared.hub.adopt_thread();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut sent_lone_job = false;
         loop {
@@ -266,7 +257,7 @@ impl Reactor {
             } else {
                 events.clear();
             }
-            let clock = &self.shared.pool.clock;
+            let clock = &self.shared.hub.clock;
             self.turn_at = clock.now();
             let now = clock.instant(self.turn_at);
             self.turn(&events, now);
@@ -279,7 +270,7 @@ impl Reactor {
             // Not twice in a row: others must be heard.
             sent_lone_job = polls && self.outgoing.len() == 1 && self.jobs_out == 1;
             self.submit();
-            self.watch_progress(now);
+            self.shared.tuner.look_at(&self.shared.pool);
             self.publish();
             let Some(drain) = self.drain else { continue };
             self.close_listeners(now);
@@ -335,7 +326,7 @@ impl Reactor {
     /// Takes finished jobs back, within the budget.
     fn collect(&mut self, now: Instant) {
         self.started_before = self.shared.pool.started();
-        self.shared.pool.replies.drain(&mut self.mailbox);
+        self.shared.hub.replies.drain(&mut self.mailbox);
         self.finished.extend(self.mailbox.drain(..));
         while let Some(job) = self.finished.pop_front() {
             self.finish(job, now);
@@ -346,7 +337,7 @@ impl Reactor {
     }
 
     fn is_spent(&mut self) -> bool {
-        self.budget.is_spent(&self.shared.pool.clock)
+        self.budget.is_spent(&self.shared.hub.clock)
     }
 
     /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only
@@ -355,7 +346,7 @@ impl Reactor {
     /// Often it is, where a worker on this CPU has taken over. Where jobs are short it is given the chance to: that costs
     /// less than sleep until it wakes this thread.
     fn lone_job_is_back(&mut self) -> bool {
-        let Pool { replies, clock, .. } = &*self.shared.pool;
+        let Hub { replies, clock, .. } = &*self.shared.hub;
         if !self.is_idle() {
             return false;
         }
@@ -384,16 +375,15 @@ impl Reactor {
 
     /// How long poll may block. `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
-        let pool = &self.shared.pool;
+        let Shared { hub, pool, .. } = &self.shared;
         let resumes = !self.stalled.is_empty() && self.lines_out < self.settings.max_pending;
-        if !self.is_idle() || resumes || self.listeners.is_ready() || !pool.replies.try_sleep() {
+        if !self.is_idle() || resumes || self.listeners.is_ready() || !hub.replies.try_sleep() {
             return Some(Duration::ZERO);
         }
-        // A worker may have published a job without a wake, or left a waiting one for later, because it has another: see
-        // that it happens.
-        let tick = self.jobs_out > 1 && (pool.waiting() > 0 || pool.started() != self.started_before);
+        // A worker may have published a job without a wake, because it has another.
+        let tick = self.jobs_out > 1 && pool.started() != self.started_before;
         let drain_until = self.drain.map(|drain| drain.until);
-        let deadline = self.deadlines.next().map(|at| pool.clock.instant(at));
+        let deadline = self.deadlines.next().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
         let until = next.map(|at| at.saturating_duration_since(Instant::now()));
@@ -478,35 +468,6 @@ impl Reactor {
         {
             entry.connection.turn = Turn::Waits;
             self.stalled.push_back(id);
-        }
-    }
-
-    /// Sees that work which waits makes progress, and shows the tuner how much there is.
-    fn watch_progress(&mut self, now: Instant) {
-        let Shared { pool, tuner, .. } = &self.shared;
-        tuner.observe(self.jobs_out, pool.time_per_job());
-        let started = (pool.waiting() > 0).then(|| pool.started());
-        // Some may be stuck while the others make progress: only the tuner can tell.
-        if started.is_none() || pool.parked() > 0 {
-            self.short_since = now;
-        } else if now.saturating_duration_since(self.short_since) >= CPU_PATIENCE {
-            self.short_since = now;
-            tuner.poke();
-        }
-        let (since, started_then) = self.stall_check;
-        if started.is_none() || started != started_then {
-            // Nothing waits, or something was taken, or work has just come: the clock begins anew.
-            self.poke_at = None;
-            self.stall_check = (now, started);
-        } else if now.saturating_duration_since(since) >= SAFETY_TICK {
-            if pool.parked() > 0 {
-                pool.nudge();
-            } else if self.poke_at.is_none_or(|at| now >= at) {
-                // It looks again by itself while work waits; this is for what it cannot know.
-                tuner.poke();
-                self.poke_at = Some(now + POKE_INTERVAL);
-            }
-            self.stall_check = (now, started);
         }
     }
 

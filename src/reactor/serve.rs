@@ -169,7 +169,7 @@ impl Reactor {
     }
 
     pub(super) fn submit(&mut self) {
-        self.shared.pool.submit(&mut self.outgoing);
+        self.shared.pool.submit(&mut self.outgoing, self.turn_at);
     }
 
     /// How many bytes may be read of a connection now.
@@ -297,9 +297,7 @@ impl Reactor {
         self.jobs_out -= 1;
         self.lines_out -= job.handled + job.lines_left();
         self.budget.visit();
-        if job.handled > 0 {
-            self.shared.pool.learn_time_per_job(job.took);
-        }
+        self.shared.pool.came_back((job.handled > job.late).then_some(job.took));
 
         let silent = (job.handled - replies - usize::from(panicked)) as u64;
         self.counters.silent += silent;

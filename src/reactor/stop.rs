@@ -136,7 +136,7 @@ impl Reactor {
         let dropped = Dropped {
             requests: pending - unread + kept,
             replies: unread,
-            busy_workers: self.shared.pool.census(Duration::ZERO).busy,
+            busy_workers: self.shared.pool.census(Duration::ZERO, Duration::MAX).busy,
             slow_peers,
             unread_peers,
         };

@@ -25,6 +25,12 @@ impl Cpu {
         Cpu { cores: cores.max(1) as f64, shared: 0.0, used: 0.0, updated: 0, ends: BinaryHeap::new() }
     }
 
+    /// From `now` on there are so many cores.
+    pub(super) fn set_cores(&mut self, now: Nanos, cores: usize) {
+        self.advance(now);
+        self.cores = cores.max(1) as f64;
+    }
+
     pub(super) fn runnable(&self) -> usize {
         self.ends.len()
     }

@@ -1,7 +1,7 @@
 //! The events of a run, one after the other.
 //!
-//! The parts stand for those of the server: `arrive` and `finish` for the reactor and the workers, `observe` for the
-//! reactor's word to the tuner, `tick` for its look at work that makes no progress, `tune` for the tuner.
+//! The parts stand for those of the server: `arrive` and `finish` for the reactor and the workers, `work_waits` for the
+//! reactor's word to the tuner, `tune` for the tuner.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -17,14 +17,14 @@ use crate::clock::{Nanos, nanos};
 use crate::controller::{self, Decision, Memory, Policy, Reason, Sample};
 use crate::schedule::{Arrivals, Curve};
 
-/// How often the reactor looks whether work that waits makes progress.
-const TICK: Nanos = 1_000_000;
-/// And how often it tells the tuner.
-const POKE_INTERVAL: Nanos = 16_000_000;
-/// Until a request has finished, the reactor takes requests to need this long, as the server's pool does.
+/// Until a request has finished, demand is shown as if requests needed this long, as the server's pool does.
 const UNKNOWN_TIME_PER_JOB: Nanos = 1_000_000;
+/// So long after a look the tuner is deaf to the reactor, as the server's is.
+const DEAF: Nanos = 2_000_000;
 /// A finished request's share in the moving average, as in the server's pool: 1/16.
 const MEAN_SHIFT: u32 = 4;
+/// How often the tuner counts the CPUs anew, as the server's does.
+const COUNT_CORES_EVERY: Nanos = 1_000_000_000;
 /// Threads whose state the server reads at most for one sample.
 const MAX_STATES_READ: u64 = 16;
 /// .NET: the gate looks this often (`GateActivitiesPeriodMs`).
@@ -43,10 +43,10 @@ enum Event {
     /// A new worker's thread has started.
     Started,
     Tune,
-    Tick,
     Gate,
     IdleLongEnough,
     Limits(usize),
+    Cores(usize),
 }
 
 /// A request that waits for a worker.
@@ -88,10 +88,17 @@ enum SourceKind {
 #[derive(Debug)]
 struct Tuner {
     memory: Memory,
-    attention: usize,
+    /// Most requests at the same time since its last look.
     peak: usize,
+    /// When the workers of the last growth had all started.
+    grown_at: Nanos,
+    /// CPUs when it counted them last.
+    cores: usize,
+    cores_counted_at: Nanos,
     /// When it looks next. Other events of its kind are void.
     next: Option<Nanos>,
+    /// It does not listen before.
+    deaf_until: Nanos,
     /// It is starting threads until then.
     busy_until: Nanos,
 }
@@ -109,6 +116,7 @@ pub(super) struct Engine<'a> {
     waiting: VecDeque<Waiting>,
     running: Slab<Running>,
     cpu: Cpu,
+    cores: usize,
     /// Since when each idle worker is, the longest first.
     idle: VecDeque<Nanos>,
     /// Workers, those too that are being started.
@@ -117,15 +125,7 @@ pub(super) struct Engine<'a> {
     target: usize,
     /// Until when threads are being started.
     spawning_until: Nanos,
-    /// Requests ever taken, and how many at the last tick.
-    taken: u64,
-    taken_at_tick: u64,
     last_taken: Nanos,
-    ticking: bool,
-    /// Work that makes no progress is not told to the tuner again before this.
-    poke_at: Nanos,
-    /// Since when work waits at every tick and nobody is idle.
-    short_since: Nanos,
     idle_timer: bool,
     /// CPU time that was used when the gate looked last.
     used_at_gate: f64,
@@ -171,25 +171,24 @@ impl<'a> Engine<'a> {
             waiting: VecDeque::new(),
             running: Slab::new(),
             cpu: Cpu::new(setup.machine.cores),
+            cores: setup.machine.cores,
             idle: std::iter::repeat_n(0, live).collect(),
             live,
             starting: 0,
             target: live,
             spawning_until: 0,
-            taken: 0,
-            taken_at_tick: 0,
             last_taken: 0,
-            ticking: false,
-            poke_at: 0,
-            short_since: 0,
             idle_timer: false,
             used_at_gate: 0.0,
             mean: 0,
             tuner: Tuner {
                 memory: Memory::default(),
-                attention: setup.policy.attention(live),
                 peak: 0,
+                grown_at: 0,
+                cores: setup.machine.cores,
+                cores_counted_at: 0,
                 next: None,
+                deaf_until: 0,
                 busy_until: 0,
             },
         }
@@ -204,6 +203,9 @@ impl<'a> Engine<'a> {
         }
         for (number, (at, _)) in self.setup.changes.iter().enumerate() {
             self.at(nanos(*at), Event::Limits(number));
+        }
+        for (number, (at, _)) in self.setup.core_changes.iter().enumerate() {
+            self.at(nanos(*at), Event::Cores(number));
         }
         if self.setup.rule == Rule::DotNet {
             self.at(GATE, Event::Gate);
@@ -255,14 +257,26 @@ impl<'a> Engine<'a> {
                 self.tune();
             }
             Event::Tune => {}
-            Event::Tick => self.tick(),
             Event::Gate => self.look_through_gate(),
             Event::IdleLongEnough => self.end_idle(),
+            Event::Cores(number) => {
+                self.cores = self.setup.core_changes[number].1;
+                self.cpu.set_cores(self.now, self.cores);
+            }
             Event::Limits(number) => {
                 self.policy = self.setup.changes[number].1;
-                self.poke();
+                self.tune_at(self.now + nanos(self.setup.machine.hand_over));
             }
         }
+    }
+
+    /// The CPUs that the tuner reckons with: it counts them anew once a second, if a decision is due.
+    fn counted_cores(&mut self) -> usize {
+        if self.now.saturating_sub(self.tuner.cores_counted_at) >= COUNT_CORES_EVERY {
+            self.tuner.cores_counted_at = self.now;
+            self.tuner.cores = self.cores;
+        }
+        self.tuner.cores
     }
 
     fn show(&mut self) {
@@ -336,17 +350,11 @@ impl<'a> Engine<'a> {
             self.take();
         }
         match self.setup.rule {
-            Rule::Tidemill => self.observe(),
+            Rule::Tidemill => self.work_waits(),
             other => {
                 let target = other.on_request(&self.policy, self.target, self.jobs(), idle.is_some());
                 self.resize(target, self.jobs(), Reason::Demand, None);
             }
-        }
-        if !self.waiting.is_empty() && !self.ticking {
-            self.ticking = true;
-            self.short_since = self.now;
-            self.taken_at_tick = self.taken;
-            self.at(self.now + TICK, Event::Tick);
         }
     }
 
@@ -355,7 +363,6 @@ impl<'a> Engine<'a> {
     fn take(&mut self) {
         let Some(Waiting { stream, arrived }) = self.waiting.pop_front() else { return };
         self.tally.waited(stream, self.now.saturating_sub(arrived));
-        self.taken += 1;
         self.last_taken = self.now;
         let Service { cpu, block, exponential } = self.sources[stream].service;
         let share = if exponential { -(1.0 - self.random.f64()).ln() } else { 1.0 };
@@ -393,7 +400,7 @@ impl<'a> Engine<'a> {
             }
         }
         match self.setup.rule {
-            Rule::Tidemill => self.observe(),
+            Rule::Tidemill => {}
             Rule::Assignment => {
                 let target = Rule::Assignment.on_request(&self.policy, self.target, self.jobs(), false);
                 self.resize(target, self.jobs(), Reason::Surplus, None);
@@ -428,39 +435,12 @@ impl<'a> Engine<'a> {
         controller::weigh(self.jobs(), Duration::from_nanos(mean))
     }
 
-    /// As the reactor after each turn.
-    fn observe(&mut self) {
-        let demand = self.demand();
-        self.tuner.peak = self.tuner.peak.max(demand);
-        if demand > self.tuner.attention {
-            self.tuner.attention = usize::MAX;
-            self.poke();
-        }
-    }
-
-    fn tick(&mut self) {
-        self.ticking = !self.waiting.is_empty();
-        if !self.ticking || !self.idle.is_empty() {
-            self.short_since = self.now;
-        } else if self.now.saturating_sub(self.short_since) >= nanos(controller::CPU_PATIENCE) {
-            self.short_since = self.now;
-            self.poke();
-        }
-        if self.ticking {
-            if self.taken > self.taken_at_tick {
-                self.poke_at = 0;
-            } else if self.now >= self.poke_at {
-                self.poke();
-                self.poke_at = self.now + POKE_INTERVAL;
-            }
-            self.taken_at_tick = self.taken;
-            self.at(self.now + TICK, Event::Tick);
-        }
-    }
-
-    fn poke(&mut self) {
-        if self.setup.rule == Rule::Tidemill {
-            self.tune_at(self.now + nanos(self.setup.machine.hand_over));
+    /// As the reactor after a turn that has brought work.
+    fn work_waits(&mut self) {
+        self.tuner.peak = self.tuner.peak.max(self.jobs());
+        if !self.waiting.is_empty() && self.target < self.policy.max() {
+            let heard = (self.now + nanos(self.setup.machine.hand_over)).max(self.tuner.deaf_until);
+            self.tune_at(heard);
         }
     }
 
@@ -473,36 +453,46 @@ impl<'a> Engine<'a> {
     }
 
     fn tune(&mut self) {
-        let mut ages: Vec<Nanos> =
-            self.running.iter().map(|(_, job)| self.now.saturating_sub(job.taken)).collect();
-        let old = ages.iter().filter(|age| **age >= nanos(controller::DRAIN_TARGET)).count();
-        let middle = ages.len().saturating_sub(1) / 2;
-        let median_age = if ages.is_empty() { 0 } else { *ages.select_nth_unstable(middle).1 };
-        let demand = self.demand();
+        let (jobs, cores) = (self.jobs(), self.counted_cores());
+        let now = Duration::from_nanos(self.now);
+        let mean = Some(self.mean).filter(|mean| *mean > 0).map(Duration::from_nanos);
+        let age = |job: &Running| Duration::from_nanos(self.now.saturating_sub(job.taken));
+        let ages: Vec<Duration> = self.running.iter().map(|(_, job)| age(job)).collect();
+        let longer = |than: Duration| ages.iter().filter(|age| **age >= than).count();
+        let since = |at: Nanos| Duration::from_nanos(self.now.saturating_sub(at));
         let mut sample = Sample {
-            now: Duration::from_nanos(self.now),
+            now,
             workers: self.target,
             waiting: self.waiting.len(),
+            oldest_wait: self.waiting.front().map_or(Duration::ZERO, |oldest| since(oldest.arrived)),
             busy: self.running.len(),
             blocked: None,
-            cores: self.setup.machine.cores,
-            old,
-            time_per_job: Duration::from_nanos(if self.mean == 0 { median_age } else { self.mean }),
-            peak: std::mem::replace(&mut self.tuner.peak, demand),
-            stalled: Duration::from_nanos(self.now.saturating_sub(self.last_taken)),
+            cores,
+            old: longer(controller::DRAIN_TARGET),
+            lost: longer(Policy::lost_after(mean)),
+            oldest_age: ages.iter().copied().max().unwrap_or_default(),
+            mean,
+            peak: std::mem::replace(&mut self.tuner.peak, jobs),
+            stalled: since(self.last_taken),
+            grown_at: Duration::from_nanos(self.tuner.grown_at),
         };
         let mut done_at = self.now;
-        if self.policy.considers_growth(&sample) {
-            sample.blocked = Some(sample.busy - self.cpu.runnable());
+        if self.policy.wants_blocked(&self.tuner.memory, &sample) {
+            // Nobody can say who is blocked while nobody runs.
+            let known = sample.busy > 0 && self.setup.machine.shows_states;
+            sample.blocked = known.then(|| sample.busy - self.cpu.runnable());
             done_at += nanos(self.setup.machine.state_read) * (sample.busy as u64).min(MAX_STATES_READ);
         }
         let (memory, verdict) = controller::decide(&self.policy, self.tuner.memory, &sample);
         self.tuner.memory = memory;
         self.spawning_until = self.spawning_until.max(done_at);
         self.resize(verdict.target, verdict.demand, verdict.reason, sample.blocked);
-        self.tuner.busy_until = if verdict.target > sample.workers { self.spawning_until } else { done_at };
-        let held = verdict.reason.holds();
-        self.tuner.attention = if held { usize::MAX } else { self.policy.attention(self.target) };
+        if verdict.target > sample.workers {
+            (self.tuner.busy_until, self.tuner.grown_at) = (self.spawning_until, self.spawning_until);
+        } else {
+            self.tuner.busy_until = done_at;
+        }
+        self.tuner.deaf_until = self.now + DEAF;
         if let Some(after) = verdict.check_after {
             self.tune_at(self.now.saturating_add(nanos(after)));
         }
@@ -512,12 +502,12 @@ impl<'a> Engine<'a> {
     fn look_through_gate(&mut self) {
         self.at(self.now + GATE, Event::Gate);
         let used = self.cpu.used(self.now);
-        let in_use = used - self.used_at_gate >= 0.8 * GATE as f64 * self.setup.machine.cores as f64;
+        let in_use = used - self.used_at_gate >= 0.8 * GATE as f64 * self.cores as f64;
         self.used_at_gate = used;
         let patience = if in_use { GATE_BUSY * self.live as u64 } else { GATE };
         let starved = !self.waiting.is_empty() && self.now.saturating_sub(self.last_taken) > patience;
         if starved && self.live < self.policy.max() {
-            self.resize(self.live + 1, self.jobs(), Reason::Stalled, None);
+            self.resize(self.live + 1, self.jobs(), Reason::Valve, None);
         }
     }
 

@@ -48,6 +48,8 @@ pub struct Machine {
     pub state_read: Duration,
     /// To start one thread; several are started one after the other.
     pub thread_start: Duration,
+    /// Whether it can be read whether a thread is blocked. It cannot without descriptors.
+    pub shows_states: bool,
 }
 
 impl Default for Machine {
@@ -57,6 +59,7 @@ impl Default for Machine {
             hand_over: Duration::from_micros(50),
             state_read: Duration::from_micros(15),
             thread_start: Duration::from_micros(60),
+            shows_states: true,
         }
     }
 }
@@ -76,6 +79,8 @@ pub struct Setup {
     pub duration: Duration,
     /// Changes of the limits on the way, in order of time. Obeyed by [`Rule::Tidemill`].
     pub changes: Vec<(Duration, Policy)>,
+    /// CPUs taken away and given back on the way, in order of time. The rule hears of it as the server's does.
+    pub core_changes: Vec<(Duration, usize)>,
 }
 
 impl Setup {
@@ -88,6 +93,7 @@ impl Setup {
             seed: 1,
             duration,
             changes: Vec::new(),
+            core_changes: Vec::new(),
         }
     }
 }

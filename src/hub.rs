@@ -1,0 +1,49 @@
+//! What the threads of one server share besides the pool: the clock, the reactor's mailbox, the times of requests, and who is one
+//! of them.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::clock::Clock;
+use crate::job::Job;
+use crate::metrics::Timings;
+use crate::replies::{Replies, Wake};
+
+thread_local! {
+    /// [`Hub::number`] of the server that the thread belongs to; 0 for a thread that is no server's. Without a destructor, so
+    /// that it can be read in those of others.
+    static OWN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Shared by the reactor, the tuner, the workers and the handles.
+#[derive(Debug)]
+pub(crate) struct Hub<W> {
+    /// Of all servers of this process, from 1.
+    number: u64,
+    pub(crate) clock: Clock,
+    pub(crate) replies: Replies<Box<Job>, W>,
+    pub(crate) timings: Timings,
+}
+
+impl<W: Wake> Hub<W> {
+    pub(crate) fn new(waker: W, clock: Clock) -> Arc<Self> {
+        static SERVERS: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Hub {
+            number: SERVERS.fetch_add(1, Relaxed) + 1,
+            clock,
+            replies: Replies::new(waker),
+            timings: Timings::new(),
+        })
+    }
+
+    /// The calling thread belongs to this server from now on: a worker, or the reactor.
+    pub(crate) fn adopt_thread(&self) {
+        OWN.set(self.number);
+    }
+
+    /// Whether the calling thread is one of those: the server cannot end while it waits.
+    pub(crate) fn is_on_own_thread(&self) -> bool {
+        OWN.get() == self.number
+    }
+}
