@@ -361,8 +361,9 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         shrink.map(|shrink| if sample.starved() { shrink.max(LOOK_AT_MAX) } else { shrink })
     } else {
         let hold = held.then(|| memory.hold_until.saturating_sub(now));
-        let unknown = sample.mean.is_none() && waited < MIN_PATIENCE;
-        let valve = sample.starved().then(|| match unknown {
+        // More may have come meanwhile of what it has just grown for.
+        let news = target > workers || sample.mean.is_none() && waited < MIN_PATIENCE;
+        let valve = sample.starved().then(|| match news {
             true => HOLD,
             false => patience.saturating_sub(waited).min(LOOK),
         });

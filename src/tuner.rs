@@ -27,8 +27,8 @@ use crate::watch::Watch;
 pub const MAX_DECISIONS: usize = 256;
 /// Busy threads whose state is read for one sample. A read costs about 15 µs; the share of so many is good enough.
 const MAX_STATES_READ: usize = 16;
-/// So long after a look the tuner does not listen to the reactor: under load work waits at every moment, and somebody takes it.
-/// What came meanwhile is seen at its end.
+/// So long after a look at which work waited the tuner does not listen to the reactor: under load work waits at every moment, and
+/// somebody takes it. What came meanwhile is seen at its end.
 const DEAF: Duration = Duration::from_millis(2);
 /// Work that has waited so long beside parked workers was left to one that is stuck: another is unparked.
 const NUDGE_AFTER: Duration = Duration::from_millis(1);
@@ -192,11 +192,11 @@ impl Tuner {
                 pause => [verdict.check_after, pause, nudge].into_iter().flatten().min(),
             };
             let instant = |after: Duration| hub.clock.epoch() + at + after;
-            next = Next {
-                check_at: check_after.map(instant),
-                deaf_until: Some(instant(pause.unwrap_or(DEAF))),
-                full: to >= policy.max(),
-            };
+            let full = to >= policy.max();
+            // Where nothing waits the next word is news, and where nothing can be done there is none.
+            let deaf = (sample.waiting > 0 && (!full || pool.parked() > 0)).then_some(DEAF);
+            next =
+                Next { check_at: check_after.map(instant), deaf_until: pause.max(deaf).map(instant), full };
         }
         pool.join_workers();
     }

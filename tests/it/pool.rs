@@ -490,3 +490,22 @@ fn a_small_stack_is_enough_for_a_small_handler() {
     peer.send(b"x\n");
     peer.expect(b"x\n");
 }
+
+#[test]
+fn at_its_maximum_with_every_worker_stuck_and_work_waiting_nothing_wakes_up() {
+    for options in ["--min-threads 1 --max-threads 4", "--min-threads 4 --max-threads 4 --keep-alive 10ms"] {
+        let serving = serve(&format!("--handler-delay 1h {options}"));
+        let mut peers: Vec<Peer> = (0..12).map(|_| serving.connect()).collect();
+        peers.iter_mut().for_each(|peer| peer.send(b"HELO stuck\n"));
+        eventually("all are stuck, and work waits", || {
+            let stats = serving.stats();
+            stats["pool_busy"] == 4 && stats["requests_pending"] == 12
+        });
+        // What it still does on the way there is over at some time.
+        eventually("it comes to rest", || {
+            let before = serving.context_switches();
+            thread::sleep(Duration::from_secs(1));
+            serving.context_switches() - before < 10
+        });
+    }
+}
