@@ -75,8 +75,9 @@ pub struct Config {
     /// `ERROR too many connections from your address` and closed. Unix sockets are not counted. `None`: no limit. At least 1.
     /// Default: `None`.
     pub max_connections_per_peer: Option<usize>,
-    /// Bytes that all connections together may hold ([`Stats::held_bytes`](crate::Stats::held_bytes)). From half of it on nothing
-    /// is read ahead of what can be handled; above it the connections that hold most are closed until it is met. Resident memory
+    /// Bytes that all connections together may hold ([`Stats::held_bytes`](crate::Stats::held_bytes)). From half of it on hardly
+    /// anything is read ahead of what can be handled; above it, with a sixteenth of leeway, the connections that hold most are
+    /// closed until it is met. Resident memory
     /// stays below that at the start, and 1.25 times this, and 32 MiB. From 1 MiB. Default: 256 MiB.
     pub max_memory_bytes: usize,
     /// The kernel's part of the replies that a client does not read, in bytes. `None`: as the kernel tunes it, up to megabytes.

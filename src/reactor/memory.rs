@@ -6,6 +6,10 @@ use super::table::Entry;
 use crate::connection::{CloseReason, Role};
 use crate::job::ConnId;
 
+/// So large a part of the limit may be above it before anybody is closed: bookkeeping and capacity besides the bytes
+/// themselves, so that a reply as long as the limit gets through.
+const LEEWAY: u64 = 16;
+
 impl Reactor {
     /// Whether connections hold so much that nothing more is read ahead.
     pub(super) fn is_sparing(&self) -> bool {
@@ -15,7 +19,7 @@ impl Reactor {
     /// Closes the connections that hold most until all together hold no more than they may.
     pub(super) fn obey_memory_limit(&mut self) {
         let limit = self.settings.max_memory_bytes as u64;
-        if self.counters.held_bytes <= limit {
+        if self.counters.held_bytes <= limit + limit / LEEWAY {
             return;
         }
         let mut holders: Vec<(usize, ConnId)> = Vec::new();

@@ -145,7 +145,7 @@ fn above_the_limit_of_memory_the_connections_that_hold_most_are_closed() {
         .collect();
     eventually("all is read", || {
         let stats = handle.stats();
-        stats.read_bytes_total == 20 * 20 + 200 * 60_000 && stats.held_bytes <= LIMIT
+        stats.read_bytes_total == 20 * 20 + 200 * 60_000 && stats.held_bytes <= LIMIT + LIMIT / 16
     });
     let closed = handle.stats().connections_closed_total.memory;
     // As many as have to, and no more: 200 of them hold 12 MB, of which 4 MiB may stay.

@@ -114,7 +114,9 @@ fn a_long_reply_to_a_fast_reader_keeps_nobody_waiting_for_all_of_it() {
         });
         let before = server.handle().stats().written_bytes_total;
         while read < LONG {
-            read += long.read(&mut buffer).unwrap();
+            let more = long.read(&mut buffer).unwrap();
+            assert!(more > 0, "the stream ended after {read} bytes");
+            read += more;
         }
         over.store(true, Relaxed);
         (polite.join().unwrap(), before)
