@@ -16,7 +16,7 @@ use super::protocol::{Identity, MAX_LINE_BYTES, Match, Protocol};
 use super::tally::{Kind, Tally};
 
 /// So many runs of settled requests are remembered: a second reply mostly comes right after the first.
-const REMEMBERED_RUNS: usize = 16;
+const REMEMBERED_RUNS: usize = 4;
 
 /// When a request was due and sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,44 +67,57 @@ impl Run {
 }
 
 /// Requests in the order of their replies. Those that were sent at once share an entry, so that the cost of a pipelined
-/// request is that of its bytes.
-#[derive(Debug, Default)]
+/// request is that of its bytes. The first entry lies here and not in the queue: mostly it is the only one, and a thousand
+/// connections have a thousand queues, none of which is in the cache.
+#[derive(Debug)]
 struct Outstanding {
-    runs: VecDeque<(Asked, Run)>,
+    /// Empty only if all is.
+    first: (Asked, Run),
+    rest: VecDeque<(Asked, Run)>,
     len: usize,
 }
 
 impl Outstanding {
+    fn new() -> Self {
+        Self { first: (Asked { due: 0, sent: 0 }, Run::default()), rest: VecDeque::new(), len: 0 }
+    }
+
     fn push(&mut self, asked: Asked, run: Run, step: u64) {
         self.len += usize::try_from(run.count).unwrap_or(usize::MAX);
-        match self.runs.back_mut() {
-            Some((last, before)) if *last == asked && before.first + before.count * step == run.first => {
-                before.count += run.count;
-            }
-            _ => self.runs.push_back((asked, run)),
+        if self.first.1.count == 0 {
+            self.first = (asked, run);
+            return;
+        }
+        let (last, before) = self.rest.back_mut().unwrap_or(&mut self.first);
+        if *last == asked && before.first + before.count * step == run.first {
+            before.count += run.count;
+        } else {
+            self.rest.push_back((asked, run));
         }
     }
 
     fn front(&self) -> Option<(Asked, Run)> {
-        self.runs.front().copied()
+        (self.len > 0).then_some(self.first)
     }
 
     /// Takes `count` from the front run, which is not shorter.
     fn take(&mut self, count: u64, step: u64) {
-        if let Some((_, run)) = self.runs.front_mut() {
-            run.first += count * step;
-            run.count -= count;
-            self.len -= usize::try_from(count).unwrap_or(usize::MAX);
-            if run.count == 0 {
-                self.runs.pop_front();
-            }
+        let run = &mut self.first.1;
+        run.first += count * step;
+        run.count -= count;
+        self.len -= usize::try_from(count).unwrap_or(usize::MAX);
+        if run.count == 0
+            && let Some(next) = self.rest.pop_front()
+        {
+            self.first = next;
         }
     }
 
     /// Whether a request is here. Numbers only grow.
     fn contains(&self, number: u64, step: u64) -> bool {
-        let at = self.runs.partition_point(|(_, run)| run.first <= number);
-        at > 0 && self.runs[at - 1].1.position(number, step).is_some()
+        let at = self.rest.partition_point(|(_, run)| run.first <= number);
+        let run = if at == 0 { self.first.1 } else { self.rest[at - 1].1 };
+        run.position(number, step).is_some()
     }
 }
 
@@ -143,7 +156,7 @@ impl Ledger {
             connection,
             step,
             asked: 0,
-            outstanding: Outstanding::default(),
+            outstanding: Outstanding::new(),
             missing: BTreeMap::new(),
             settled: [Run::default(); REMEMBERED_RUNS],
             next_settled: 0,
@@ -193,7 +206,7 @@ impl Ledger {
         tally: &mut Tally,
     ) {
         for at in 0..count {
-            out.extend_from_slice(protocol.request(first + at * self.step));
+            protocol.append_request(first + at * self.step, out);
         }
         self.asked += count;
         self.outstanding.push(asked, Run { first, count }, self.step);

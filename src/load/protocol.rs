@@ -75,11 +75,13 @@ struct Template {
     /// Where the numbers stand in `bytes`, and how long they are.
     slots: Vec<usize>,
     width: usize,
+    /// The number that stands there.
+    number: u64,
 }
 
 impl Template {
     fn new(parts: Vec<Vec<u8>>, digits: Digits) -> Self {
-        let mut template = Self { parts, digits, bytes: Vec::new(), slots: Vec::new(), width: 0 };
+        let mut template = Self { parts, digits, bytes: Vec::new(), slots: Vec::new(), width: 0, number: 0 };
         template.rebuild(&Written::new(0, digits));
         template
     }
@@ -97,11 +99,44 @@ impl Template {
         }
     }
 
+    /// Where the lower half of the number stands, if nothing else differs between the bytes as they are and those for `number`.
+    ///
+    /// What is done for every request and every reply goes by this. Bytes that were just written are slow to be read again in
+    /// larger pieces, so these are not written to.
+    fn lower_half(&self, number: u64) -> Option<usize> {
+        match self.slots[..] {
+            [slot] if self.digits == Digits::Hex && self.number >> 32 == number >> 32 => Some(slot + 8),
+            _ => None,
+        }
+    }
+
+    /// Appends the bytes for `number` to `out`.
+    fn append(&mut self, number: u64, out: &mut Vec<u8>) {
+        if let Some(at) = self.lower_half(number) {
+            let from = out.len();
+            out.extend_from_slice(&self.bytes);
+            out[from + at..from + at + 8].copy_from_slice(&hex(number & 0xffff_ffff));
+            return;
+        }
+        self.write(number);
+        out.extend_from_slice(&self.bytes);
+    }
+
+    /// Whether `bytes` begin with those for `number`; `None` where that is to be found out in another way.
+    fn is_prefix_of(&self, bytes: &[u8], number: u64) -> Option<bool> {
+        let at = self.lower_half(number)?;
+        let bytes = bytes.get(..self.bytes.len())?;
+        let is_same = |range: std::ops::Range<usize>| bytes[range.clone()] == self.bytes[range];
+        let digits = bytes[at..at + 8] == hex(number & 0xffff_ffff);
+        Some(digits && is_same(at + 8..bytes.len()) && is_same(0..at))
+    }
+
     /// The bytes for `number`. Tells whether their length may have changed.
     fn write(&mut self, number: u64) -> bool {
-        if self.slots.is_empty() {
+        if self.slots.is_empty() || self.number == number {
             return false;
         }
+        self.number = number;
         let number = Written::new(number, self.digits);
         if number.len != self.width {
             self.rebuild(&number);
@@ -168,6 +203,9 @@ impl Reply {
     }
 
     fn compare(&mut self, bytes: &[u8], number: u64) -> Match {
+        if self.exact && self.template.is_prefix_of(bytes, number) == Some(true) {
+            return Match::Whole(self.template.bytes.len());
+        }
         self.write(number);
         let full = &self.template.bytes;
         if self.exact {
@@ -340,9 +378,15 @@ impl Protocol {
         if let Some(tail) = &self.tail {
             let tail = tidemill::protocol::render_tail(&server.into(), tail.advertise, &tail.student_id);
             self.reply.template.parts[1] = tail;
+            self.reply.template.number = 0;
             self.reply.template.rebuild(&Written::new(0, Digits::Hex));
             self.reply.find_ends();
         }
+    }
+
+    /// Appends the bytes of a request to `out`.
+    pub(crate) fn append_request(&mut self, number: u64, out: &mut Vec<u8>) {
+        self.request.append(number, out);
     }
 
     /// The bytes of a request.

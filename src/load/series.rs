@@ -26,7 +26,9 @@ impl Point {
         self.offered += other.offered;
         // Each thread adds its own; of joined rows the mean is taken when they are read.
         self.connections += other.connections;
-        self.latencies = merge(&self.latencies, &other.latencies);
+        if !other.latencies.is_empty() {
+            self.latencies = merge(&self.latencies, &other.latencies);
+        }
     }
 }
 
@@ -49,7 +51,15 @@ impl Series {
                 if self.points.len() <= at {
                     self.points.resize(at + 1, Point::default());
                 }
-                self.points[at].add(&row.point);
+                let point = &mut self.points[at];
+                if point.latencies.is_empty() {
+                    // Mostly the only one of its row.
+                    let latencies = row.point.latencies;
+                    point.add(&Point { latencies: Sparse::new(), ..row.point });
+                    point.latencies = latencies;
+                } else {
+                    point.add(&row.point);
+                }
                 return;
             }
             self.join();

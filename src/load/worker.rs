@@ -108,6 +108,8 @@ pub(crate) struct Worker<'a> {
     open: usize,
     /// Requests that wait for a connection that is opened for them.
     assigned: usize,
+    /// When the first connection was read in this turn.
+    first_read: Option<u64>,
     /// Connections that were left with bytes to read.
     unread: Vec<usize>,
     buffer: Box<[u8]>,
@@ -184,6 +186,7 @@ impl<'a> Worker<'a> {
             connecting: 0,
             open: 0,
             assigned: 0,
+            first_read: None,
             unread: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             scratch: Vec::new(),
@@ -250,9 +253,6 @@ impl<'a> Worker<'a> {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
-            let woke = self.now();
-            self.absent = self.absent.max((woke - last_woke).saturating_sub(nanoseconds(HOUSEKEEPING)));
-            last_woke = woke;
             let mut handled = 0;
             for slot in std::mem::take(&mut self.unread) {
                 self.read(slot);
@@ -264,7 +264,11 @@ impl<'a> Worker<'a> {
                     handled += 1;
                 }
             }
-            now = self.now();
+            // A connection that was read has told the time already.
+            let woke = self.first_read.take().unwrap_or_else(|| self.now());
+            now = if handled > 1 { self.now() } else { woke };
+            self.absent = self.absent.max((woke - last_woke).saturating_sub(nanoseconds(HOUSEKEEPING)));
+            last_woke = woke;
             if handled > 0 && now >= self.measure_from && matches!(self.pace, Pace::Closed(_)) {
                 // Each of these replies may have waited here for as long as this turn took.
                 self.lateness.record_n(now - woke, handled);
@@ -503,6 +507,7 @@ impl<'a> Worker<'a> {
             let clock = || nanoseconds(start.elapsed());
             let (now, outcome) =
                 connection.read(&mut self.buffer, &mut self.protocol, &clock, &mut self.tally);
+            self.first_read.get_or_insert(now);
             if self.tally.last_reply == now {
                 self.failures = 0;
             }
