@@ -1,4 +1,5 @@
-//! One thread of the generator: an event loop that opens connections, sends what is due and reads what comes.
+//! One thread of the generator: an event loop that opens connections (`opening`), sends what is due, reads what comes, and
+//! looks now and then whether all is well (`upkeep`).
 //!
 //! A ready connection costs one `recv`, one clock read and one `send`; nothing is allocated for a request.
 //!
@@ -6,37 +7,32 @@
 //! second while it closes, what waits for a connection by half the timeout after the run's end, and everything by
 //! [`Worker::settle_by`]. Held by `load_tool::whatever_the_server_does_a_run_ends_in_time`.
 
+mod opening;
+mod upkeep;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
-use super::connection::{Connected, Connection, Ending, Outcome, Phase};
+use super::connection::{Connection, Outcome, Phase};
 use super::histogram::Latencies;
 use super::honesty::Usage;
-use super::ledger::{Asked, End, Example, Ledger, shown};
+use super::ledger::Asked;
 use super::pace::{Closed, Open, Pace};
 use super::protocol::Protocol;
 use super::series::Point;
-use super::tally::{Kind, Tally};
+use super::tally::Tally;
 use super::timer::Timer;
 use super::{EndedEarly, Interrupts, Plan, nanoseconds};
 use tidemill::schedule::{Arrivals, Curve};
 
 /// One row of the series covers so much at first: short enough to show a burst, long enough to count in.
 pub(crate) const ROW_NANOS: u64 = 100_000_000;
-/// Before a connection that failed is opened again: a server that restarts is not flooded with connects.
-const RETRY_NANOS: u64 = 20_000_000;
-/// After an interrupt, replies are waited for at least so long: longer than a round trip anywhere, and not longer than a
-/// person waits.
-const PATIENCE_NANOS: u64 = 1_000_000_000;
 /// Deadlines, the row and the shape are looked at so often: finer than a person sees, and a hundredth of a core at most.
 const HOUSEKEEPING: Duration = Duration::from_millis(10);
-/// At most so many connections of a thread are being opened at once: more only overrun the listen backlog.
-const MOST_CONNECTING: usize = 512;
 /// A request that is due sooner than this is waited for without sleeping: a sleep takes longer.
 const SPIN_NANOS: u64 = 2_000;
 /// For one `recv`: as much as the replies to a long pipeline, and still in the cache.
@@ -310,119 +306,9 @@ impl<'a> Worker<'a> {
         Ok(Some(HOUSEKEEPING))
     }
 
-    // Connections -----------------------------------------------------------------------------------------------------
-
     /// Whether requests that were offered are not sent yet.
     fn has_requests_to_send(&self) -> bool {
         self.assigned > 0 || self.pace.has_backlog()
-    }
-
-    fn open_connections(&mut self, now: u64) -> io::Result<()> {
-        while let Some(&(at, slot)) = self.to_retry.front()
-            && at <= now
-        {
-            self.to_retry.pop_front();
-            self.to_open.push_back(slot);
-        }
-        while self.connecting < MOST_CONNECTING {
-            let Some(slot) = self.to_open.pop_front() else { break };
-            let connection = &mut self.connections[slot];
-            if connection.phase != Phase::Idle {
-                continue;
-            }
-            let is_useful = self.offering && slot < self.wanted;
-            match (&mut self.pace, self.plan.reconnect) {
-                (_, true) if connection.assigned.is_some() => {}
-                (Pace::Closed(_), true) if is_useful => {
-                    connection.assigned = self.pace.take_one(now, &mut self.tally);
-                    if connection.assigned.is_none() {
-                        continue;
-                    }
-                    self.assigned += 1;
-                }
-                (Pace::Open(_), true) => {
-                    // It is opened when a request is due.
-                    if slot < self.wanted {
-                        self.offer(slot, now);
-                    }
-                    continue;
-                }
-                (pace, false) if is_useful || slot < self.wanted && pace.has_backlog() => {}
-                _ => continue,
-            }
-            self.connect(slot)?;
-        }
-        Ok(())
-    }
-
-    fn connect(&mut self, slot: usize) -> io::Result<()> {
-        let now = self.now();
-        let connection = &mut self.connections[slot];
-        connection.address = self.address;
-        match TcpStream::connect(self.plan.addresses[self.address]) {
-            Ok(mut stream) => {
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                self.poll.registry().register(&mut stream, Token(slot), interest)?;
-                let ledger = Ledger::new(self.next_connection, u64::from(self.threads));
-                connection.start(stream, ledger, &self.protocol, now);
-                self.next_connection = self.next_connection.wrapping_add(self.threads);
-                self.connecting += 1;
-                self.live += 1;
-            }
-            Err(error) => self.not_connected(slot, &error, now),
-        }
-        Ok(())
-    }
-
-    fn not_connected(&mut self, slot: usize, error: &io::Error, now: u64) {
-        if self.try_next_address(slot) {
-            return;
-        }
-        let address = self.plan.addresses[self.connections[slot].address];
-        if let Some(own_fault) = EndedEarly::of_connect(error, address) {
-            self.end_early(own_fault);
-            return;
-        }
-        self.tally.connections.refused += 1;
-        let connection = self.connections[slot].ledger.connection();
-        let got = error.to_string();
-        self.tally.error(Kind::Refused, now, || Example { connection, got, ..Example::default() });
-        self.failed(slot, now);
-    }
-
-    /// Whether a connection that was not let in tries another address: while nobody was let in at all, or where others were.
-    fn try_next_address(&mut self, slot: usize) -> bool {
-        let tried = self.connections[slot].address;
-        if self.tally.connections.opened == 0
-            && tried == self.address
-            && tried + 1 < self.plan.addresses.len()
-        {
-            self.address += 1;
-        }
-        if tried == self.address {
-            return false;
-        }
-        self.to_open.push_back(slot);
-        true
-    }
-
-    /// A connection ended badly: its place tries again, unless the server seems to be gone.
-    fn failed(&mut self, slot: usize, now: u64) {
-        self.failures += 1;
-        if !self.plan.expect_stop {
-            self.to_retry.push_back((now + RETRY_NANOS, slot));
-        }
-        let all = self.connections.len().min(self.wanted.max(1));
-        let gone = if self.tally.connections.opened == 0 {
-            // Nobody ever got in: everybody has tried.
-            self.failures >= all
-        } else {
-            // Everybody has tried again, and no reply came for as long as one may take.
-            self.failures >= 2 * all && now > self.tally.last_reply.saturating_add(self.timeout)
-        };
-        if gone {
-            self.end_early(EndedEarly::Gone);
-        }
     }
 
     /// Nothing more is sent. What is outstanding is still waited for.
@@ -449,49 +335,6 @@ impl<'a> Worker<'a> {
         }
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             self.read(slot);
-        }
-    }
-
-    fn look_whether_connected(&mut self, slot: usize) {
-        let now = self.now();
-        match self.connections[slot].is_connected() {
-            Connected::NotYet => {}
-            // What it says first comes with a read.
-            Connected::Yes if self.connections[slot].awaits_greeting() => {}
-            Connected::Yes => self.opened(slot, now),
-            Connected::Failed(error) => {
-                self.drop_socket(slot);
-                self.not_connected(slot, &error, now);
-            }
-        }
-    }
-
-    fn opened(&mut self, slot: usize, now: u64) {
-        let connection = &self.connections[slot];
-        if self.tally.connections.opened == 0 {
-            // This address it is. A wildcard address is never the one that was reached.
-            self.address = connection.address;
-            if let Some(Ok(peer)) = connection.stream().map(TcpStream::peer_addr) {
-                self.protocol.reached(peer);
-            }
-        } else if connection.address != self.address {
-            self.drop_socket(slot);
-            self.try_next_address(slot);
-            return;
-        }
-        self.tally.connections.opened += 1;
-        self.connecting -= 1;
-        self.open += 1;
-        let connection = &mut self.connections[slot];
-        connection.opened(now);
-        connection.free_since = now;
-        match connection.assigned.take() {
-            Some(due) => {
-                self.assigned -= 1;
-                self.due.push(due);
-                self.send_due(slot, now);
-            }
-            None => self.go_on(slot, now),
         }
     }
 
@@ -611,62 +454,6 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn drop_socket(&mut self, slot: usize) {
-        let was = self.connections[slot].phase;
-        if let Some(mut stream) = self.connections[slot].take_stream() {
-            // Closing deregisters it in any case.
-            drop(self.poll.registry().deregister(&mut stream));
-            self.live -= 1;
-            self.connecting -= usize::from(was == Phase::Connecting);
-            self.open -= usize::from(was == Phase::Open);
-        }
-    }
-
-    /// The connection is over: settles its books and decides what its place does next.
-    fn end(&mut self, slot: usize, ending: Ending) {
-        let now = self.now();
-        let phase = self.connections[slot].phase;
-        self.drop_socket(slot);
-        let connection = &mut self.connections[slot];
-        let said = connection.ledger.take_last_words();
-        let stopped = self.plan.expect_stop && matches!(ending, Ending::Eof) && said.is_none();
-        let how = if stopped { End::Stopped } else { End::Broken };
-        let before = self.tally.recent.errors;
-        let held = connection.take_held();
-        connection.ledger.close(how, &held, &mut self.protocol, now, &mut self.tally);
-        let clean = self.tally.recent.errors == before;
-        let (kind, got) = match (ending, said) {
-            (Ending::Failed(error), _) => (Kind::Reset, error.to_string()),
-            (Ending::Eof, Some(said)) => (Kind::ClosedEarly, shown(&said)),
-            // It has said why it ends the connection, and did not end it.
-            (_, Some(said)) => {
-                let ledger = &self.connections[slot].ledger;
-                let protocol = &mut self.protocol;
-                self.tally.extra(Kind::Unasked, now, || ledger.example(None, &said, protocol));
-                return self.failed(slot, now);
-            }
-            (Ending::Eof, None) if phase == Phase::Closing => return self.to_open.push_back(slot),
-            (Ending::Eof, None) if stopped && clean => {
-                self.tally.connections.stopped += 1;
-                return;
-            }
-            (Ending::Eof, None) => (Kind::ClosedEarly, "end of stream".to_owned()),
-            // Whether these are wrong or lost has been counted with the requests.
-            (Ending::TimedOut | Ending::Rubbish, None) => return self.failed(slot, now),
-            (Ending::Dropped, None) => return self.to_open.push_back(slot),
-        };
-        if kind == Kind::Reset {
-            self.tally.connections.reset += 1;
-        } else {
-            self.tally.connections.closed_early += 1;
-        }
-        let connection = self.connections[slot].ledger.connection();
-        self.tally.error(kind, now, || Example { connection, got, ..Example::default() });
-        self.failed(slot, now);
-    }
-
-    // The open loop ---------------------------------------------------------------------------------------------------
-
     /// This connection can take a request.
     fn offer(&mut self, slot: usize, now: u64) {
         let connection = &mut self.connections[slot];
@@ -714,173 +501,5 @@ impl<'a> Worker<'a> {
             self.wind_up(now);
         }
         Ok(())
-    }
-
-    // Now and then ----------------------------------------------------------------------------------------------------
-
-    fn housekeeping(&mut self, now: u64) {
-        self.flush_row(now);
-        match (self.interrupts.count(), self.interrupts_heeded) {
-            (1, 0) => {
-                self.interrupts_heeded = 1;
-                self.end_early(EndedEarly::Interrupted);
-                // The replies that are on their way are still waited for, as long as such replies take.
-                let patience = (2 * self.tally.slowest).max(PATIENCE_NANOS).min(self.timeout);
-                self.settle_by = self.settle_by.min(now + patience);
-            }
-            (2.., 0 | 1) => {
-                self.interrupts_heeded = 2;
-                self.end_early(EndedEarly::InterruptedTwice);
-                self.ended_early = Some(EndedEarly::InterruptedTwice);
-                self.settle_by = now;
-            }
-            _ => {}
-        }
-        self.follow_shape(now);
-        if now >= self.next_expiry {
-            self.next_expiry = now + (self.timeout / 20).clamp(nanoseconds(HOUSEKEEPING), ROW_NANOS);
-            self.expire(now);
-        }
-        if !self.offering {
-            self.wind_up(now);
-        }
-        // Places in `ready` wait for a request, with --reconnect without a socket.
-        let idle =
-            self.to_open.is_empty() && !matches!(&self.pace, Pace::Open(open) if !open.ready.is_empty());
-        if self.plan.expect_stop && self.live == 0 && idle && self.tally.connections.opened > 0 {
-            // Every connection ended after the expected stop.
-            self.offering = false;
-            self.send_by = 0;
-            self.wind_up(now);
-        }
-    }
-
-    fn follow_shape(&mut self, now: u64) {
-        let all = self.connections.len();
-        let wanted = match &self.connection_curve {
-            None => all,
-            Some(curve) => {
-                let at = now.saturating_sub(self.measure_from) as f64 / 1e9;
-                usize::try_from(super::whole(curve.at(at) + 0.5)).unwrap_or(all).min(all)
-            }
-        };
-        if wanted > self.wanted {
-            self.to_open.extend(self.wanted..wanted);
-        }
-        let before = std::mem::replace(&mut self.wanted, wanted);
-        for slot in wanted..before {
-            self.close_if_settled(slot, now);
-        }
-    }
-
-    /// Takes in what lies in the socket, for whoever is about to judge its silence: this process may not have run for long.
-    fn catch_up(&mut self, slot: usize) {
-        match self.connections[slot].phase {
-            Phase::Idle => {}
-            Phase::Connecting => {
-                self.look_whether_connected(slot);
-                self.read(slot);
-            }
-            Phase::Open | Phase::Closing => {
-                if self.connections[slot].has_unsent() {
-                    self.flush(slot);
-                }
-                self.read(slot);
-            }
-        }
-    }
-
-    fn expire(&mut self, now: u64) {
-        for slot in 0..self.connections.len() {
-            if !self.connections[slot].is_overdue(now, self.timeout) {
-                continue;
-            }
-            self.catch_up(slot);
-            let connection = &mut self.connections[slot];
-            if !connection.is_overdue(now, self.timeout) {
-                continue;
-            }
-            match connection.phase {
-                Phase::Idle => {}
-                Phase::Connecting => {
-                    self.drop_socket(slot);
-                    let error = io::Error::new(ErrorKind::TimedOut, "not accepted within the timeout");
-                    self.not_connected(slot, &error, now);
-                }
-                Phase::Open => {
-                    let before = now.saturating_sub(self.timeout);
-                    connection.ledger.expire_missing(before, &mut self.protocol, now, &mut self.tally);
-                    if connection.is_silent(now, self.timeout) {
-                        self.end(slot, Ending::TimedOut);
-                    } else {
-                        self.go_on(slot, now);
-                    }
-                }
-                Phase::Closing => self.end(slot, Ending::Dropped),
-            }
-        }
-    }
-
-    /// Nothing more is offered: closes what is settled, and gives up what has had its time.
-    fn wind_up(&mut self, now: u64) {
-        if now >= self.send_by {
-            self.pace.give_up(&mut self.tally);
-        }
-        for slot in 0..self.connections.len() {
-            if now >= self.settle_by {
-                self.catch_up(slot);
-            }
-            let connection = &mut self.connections[slot];
-            if let Some(due) = connection.assigned.take_if(|_| now >= self.send_by) {
-                self.assigned -= 1;
-                self.tally.unsent(due);
-            }
-            let connection = &self.connections[slot];
-            match connection.phase {
-                Phase::Open | Phase::Closing if now >= self.settle_by => self.end(slot, Ending::Dropped),
-                Phase::Open => self.close_if_settled(slot, now),
-                // It has no request to wait for.
-                Phase::Connecting if connection.assigned.is_none() && !self.pace.has_backlog() => {
-                    self.drop_socket(slot);
-                }
-                Phase::Idle | Phase::Connecting | Phase::Closing => {}
-            }
-        }
-        if now >= self.send_by {
-            self.to_open.clear();
-            self.to_retry.clear();
-        }
-    }
-
-    /// Sends the row that has ended before `now`, and all of it at the end.
-    fn flush_row(&mut self, now: u64) {
-        let row_now = now.saturating_sub(self.measure_from) / ROW_NANOS;
-        if row_now <= self.row {
-            return;
-        }
-        let (clock, usage) = (self.now(), Usage::of_thread());
-        let recent = &mut self.tally.recent;
-        let any = recent.sent + recent.right + recent.errors > 0;
-        if clock >= self.measure_from && (now != u64::MAX || any) {
-            if usage.since(self.row_usage).is_never_idle(clock - self.row_began) {
-                self.right_while_busy += recent.right;
-            }
-            let point = Point {
-                sent: recent.sent,
-                right: recent.right,
-                errors: recent.errors,
-                offered: recent.offered,
-                connections: self.live as u64,
-                latencies: recent.latencies.sparse(),
-            };
-            (self.rows)(Row { index: self.row, point });
-        }
-        self.start_row(clock, usage);
-        self.row = row_now;
-    }
-
-    fn start_row(&mut self, now: u64, usage: Usage) {
-        self.tally.recent.reset();
-        (self.row_began, self.row_usage) = (now, usage);
     }
 }
