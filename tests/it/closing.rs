@@ -1,5 +1,7 @@
 //! How the server ends a connection for a reason of its own: after all earlier replies, never inside one, without a reset.
 
+use std::time::{Duration, Instant};
+
 use tidemill::{Helo, Reply, Request, StopFrom};
 
 use crate::support::{Peer, configure, embed, eventually, helo_reply, serve};
@@ -89,8 +91,11 @@ fn after_its_last_line_the_server_waits_no_longer_than_a_second_for_the_client()
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"KILL_SERVICE\n");
     peer.expect_rest(b"ERROR KILL_SERVICE refused\n");
+    let said = Instant::now();
     // The peer keeps its side open; the server lets go of the connection without its help.
     eventually("the server closes", || server.handle().stats().connections == 0);
+    // A second, and a few for a machine that does other work as well.
+    assert!(said.elapsed() < Duration::from_secs(5), "{:?}", said.elapsed());
     assert_eq!(server.handle().stats().connections_closed_total.kill_refused, 1);
 }
 

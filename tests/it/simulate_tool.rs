@@ -91,11 +91,16 @@ fn the_report_draws_demand_workers_and_decisions() {
 
 #[test]
 fn the_default_of_one_bound_yields_to_the_other() {
-    for arguments in [["--max-threads", "3"], ["--min-threads", "40"]] {
+    for (arguments, expected) in [
+        (["--max-threads", "3"], [3, 3]),
+        (["--min-threads", "40"], [40, 40]),
+        (["--max-threads", "9"], [4, 9]),
+        (["--min-threads", "9"], [9, 32]),
+    ] {
         let document = document(&[&["stuck", "--json"], &arguments[..]].concat());
         let bounds =
             [&document["min_threads"], &document["max_threads"]].map(|bound| bound.as_u64().unwrap());
-        assert!(bounds == [3, 3] || bounds == [40, 40], "{bounds:?}");
+        assert_eq!(bounds, expected, "{arguments:?}");
     }
 }
 

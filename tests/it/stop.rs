@@ -158,7 +158,8 @@ fn an_idle_client_sees_the_end_of_the_stream_and_no_reset() {
     // They keep their side open, and the server ends all the same, after a second at most.
     let begun = Instant::now();
     serving.wait().assert_clean();
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    // Well before the drain timeout of 8 s, and with some time for a machine that does other work as well.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::DEADLINE;
 
+/// Whoever reads nothing for so long is not going to.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The reply to `HELO text` from a server that was reached at `address`.
 pub(crate) fn helo_reply(text: &[u8], address: impl ToSocketAddrs) -> Vec<u8> {
     let address = resolved(address);
@@ -74,7 +77,8 @@ impl Peer {
 
     /// Sends as much of `bytes` as the connection takes until it has taken nothing for `patience`.
     pub(crate) fn send_until_blocked(&mut self, bytes: &[u8], patience: Duration) -> usize {
-        self.stream.set_write_timeout(Some(patience)).unwrap();
+        // A server that has not come to read by then, because the machine does other work as well, must not pass for a full one.
+        self.stream.set_write_timeout(Some(patience.max(LEAST_PATIENCE))).unwrap();
         let mut sent = 0;
         while sent < bytes.len() {
             match self.stream.write(&bytes[sent..]) {
