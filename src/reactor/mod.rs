@@ -447,11 +447,12 @@ impl Reactor {
         self.table.get(id).is_some_and(|entry| !std::mem::replace(&mut entry.connection.listed, true))
     }
 
-    /// Serves connections that waited for `max_pending`, in the order in which they began to, while there is room. At
-    /// once, so that none that came later takes it; who finds none left keeps its place.
+    /// Serves connections that waited for `max_pending`, in the order in which they began to, while there is room and
+    /// within the budget. At once, so that none that came later takes it; who finds none left keeps its place.
     fn resume_stalled(&mut self, now: Instant) {
-        for _ in 0..self.stalled.len() {
-            if self.lines_out >= self.settings.max_pending {
+        for resumed in 0..self.stalled.len() {
+            let spent = resumed >= budget::LEAST_LEFT_OVER && self.is_spent();
+            if spent || self.lines_out >= self.settings.max_pending {
                 break;
             }
             let Some(id) = self.stalled.pop_front() else { break };
@@ -493,5 +494,100 @@ impl Reactor {
             self.warned = Some(now);
             tracing::warn!(%error, connections = self.table.len(), "{what}");
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::io::Write;
+    use std::net::{SocketAddr, TcpStream};
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::config::Config;
+    use crate::service::{Handler, Kind, Reply, Request};
+
+    /// How long a test waits for what must happen. Generous: it passes only when something is broken.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Lines that begin with `#` are ignored, and take their time.
+    struct SlowComments;
+
+    impl Handler for SlowComments {
+        fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+        fn classify(&self, line: &[u8]) -> Kind {
+            if line.first() != Some(&b'#') {
+                return Kind::Request;
+            }
+            thread::sleep(Duration::from_micros(100));
+            Kind::Ignored
+        }
+    }
+
+    /// A reactor whose turns the test takes, with a pool that has no workers.
+    struct Bench {
+        reactor: Reactor,
+        address: SocketAddr,
+    }
+
+    impl Bench {
+        fn new(handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
+            let mut config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Config::default() };
+            change(&mut config);
+            let settings = config.check().unwrap();
+            let sockets = bind(&settings).unwrap();
+            let address = sockets[0].local_addr().unwrap().tcp().unwrap();
+            let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
+            let (sockets, waker) = Sockets::new(sockets).unwrap();
+            let service =
+                Service::of_lines(Arc::new(handler), settings.max_line_bytes, settings.stop_from.clone());
+            let shared = Shared {
+                hub: Hub::new(waker, Clock::start()),
+                pool: JobPool::new(),
+                tuner: Arc::new(Tuner::new(settings.limits, settings.policy)),
+                stop: Arc::default(),
+                counters: Arc::new(Mutex::new(Counters::new(1))),
+            };
+            Bench { reactor: Reactor::new(sockets, settings, Arc::new([service]), shared), address }
+        }
+
+        /// Connects a peer that has sent `bytes`.
+        fn peer(&self, bytes: &[u8]) -> TcpStream {
+            let mut peer = TcpStream::connect(self.address).unwrap();
+            peer.write_all(bytes).unwrap();
+            peer
+        }
+
+        fn turn(&mut self) {
+            let mut events = Events::with_capacity(MAX_EVENTS);
+            self.reactor.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            self.reactor.turn_at = self.reactor.shared.hub.clock.now();
+            let now = self.reactor.shared.hub.clock.instant(self.reactor.turn_at);
+            self.reactor.turn(&events, now);
+        }
+
+        /// Takes turns until `condition` holds.
+        fn until(&mut self, condition: impl Fn(&Reactor) -> bool) {
+            let begun = Instant::now();
+            while !condition(&self.reactor) {
+                assert!(begun.elapsed() < DEADLINE);
+                self.turn();
+            }
+        }
+    }
+
+    #[test]
+    fn those_that_waited_for_max_pending_are_resumed_within_the_budget() {
+        const PEERS: usize = 40;
+        let mut bench = Bench::new(SlowComments, |config| config.max_pending = 1);
+        bench.reactor.lines_out = 1;
+        let _peers: Vec<TcpStream> = (0..PEERS).map(|_| bench.peer(&b"#\n".repeat(20))).collect();
+        bench.until(|reactor| reactor.stalled.len() == PEERS);
+        bench.reactor.lines_out = 0;
+        bench.turn();
+        assert_eq!(bench.reactor.stalled.len(), PEERS - budget::LEAST_LEFT_OVER);
+        bench.until(|reactor| reactor.counters.silent == 20 * PEERS as u64);
     }
 }
