@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares tidemill with other servers on this machine: requests/s, CPU time and latency, paired with tokio's.
 #
-#   scripts/bench.sh                                 everything: 8 workloads, 7 rounds, about 15 minutes; then redis-server
+#   scripts/bench.sh                                 everything: 13 workloads, 7 rounds, about 25 minutes; then redis-server
 #                                                    and memcached, if installed, with their own lines
 #   scripts/bench.sh --quick                         a look: 3 short rounds against tokio and the floor
 #   scripts/bench.sh --workloads 64x1,64x16          only these; --servers tidemill,tokio likewise; --rounds N

@@ -10,6 +10,7 @@ pub mod idle;
 pub mod machine;
 pub mod markdown;
 pub mod measure;
+pub mod neighbours;
 pub mod page;
 pub mod peer;
 pub mod reactor;

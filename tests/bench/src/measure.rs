@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::flood::{Amount, Flood, Report};
 use crate::machine::{CpuClock, MachineTime, softirq_threads};
+use crate::neighbours::{Beside, Neighbours};
 use crate::server::ServerSpec;
 use crate::workload::{Pace, Workload};
 
@@ -150,6 +151,7 @@ impl Clocks {
 pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Option<f64>) -> Result<Run> {
     let wrapper = workload.wrapper()?;
     let server = spec.start(&workload.server_options(), &wrapper)?;
+    let neighbours = Neighbours::start(workload.beside, server.address)?;
     let began = Instant::now();
     let running = flood.start(server.address, workload, Amount::Time, rate, &wrapper)?;
     let clocks = Clocks {
@@ -163,7 +165,11 @@ pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Opti
     sleep_until(flood.warmup + flood.duration.mul_f64(1.0 - MARGIN));
     let last = clocks.read()?;
     let report = running.report()?;
-    server.stop()?;
+    drop(neighbours);
+    match workload.beside {
+        Beside::Flooders(_) => server.kill()?,
+        Beside::Nobody | Beside::Loops(_) => server.stop()?,
+    };
     Ok(run(&first, &last, report))
 }
 

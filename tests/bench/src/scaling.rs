@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::measure::Metric;
+use crate::neighbours::Beside;
 use crate::results::{Measured, Results, show_ratio, show_value};
 use crate::server::OURS;
 use crate::workload::{Pace, Workload};
@@ -25,6 +26,7 @@ pub fn counts(workload: &Workload) -> bool {
         && workload.pipeline == 1
         && workload.handler_delay.is_zero()
         && !workload.one_cpu
+        && workload.beside == Beside::Nobody
 }
 
 /// What was measured, by connections; empty if there are too few to compare.

@@ -143,6 +143,14 @@ impl Server {
         self.stop_by(Signal::SIGTERM)
     }
 
+    /// Ends the server without more ado: what flooders have left in its receive queues would take a graceful stop long.
+    ///
+    /// # Errors
+    /// If it had ended before.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        self.stop_by(Signal::SIGKILL)
+    }
+
     fn wait_until_it_accepts(&self) -> Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::machine::first_cpu;
+use crate::neighbours::Beside;
 
 /// How long the handler of the blocking workload blocks.
 pub const BLOCK: Duration = Duration::from_millis(5);
@@ -43,6 +44,8 @@ pub struct Workload {
     pub handler_delay: Duration,
     /// Server and load generator share one CPU.
     pub one_cpu: bool,
+    /// What goes on meanwhile.
+    pub beside: Beside,
     /// Servers that are measured unless others are asked for.
     pub servers: &'static [&'static str],
     /// Measured unless others are asked for.
@@ -59,6 +62,7 @@ const PLAIN: Workload = Workload {
     pace: Pace::Closed,
     handler_delay: Duration::ZERO,
     one_cpu: false,
+    beside: Beside::Nobody,
     servers: ALL,
     usual: true,
 };
@@ -104,6 +108,48 @@ pub const WORKLOADS: &[Workload] = &[
         about: "64 connections, a handler that blocks 5 ms, 32 workers: 6400 requests a second are ideal",
         handler_delay: BLOCK,
         servers: &["tidemill", "tokio", "channel"],
+        ..PLAIN
+    },
+    Workload {
+        name: "loops-64x1",
+        about: "64 connections, one request at a time, beside two endless loops",
+        beside: Beside::Loops(2),
+        servers: &["tidemill", "tokio", "floor"],
+        ..PLAIN
+    },
+    Workload {
+        name: "loops-64x16",
+        about: "64 connections, 16 requests pipelined, beside two endless loops",
+        pipeline: 16,
+        beside: Beside::Loops(2),
+        servers: &["tidemill", "tokio", "floor"],
+        ..PLAIN
+    },
+    Workload {
+        name: "polite-empty",
+        about: "one polite client beside 500 that send empty lines without a pause",
+        connections: 1,
+        beside: Beside::Flooders("\n"),
+        // Others answer the polite one seldom or never.
+        servers: &["tidemill"],
+        ..PLAIN
+    },
+    Workload {
+        name: "polite-unknown",
+        about: "one polite client beside 500 that send lines which are no requests without a pause",
+        connections: 1,
+        beside: Beside::Flooders("unknown\n"),
+        // Others answer the polite one seldom or never.
+        servers: &["tidemill"],
+        ..PLAIN
+    },
+    Workload {
+        name: "polite-helo",
+        about: "one polite client beside 500 that send requests without a pause",
+        connections: 1,
+        beside: Beside::Flooders("HELO flood\n"),
+        // Others answer the polite one seldom or never.
+        servers: &["tidemill"],
         ..PLAIN
     },
     Workload {
