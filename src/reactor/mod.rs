@@ -295,7 +295,7 @@ impl Reactor {
         self.collect(now);
         self.resume_stalled(now);
         while let Some(id) = self.ready.pop_front() {
-            self.serve(id, now);
+            self.serve_listed(id, now);
             if self.is_spent() {
                 break;
             }
@@ -308,7 +308,7 @@ impl Reactor {
                 break;
             }
             let Some(id) = self.left_over.pop_front() else { break };
-            self.serve(id, now);
+            self.serve_listed(id, now);
         }
         while let Some(id) = self.lingering.pop_due(now) {
             let phase = self.table.get(id).map(|entry| entry.connection.phase);
@@ -589,5 +589,18 @@ mod tests {
         bench.turn();
         assert_eq!(bench.reactor.stalled.len(), PEERS - budget::LEAST_LEFT_OVER);
         bench.until(|reactor| reactor.counters.silent == 20 * PEERS as u64);
+    }
+
+    #[test]
+    fn a_connection_is_on_one_list_once() {
+        let mut bench = Bench::new(SlowComments, |config| config.max_pending = 1);
+        bench.reactor.lines_out = 1;
+        let mut peer = bench.peer(&b"#\n".repeat(5000));
+        bench.until(|reactor| reactor.stalled.len() == 1);
+        // An event comes in the turn in which it is resumed.
+        peer.write_all(b"#\n").unwrap();
+        bench.reactor.lines_out = 0;
+        bench.turn();
+        assert_eq!((bench.reactor.ready.len(), bench.reactor.left_over.len()), (0, 1));
     }
 }

@@ -15,10 +15,17 @@ use crate::job::{ConnId, Job, JobEnd};
 const MAX_BATCH: usize = 128;
 
 impl Reactor {
-    /// Does for a connection whatever can be done now, within its share of the turn.
+    /// Serves a connection that was taken off a list.
+    pub(super) fn serve_listed(&mut self, id: ConnId, now: Instant) {
+        if let Some(entry) = self.table.get(id) {
+            entry.connection.listed = false;
+            self.serve(id, now);
+        }
+    }
+
+    /// Does for a connection whatever can be done now, within its share of the turn. One that is on a list stays there.
     pub(super) fn serve(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.table.get(id) else { return };
-        entry.connection.listed = false;
         self.budget.visit();
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
