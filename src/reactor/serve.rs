@@ -29,7 +29,7 @@ impl Reactor {
         self.budget.visit();
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
-            Role::TurnedAway => true,
+            Role::TurnedAway => self.write_waiting(id),
         };
         if alive {
             self.end_if_over(id, now);
@@ -44,7 +44,7 @@ impl Reactor {
         if resumed {
             connection.turn = Turn::Any;
         }
-        if connection.is_writable() && connection.outbound().is_some() && !self.flush(id) {
+        if !self.write_waiting(id) {
             return false;
         }
         // Both are of one share: what was read ahead and what is read now.
@@ -399,6 +399,12 @@ impl Reactor {
         connection
             .with_outbound(watermarks, self.turn_at, |outbound| outbound.push(replies, reply_ends, sent));
         true
+    }
+
+    /// Writes what waits, if the socket may take it. `false`: the connection is gone.
+    fn write_waiting(&mut self, id: ConnId) -> bool {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        !connection.is_writable() || connection.outbound().is_none() || self.flush(id)
     }
 
     /// Writes what waits, within the budget. `false`: the connection is gone.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidemill::{Helo, Reply, Request, StopFrom};
+use tidemill::{Farewell, Handler, Helo, Reply, Request, StopFrom};
 
 use crate::support::{Peer, configure, embed, eventually, helo_reply, serve};
 
@@ -83,6 +83,29 @@ fn a_reply_that_is_still_being_written_is_finished_before_the_last_line() {
     let mut expected = vec![b'x'; 8 << 20];
     expected.extend(b"ERROR internal error\n");
     peer.expect_rest(&expected);
+}
+
+/// Has a long last line for whom it has no place.
+struct Wordy;
+
+impl Wordy {
+    const WORDS: usize = 8 << 20;
+}
+
+impl Handler for Wordy {
+    fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn last_line(&self, _: &Farewell) -> Option<Vec<u8>> {
+        Some(vec![b'x'; Wordy::WORDS])
+    }
+}
+
+#[test]
+fn a_long_last_line_comes_whole_also_to_whom_there_is_no_place_for() {
+    let server = configure(Wordy, |config| config.max_connections = 1);
+    let _keeps_the_place = Peer::connect(server.local_addr());
+    eventually("the only place is taken", || server.handle().stats().connections == 1);
+    assert_eq!(Peer::connect(server.local_addr()).rest().len(), Wordy::WORDS);
 }
 
 #[test]
