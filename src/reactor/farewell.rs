@@ -42,14 +42,17 @@ impl Reactor {
         }
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         match connection.phase {
-            Phase::Closing(reason) if connection.has_answered() => self.say_farewell(id, reason, now),
+            // Not before: putting a word behind a long reply would move all of it.
+            Phase::Closing(reason) if connection.has_answered() && connection.outbound().is_none() => {
+                self.say_farewell(id, reason, now);
+            }
             Phase::Leaving(reason) => self.end_stream(id, reason, now),
             Phase::Lingering(reason) if connection.is_readable() => self.discard(id, reason),
             _ => {}
         }
     }
 
-    /// Everything is answered: queues the last line, if the reason has one, and goes on to the end of the stream.
+    /// Everything is answered and written: queues the last line, if the reason has one, and goes on to the end of the stream.
     fn say_farewell(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         let service = connection.service();

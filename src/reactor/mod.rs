@@ -500,16 +500,20 @@ impl Reactor {
 #[cfg(all(test, not(loom)))]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
 
     use super::*;
     use crate::clock::Clock;
     use crate::config::Config;
+    use crate::connection::Output;
     use crate::service::{Handler, Kind, Reply, Request};
 
     /// How long a test waits for what must happen. Generous: it passes only when something is broken.
     const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Bytes of a reply that no socket takes at once.
+    const LONG: usize = 64 << 20;
 
     /// Lines that begin with `#` are ignored, and take their time.
     struct SlowComments;
@@ -568,6 +572,11 @@ mod tests {
             self.reactor.turn(&events, now);
         }
 
+        /// The connection that was accepted first.
+        fn first(&self) -> ConnId {
+            self.reactor.table.id_of(0).unwrap()
+        }
+
         /// Takes turns until `condition` holds.
         fn until(&mut self, condition: impl Fn(&Reactor) -> bool) {
             let begun = Instant::now();
@@ -602,5 +611,39 @@ mod tests {
         bench.reactor.lines_out = 0;
         bench.turn();
         assert_eq!((bench.reactor.ready.len(), bench.reactor.left_over.len()), (0, 1));
+    }
+
+    /// Gives the first connection a reply of 64 MiB, which its peer does not read, and turns until its socket is full.
+    fn fill(bench: &mut Bench) {
+        bench.until(|reactor| reactor.table.len() == 1);
+        let (id, watermarks, now) = (bench.first(), bench.reactor.watermarks(), bench.reactor.turn_at);
+        let mut reply = vec![b'x'; LONG];
+        let connection = &mut bench.reactor.table.get(id).unwrap().connection;
+        connection.with_outbound(watermarks, now, |outbound| outbound.push(&mut reply, &[LONG], 0));
+        bench.reactor.counters.pending += 1;
+        bench.reactor.settle(id);
+        while bench.reactor.table.get(id).unwrap().connection.output != Output::Full {
+            bench.turn();
+        }
+    }
+
+    #[test]
+    fn a_last_line_is_not_put_behind_a_reply_that_is_not_written() {
+        let mut bench = Bench::new(SlowComments, |_| ());
+        let mut peer = bench.peer(b"");
+        fill(&mut bench);
+        let id = bench.first();
+        let phase = Phase::Closing(CloseReason::KillRefused);
+        bench.reactor.table.get(id).unwrap().connection.phase = phase;
+        bench.reactor.serve(id, Instant::now());
+        assert_eq!(bench.reactor.table.get(id).unwrap().connection.phase, phase);
+        peer.set_nonblocking(true).unwrap();
+        let mut came = Vec::new();
+        let begun = Instant::now();
+        while peer.read_to_end(&mut came).is_err() {
+            assert!(begun.elapsed() < DEADLINE);
+            bench.turn();
+        }
+        assert!(came.ends_with(b"xERROR stop refused\n"));
     }
 }
