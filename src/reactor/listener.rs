@@ -14,7 +14,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use super::socket::{ListenSocket, Stream};
+use super::socket::{ListenSocket, SocketFile, Stream};
 use crate::address::Address;
 use crate::config::Settings;
 use crate::error::Error;
@@ -76,7 +76,8 @@ pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
             socket.bind(&address)?;
         }
         // From here on the file is removed if something fails.
-        let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), path.clone());
+        let file = SocketFile::at(path)?;
+        let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), file);
         // Nobody can connect before it listens.
         std::fs::set_permissions(path, Permissions::from_mode(settings.unix_mode))?;
         SockRef::from(&socket).listen(LISTEN_BACKLOG)?;
@@ -113,7 +114,7 @@ fn has_ipv4_beside(address: SocketAddr, addresses: &[Address]) -> bool {
 fn shut_door(socket: &ListenSocket) -> io::Result<()> {
     match socket {
         ListenSocket::Tcp(socket) => drop_new(socket),
-        ListenSocket::Unix(_, path) => std::fs::remove_file(path),
+        ListenSocket::Unix(_, file) => file.remove(),
     }
 }
 

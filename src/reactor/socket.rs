@@ -1,9 +1,11 @@
 //! The kinds of sockets: what is accepted, what is listened on. A further kind is a variant in each.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -98,15 +100,40 @@ impl Source for Stream {
 #[derive(Debug)]
 pub(crate) enum ListenSocket {
     Tcp(TcpListener),
-    /// With the path to be removed when it is closed.
-    Unix(UnixListener, PathBuf),
+    /// With the file to be removed when it is closed.
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file of a Unix socket. As long as the socket is open its number is nobody else's.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    number: u64,
+}
+
+impl SocketFile {
+    /// The one that a socket was just bound to.
+    pub(super) fn at(path: &Path) -> io::Result<SocketFile> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(SocketFile { path: path.to_owned(), device: file.dev(), number: file.ino() })
+    }
+
+    /// Removes it, unless it has gone: whoever listens there next has another file of the same name.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let file = fs::symlink_metadata(&self.path)?;
+        if (file.dev(), file.ino()) != (self.device, self.number) {
+            return Ok(());
+        }
+        fs::remove_file(&self.path)
+    }
 }
 
 impl ListenSocket {
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
         match self {
             ListenSocket::Tcp(socket) => socket.local_addr().map(Address::Tcp),
-            ListenSocket::Unix(_, path) => Ok(Address::Unix(path.clone())),
+            ListenSocket::Unix(_, file) => Ok(Address::Unix(file.path.clone())),
         }
     }
 
@@ -141,9 +168,9 @@ impl AsFd for ListenSocket {
 
 impl Drop for ListenSocket {
     fn drop(&mut self) {
-        if let ListenSocket::Unix(_, path) = self {
-            // Somebody may have removed it before.
-            drop(std::fs::remove_file(path));
+        if let ListenSocket::Unix(_, file) = self {
+            // The stop may have removed it before.
+            drop(file.remove());
         }
     }
 }

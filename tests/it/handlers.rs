@@ -1,13 +1,19 @@
 //! The library from inside a handler: closures, panics, closing, stopping, waiting.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidemill::{Config, Error, Handler, Helo, Kind, Reply, Request, Server, ServerHandle};
+use tidemill::{Address, Config, Error, Handler, Helo, Kind, Reply, Request, Server, ServerHandle};
 
-use crate::support::{DEADLINE, Gate, Peer, assert_adds_up, configure, echo, embed, eventually, resolved};
+use crate::support::{
+    DEADLINE, Gate, Peer, assert_adds_up, configure, echo, embed, eventually, resolved, scratch,
+};
 
 #[test]
 fn a_closure_is_a_handler_and_captures_what_it_likes() {
@@ -16,7 +22,6 @@ fn a_closure_is_a_handler_and_captures_what_it_likes() {
     let server = embed({
         let served = Arc::clone(&served);
         move |request: &Request<'_>, reply: &mut Reply<'_>| {
-            use std::io::Write;
             served.fetch_add(1, Relaxed);
             writeln!(reply, "{greeting}{}", String::from_utf8_lossy(request.line())).unwrap();
         }
@@ -405,4 +410,53 @@ fn an_echo_of_lines_sees_them_without_their_terminator() {
     peer.expect_end();
     let seen: Vec<Vec<u8>> = seen.try_iter().collect();
     assert_eq!(seen, [&b"a"[..], b"", b"", b"b\r", b"\rc", b"last\r"]);
+}
+
+/// A server at a Unix socket.
+fn at_path(path: &Path, handler: impl Handler) -> Server {
+    configure(handler, |config| config.listen = vec![Address::Unix(path.to_owned())])
+}
+
+#[test]
+fn a_unix_socket_is_served_and_its_peers_count_as_loopback_and_its_file_goes_with_it() {
+    struct Stoppable;
+    impl Handler for Stoppable {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+            assert_eq!(request.peer_addr(), &Address::Unix(PathBuf::new()));
+            writeln!(reply, "{}", request.local_addr()).unwrap();
+        }
+
+        fn classify(&self, line: &[u8]) -> Kind {
+            if line == b"stop" { Kind::Stop } else { Kind::Request }
+        }
+    }
+    let path = scratch("unix").join("socket");
+    let server = at_path(&path, Stoppable);
+    let mut peer = UnixStream::connect(&path).unwrap();
+    peer.write_all(b"where\nstop\nwhere").unwrap();
+    peer.shutdown(Shutdown::Write).unwrap();
+    let mut came = String::new();
+    peer.read_to_string(&mut came).unwrap();
+    assert_eq!(came, format!("{}\n", Address::Unix(path.clone())).repeat(2));
+    assert!(server.wait().unwrap().is_clean());
+    assert!(!path.exists());
+}
+
+/// The file was removed when a stop began and once more when it had ended.
+#[test]
+fn a_server_that_stops_leaves_the_unix_socket_of_its_successor_alone() {
+    let path = scratch("unix").join("socket");
+    let gate = Gate::closed();
+    let before = at_path(&path, gate.holds_all());
+    let mut peer = UnixStream::connect(&path).unwrap();
+    peer.write_all(b"held\n").unwrap();
+    eventually("its request is being handled", || before.handle().stats().pool_busy == 1);
+    before.handle().stop();
+    eventually("its door is shut", || !path.exists());
+    let _after = at_path(&path, echo);
+    gate.open();
+    assert!(before.wait().unwrap().is_clean());
+    let mut peer = UnixStream::connect(&path).unwrap();
+    peer.write_all(b"x\n").unwrap();
+    peer.read_exact(&mut [0; 2]).unwrap();
 }
