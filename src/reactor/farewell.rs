@@ -13,8 +13,8 @@ use crate::connection::{CloseReason, Phase, Role};
 use crate::job::ConnId;
 use crate::service::{self, Farewell, ServiceId};
 
-/// Reads of a connection that is only discarded, in a turn.
-const DISCARD_BUDGET: usize = 4;
+/// Reads of a connection that is let go at once: more may come while it is read, from one that sends without a pause.
+const LAST_READS: usize = 4;
 
 impl Reactor {
     /// Takes a connection to the next phase of its life if it has come to the end of the present one.
@@ -120,29 +120,30 @@ impl Reactor {
             let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
             let Phase::Lingering(reason) = connection.phase else { continue };
             // What has come meanwhile would turn the close into a reset, which may overtake the last line.
-            self.discard(id, reason);
+            for _ in 0..LAST_READS {
+                self.discard(id, reason);
+            }
             self.close(id, reason);
             return true;
         }
         false
     }
 
-    /// Reads and throws away, within a budget, until the peer closes.
+    /// Reads its share of a turn and throws it away, until the peer closes.
     fn discard(&mut self, id: ConnId, reason: CloseReason) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
-        for _ in 0..DISCARD_BUDGET {
-            match stream.read(&mut self.buffer) {
-                Ok(0) => return self.close(id, reason),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    connection.set_read_empty();
-                    return;
+        match stream.read(&mut self.buffer) {
+            Ok(0) => self.close(id, reason),
+            Ok(read) => {
+                if read < self.buffer.len() {
+                    connection.set_read_short();
                 }
-                Err(_) => return self.close(id, reason),
+                self.budget.bytes(read);
             }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.set_read_empty(),
+            Err(_) => self.close(id, reason),
         }
-        self.list(id);
     }
 
     /// Ends a connection now, and accounts for what is lost with it. A job that is out is accounted for when it

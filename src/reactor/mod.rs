@@ -287,6 +287,8 @@ impl Reactor {
     /// What can be done without waiting, within the budget: new events first, then what is left over.
     fn turn(&mut self, events: &Events, now: Instant) {
         self.budget.begin(self.turn_at);
+        // Whoever is put there from now on has had its share of this turn.
+        let left_over = self.left_over.len();
         for event in events {
             self.note(event);
         }
@@ -301,7 +303,6 @@ impl Reactor {
             }
         }
         // Whoever was not reached is first among those left over, but for those that were before it.
-        let left_over = self.left_over.len();
         self.left_over.append(&mut self.ready);
         for served in 0..left_over {
             if served >= budget::LEAST_LEFT_OVER && self.is_spent() {
@@ -645,5 +646,27 @@ mod tests {
             bench.turn();
         }
         assert!(came.ends_with(b"xERROR stop refused\n"));
+    }
+
+    #[test]
+    fn what_is_only_discarded_takes_its_share_of_a_turn_and_no_more() {
+        let mut bench = Bench::new(SlowComments, |_| ());
+        let mut peer = bench.peer(b"");
+        bench.until(|reactor| reactor.table.len() == 1);
+        let id = bench.first();
+        let connection = &mut bench.reactor.table.get(id).unwrap().connection;
+        connection.phase = Phase::Lingering(CloseReason::KillRefused);
+        peer.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = peer.write(&[b'x'; 64 << 10]) {
+            sent += count;
+        }
+        drop(peer);
+        let mut turns = 0;
+        while bench.reactor.table.len() > 0 {
+            bench.turn();
+            turns += 1;
+        }
+        assert!(turns * budget::READ_BYTES >= sent, "{sent} bytes in {turns} turns");
     }
 }
