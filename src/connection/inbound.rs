@@ -269,6 +269,9 @@ impl Cut<'_> {
 mod tests {
     use std::sync::Arc;
 
+    use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
+
     use super::*;
     use crate::config::StopFrom;
     use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
@@ -396,5 +399,165 @@ mod tests {
         assert_eq!(inbound.cut(false, cut, 9).end, End::More { scanned: 4 });
         assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
         assert_eq!((inbound.len(), inbound.may_have_frame()), (4, false));
+    }
+
+    /// What a stream comes to, whoever looks at it and however.
+    #[derive(Debug, Default, PartialEq)]
+    struct Account {
+        requests: Vec<String>,
+        ignored: usize,
+        stops: usize,
+        end: Option<CloseReason>,
+    }
+
+    impl Account {
+        fn add(&mut self, taken: &Taken) {
+            self.ignored += taken.ignored;
+            self.stops += taken.stops;
+            if let End::Close(reason) = taken.end {
+                self.end = Some(reason);
+            }
+        }
+    }
+
+    /// The account of a stream that has ended, seen as a whole. `max`: most bytes of a line.
+    fn reference(stream: &[u8], max: usize, stop_allowed: bool) -> Account {
+        let mut account = Account::default();
+        let lines = stream.split_inclusive(|byte| *byte == b'\n').map(|line| match line {
+            [content @ .., b'\r', b'\n'] | [content @ .., b'\n'] => content,
+            content => content,
+        });
+        for line in lines {
+            match line {
+                line if line.len() > max => account.end = Some(CloseReason::LineTooLong),
+                b"stop" => {
+                    account.stops += 1;
+                    account.end = (!stop_allowed).then_some(CloseReason::KillRefused);
+                }
+                [b'#', ..] => account.ignored += 1,
+                line => account.requests.push(String::from_utf8_lossy(line).into_owned()),
+            }
+            if account.end.is_some() {
+                break;
+            }
+        }
+        account
+    }
+
+    /// Something that the reactor does with what comes in.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Reads some bytes. If nothing is here yet, it cuts what it can of them at once.
+        Read { bytes: Vec<u8>, room: usize, frames: usize },
+        /// Cuts what is here.
+        Cut { room: usize, frames: usize },
+        /// Looks at what is here.
+        Examine,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let parts: &[&[u8]] =
+            &[b"\n", b"\r\n", b"\r", b"stop", b"stop\n", b"st", b"op", b"#", b"a", b"12345678", b"x\n"];
+        let bytes = prop::collection::vec(prop::sample::select(parts), 0..6).prop_map(|parts| parts.concat());
+        let step = prop_oneof![
+            3 => (bytes, 0_usize..4, 0_usize..5)
+                .prop_map(|(bytes, room, frames)| Step::Read { bytes, room, frames }),
+            2 => (0_usize..4, 0_usize..5).prop_map(|(room, frames)| Step::Cut { room, frames }),
+            1 => Just(Step::Examine),
+        ];
+        prop::collection::vec(step, 0..24)
+    }
+
+    /// Takes the steps, then the end of the stream. Returns the account, and whether a stop was seen ahead of its turn.
+    fn run(service: &Service, steps: &[Step], stop_allowed: bool) -> (Account, bool) {
+        let (mut inbound, mut job, mut account) = (Inbound::default(), job(), Account::default());
+        let (mut came, mut seen) = (Vec::new(), false);
+        let end = Step::Cut { room: 2, frames: 3 };
+        let mut ended = false;
+        for step in steps.iter().chain(std::iter::repeat(&end)) {
+            if account.end.is_some() || ended && inbound.is_empty() {
+                break;
+            }
+            if std::ptr::eq(step, &end) && !std::mem::replace(&mut ended, true) {
+                inbound.set_ended();
+                seen |= inbound.asks_for_stop(service, true);
+            }
+            match step {
+                Step::Read { bytes, room, frames } => {
+                    came.extend(bytes);
+                    let (mut kept, mut incomplete) = (0, None);
+                    if inbound.is_empty() && *frames > 0 && *room > 0 {
+                        let (room, frames) = (*room, *frames);
+                        let cut = Cut { service, stop_allowed, job: &mut job, room, frames };
+                        let taken = cut.take(bytes, 0, false);
+                        account.add(&taken);
+                        kept = taken.consumed;
+                        if let End::More { scanned } = taken.end {
+                            incomplete = Some(scanned);
+                        }
+                    }
+                    if kept < bytes.len() && account.end.is_none() {
+                        inbound.append(&bytes[kept..], incomplete, 0);
+                        seen |= inbound.asks_for_stop(service, false);
+                    }
+                }
+                Step::Cut { room, frames } => {
+                    let (room, frames) = (*room, *frames);
+                    let cut = Cut { service, stop_allowed, job: &mut job, room, frames };
+                    let taken = inbound.cut(ended, cut, 9);
+                    account.add(&taken);
+                    assert!(taken.requests <= room && taken.requests + taken.ignored + taken.stops <= frames);
+                    // Or it would be asked again and again, or never.
+                    let goes_on = inbound.may_have_frame();
+                    assert!(goes_on || inbound.is_empty() || matches!(taken.end, End::More { .. }));
+                    assert!(!goes_on || taken.end == End::Full || account.end.is_some());
+                }
+                Step::Examine => {
+                    inbound.examine(service, 9);
+                    if !inbound.is_empty() {
+                        let whole =
+                            !matches!(service.next_frame(inbound.rest(), 0, false), Found::More { .. });
+                        assert_eq!(inbound.may_have_frame(), whole);
+                    }
+                }
+            }
+            assert!(inbound.is_empty() == (inbound.capacity() == 0), "nothing is held for nothing");
+            // A stop is never missed: it was counted, or seen ahead.
+            let whole = came.split_inclusive(|byte| *byte == b'\n');
+            let stops = whole.filter(|line| matches!(*line, b"stop\n" | b"stop\r\n")).count();
+            let late = account.end.is_none() && stops > 0 && account.stops == 0 && !seen;
+            assert!(!late, "{}", came.escape_ascii());
+        }
+        account.requests = lines(&mut job);
+        (account, seen)
+    }
+
+    proptest! {
+        // The same cases in every run. What a run finds becomes a test by name.
+        #![proptest_config(ProptestConfig {
+            cases: 2000,
+            failure_persistence: None,
+            rng_seed: RngSeed::Fixed(0x71de),
+            ..Default::default()
+        })]
+
+        #[test]
+        fn whatever_the_order_of_reads_cuts_and_looks_a_stream_comes_to_the_same(
+            steps in steps(),
+            stop_allowed in any::<bool>(),
+        ) {
+            let service = service();
+            let stream = steps.iter().fold(Vec::new(), |mut stream, step| {
+                if let Step::Read { bytes, .. } = step {
+                    stream.extend(bytes);
+                }
+                stream
+            });
+            let expected = reference(&stream, service.max_frame_bytes(), stop_allowed);
+            let (account, seen) = run(&service, &steps, stop_allowed);
+            prop_assert_eq!(&account, &expected);
+            // Seen ahead is only what is there, counted in its turn unless a line before it ended everything.
+            prop_assert!(!seen || account.stops > 0 || account.end == Some(CloseReason::LineTooLong));
+        }
     }
 }
