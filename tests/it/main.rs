@@ -13,6 +13,7 @@
 //! | `timeouts` | peers and handlers that take too long |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
+//! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -34,6 +35,7 @@ mod cli;
 mod closing;
 mod controller_props;
 mod controller_sim;
+mod faults;
 mod framing_props;
 mod handlers;
 mod limits;

@@ -9,36 +9,9 @@ use serde_json::Value;
 use tidemill::{Helo, Reply, Request};
 
 use crate::support::{
-    Peer, Serving, Unread, assert_adds_up, configure, eventually, in_parallel, program, resolved, serve,
+    Peer, Serving, Unread, assert_adds_up, assert_json_adds_up, configure, eventually, in_parallel, program,
+    resolved, serve,
 };
-
-/// The two sums, and that nothing is negative, in a snapshot of the program.
-#[track_caller]
-fn assert_json_adds_up(stats: &Value) {
-    let number = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("{name} in {stats}"));
-    let sum = |name: &str| total(&stats[name]);
-    assert_eq!(
-        number("connections_accepted_total"),
-        number("connections") + sum("connections_closed_total") + sum("connections_rejected_total"),
-        "{stats}"
-    );
-    assert_eq!(
-        sum("requests_total"),
-        number("replies_total")
-            + number("requests_silent_total")
-            + number("requests_pending")
-            + number("requests_dropped_total"),
-        "{stats}"
-    );
-}
-
-/// All the numbers of an object, of objects in it too.
-fn total(value: &Value) -> u64 {
-    match value.as_object() {
-        Some(object) => object.values().map(total).sum(),
-        None => value.as_u64().unwrap(),
-    }
-}
 
 fn lines_of_json(output: &str) -> Vec<Value> {
     output

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tidemill::{Handler, Reply, Request, Server, Stats};
 
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
@@ -131,4 +132,32 @@ pub(crate) fn assert_adds_up(stats: &Stats) {
             + stats.requests_dropped_total,
         "requests = replied + silent + pending + dropped: {stats:?}"
     );
+}
+
+/// The two sums, and that nothing is negative, in a snapshot of the program.
+#[track_caller]
+pub(crate) fn assert_json_adds_up(stats: &Value) {
+    let number = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("{name} in {stats}"));
+    let sum = |name: &str| total(&stats[name]);
+    assert_eq!(
+        number("connections_accepted_total"),
+        number("connections") + sum("connections_closed_total") + sum("connections_rejected_total"),
+        "{stats}"
+    );
+    assert_eq!(
+        sum("requests_total"),
+        number("replies_total")
+            + number("requests_silent_total")
+            + number("requests_pending")
+            + number("requests_dropped_total"),
+        "{stats}"
+    );
+}
+
+/// All the numbers of an object, of objects in it too.
+pub(crate) fn total(value: &Value) -> u64 {
+    match value.as_object() {
+        Some(object) => object.values().map(total).sum(),
+        None => value.as_u64().unwrap(),
+    }
 }

@@ -1,0 +1,248 @@
+//! What the server stands on, and how it fails.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
+use rustix::thread::{CpuSet, sched_getaffinity};
+
+use super::Connects::{Often, Once};
+use super::{beside, settle};
+use crate::support::{
+    Ended, Peer, Serving, allow_files, assert_json_adds_up, eventually, in_parallel, program, serve, skipped,
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// The program, behind a line of shell that ends with running `"$@"`.
+fn within(script: &str, options: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_tidemill"), "serve", "0"]);
+    command.args(options.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn no_descriptors() {
+    allow_files(4000);
+    let serving = serve("");
+    beside(&serving, Once, || {
+        serving.limit_files(serving.open_files() + 10);
+        let mut peers: Vec<Peer> = (0..60).map(|_| serving.connect()).collect();
+        peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+        eventually("some are refused", || serving.stats()["accept_errors_total"].as_u64() > Some(0));
+        serving.limit_files(4000);
+        // Nobody is forgotten.
+        peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
+    });
+    settle(serving);
+}
+
+/// A worker costs address space: under a limit of it the system refuses most of them.
+#[test]
+fn no_threads() {
+    let options = "--handler-delay 20ms --max-threads 200 --tolerance 0 --thread-stack 64MiB";
+    let serving = serve(options);
+    beside(&serving, Once, || {
+        let room = (serving.mapped_kib() + (200 << 10)) << 10;
+        let maximum = getrlimit(Resource::As).maximum;
+        prlimit(Some(serving.pid()), Resource::As, Rlimit { current: Some(room), maximum }).unwrap();
+        let replies = in_parallel(16, |_| {
+            let mut peers: Vec<Peer> = (0..10).map(|_| serving.connect()).collect();
+            peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+            peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
+            peers.len()
+        });
+        assert_eq!(replies.into_iter().sum::<usize>(), 160);
+        let stats = serving.stats();
+        assert!(stats["pool_threads_refused_total"].as_u64() > Some(0), "{stats}");
+        assert!(stats["pool_threads"].as_u64().unwrap() < 100, "{stats}");
+    });
+    settle(serving);
+}
+
+/// With as much address space as the documentation asks for, a flood of what must be held closes connections and never ends
+/// the process, which an allocation that fails would.
+#[test]
+fn no_memory_beyond_what_the_limit_promises() {
+    allow_files(6000);
+    const LIMIT_MIB: u64 = 16;
+    let serving = serve("--max-memory 16MiB --max-threads 8");
+    // All threads are there, and so are the allocator's arenas, which are address space and not memory.
+    beside(&serving, Once, || {
+        let room = serving.mapped_kib() + ((LIMIT_MIB * 5 / 4 + 32) << 10);
+        let limit = Rlimit { current: Some(room << 10), maximum: getrlimit(Resource::As).maximum };
+        prlimit(Some(serving.pid()), Resource::As, limit).unwrap();
+        let half = vec![b'x'; 64_000];
+        let long = [&b"HELO "[..], &[b'x'; 2000], b"\n"].concat().repeat(100);
+        let tiny = b"HELO \n".repeat(20_000);
+        let mut peers = Vec::new();
+        for number in 0..1200 {
+            let mut peer = Peer::with_small_buffer(serving.address, 4096);
+            peer.send_what_goes([&half, &long, &tiny][number % 3]);
+            peers.push(peer);
+        }
+        eventually("the biggest holders are closed", || {
+            serving.stats()["connections_closed_total"]["memory"].as_u64() > Some(0)
+        });
+    });
+    settle(serving);
+}
+
+#[test]
+fn a_full_disk_behind_both_outputs() {
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let mut command = program();
+    command.args(["serve", "0", "--stats-every", "1ms", "--log-level", "trace"]);
+    let serving = Serving::launch(command.stdout(full()).stderr(full()));
+    beside(&serving, Often, || {
+        in_parallel(100, |_| serving.connect().ask("x"));
+        (0..100).for_each(|_| serving.signal(Signal::USR1));
+    });
+    assert_eq!(serving.stop().status.code(), Some(0));
+}
+
+#[test]
+fn standard_streams_that_are_closed() {
+    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
+        let options = "--stats-every 1ms --log-level debug";
+        let mut command = within(&format!("exec \"$@\" {closed}"), options);
+        let serving = Serving::launch(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        beside(&serving, Often, || {
+            // A client must never get a descriptor that something is printed to.
+            let mut peers: Vec<Peer> = (0..20).map(|_| serving.connect()).collect();
+            peers.iter_mut().for_each(|peer| peer.ask("x"));
+            serving.signal(Signal::USR1);
+            for peer in &mut peers {
+                assert!(peer.is_silent_for(MS), "something else came");
+                peer.ask("y");
+            }
+        });
+        assert_eq!(serving.stop().status.code(), Some(0), "{closed}");
+    }
+}
+
+#[test]
+fn a_process_that_is_stopped_and_continued() {
+    let serving = serve("");
+    beside(&serving, Often, || {
+        for _ in 0..5 {
+            serving.freeze();
+            // What comes meanwhile waits in the kernel.
+            let mut waits = serving.connect();
+            waits.send(b"HELO waits\n");
+            thread::sleep(20 * MS);
+            serving.resume();
+            waits.expect_reply("waits");
+        }
+    });
+    settle(serving);
+}
+
+#[test]
+fn a_storm_of_signals() {
+    let serving = serve("--handler-delay 1ms");
+    beside(&serving, Often, || {
+        let begun = Instant::now();
+        let harmless = [Signal::USR1, Signal::WINCH, Signal::CHILD, Signal::CONT, Signal::URG, Signal::PIPE];
+        for number in 0..20_000 {
+            serving.signal(harmless[number % harmless.len()]);
+            if number % 500 == 0 {
+                serving.connect().ask("in the storm");
+            }
+            if begun.elapsed() > Duration::from_secs(3) {
+                break;
+            }
+        }
+    });
+    settle(serving);
+}
+
+#[test]
+fn without_proc() {
+    let script = "mount -t tmpfs none /proc && exec \"$@\"";
+    let mut probe = Command::new("unshare");
+    if !probe
+        .args(["-Urm", "sh", "-c", "mount -t tmpfs none /proc"])
+        .output()
+        .is_ok_and(|it| it.status.success())
+    {
+        return skipped("this system does not let a test hide /proc");
+    }
+    let mut command = Command::new("unshare");
+    command.args(["-Urm", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_tidemill"), "serve", "0"]);
+    command.args(["--handler-delay", "5ms", "--tolerance", "0"]).stdin(Stdio::null());
+    let serving = Serving::start(command);
+    beside(&serving, Often, || {
+        // The pool cannot see who computes, and takes it that all do.
+        in_parallel(16, |_| {
+            for _ in 0..20 {
+                serving.connect().ask("x");
+            }
+        });
+    });
+    settle(serving);
+}
+
+#[test]
+fn one_cpu() {
+    let cpus = sched_getaffinity(None).unwrap();
+    let Some(cpu) = (0..CpuSet::MAX_CPU).find(|cpu| cpus.is_set(*cpu)) else {
+        return skipped("no CPU is known");
+    };
+    let mut command = Command::new("taskset");
+    command.args(["-c", &cpu.to_string(), env!("CARGO_BIN_EXE_tidemill"), "serve", "0"]);
+    command.args(["--handler-delay", "2ms"]).stdin(Stdio::null());
+    if Command::new("taskset").arg("--version").output().is_err() {
+        return skipped("there is no taskset");
+    }
+    let serving = Serving::start(command);
+    beside(&serving, Often, || {
+        in_parallel(16, |number| {
+            let text = format!("{number}");
+            let lines = format!("HELO {text}\n").repeat(20);
+            let mut peer = serving.connect();
+            peer.send(lines.as_bytes());
+            (0..20).for_each(|_| peer.expect_reply(&text));
+        });
+        assert_eq!(serving.stats()["pool_cores"], 1);
+    });
+    settle(serving);
+}
+
+/// `/proc/self` is one for anybody, whatever the rights of who runs the test.
+#[test]
+fn a_directory_that_takes_no_file() {
+    let mut command = program();
+    command.args(["serve", "0"]).current_dir("/proc/self");
+    let serving = Serving::start(command);
+    beside(&serving, Often, || in_parallel(20, |_| serving.connect().ask("x")));
+    settle(serving);
+    let mut command = program();
+    command.args(["serve", "0", "--unix", "socket"]).current_dir("/proc/self");
+    let ended = Ended::of(&mut command);
+    assert_eq!((ended.status.code(), ended.stderr.lines().count()), (Some(1), 1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("socket") && !Path::new("/proc/self/socket").exists(), "{}", ended.stderr);
+}
+
+/// Whatever a log line or a snapshot is worth in the middle of all this: it adds up.
+#[test]
+fn snapshots_in_the_middle_of_everything_add_up() {
+    let serving = serve("--max-connections 40 --handler-delay 1ms");
+    beside(&serving, Once, || {
+        in_parallel(300, |number| {
+            let mut peer = serving.connect();
+            peer.send_what_goes(&b"HELO x\nnothing\n".repeat(number % 7));
+            if number % 20 == 0 {
+                assert_json_adds_up(&serving.stats());
+            }
+            if number % 3 == 0 {
+                peer.reset();
+            }
+        });
+    });
+    settle(serving);
+}
