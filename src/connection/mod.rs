@@ -107,7 +107,7 @@ pub(crate) struct Connection {
     pub(crate) listed: bool,
     /// When it was last seen to do anything, in milliseconds since the server's start, which wrap after seven weeks; kept up
     /// to date only where there is a timeout for it.
-    active_ms: u32,
+    pub(crate) active_ms: u32,
     /// When the reactor looks at its deadlines, by the pool's clock; 0: it has no entry there.
     pub(crate) look_at: Nanos,
 }

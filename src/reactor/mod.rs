@@ -318,7 +318,7 @@ impl Reactor {
             }
         }
         while let Some((at, id)) = self.deadlines.pop_due(self.turn_at) {
-            self.look_at(at, id);
+            self.look_at(at, id, now);
         }
         self.obey_memory_limit();
         self.litter.drop_piece();

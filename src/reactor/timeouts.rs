@@ -3,13 +3,14 @@
 //! A connection has at most one entry among the deadlines that counts (`Connection::look_at`). It says when to look; what is
 //! due then, and whether it still is, the connection knows. So a request costs a look at what is there, and no more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Reactor;
 use super::table::Entry;
 use crate::clock::Nanos;
 use crate::connection::{CloseReason, Phase};
 use crate::job::ConnId;
+use crate::metrics::Counters;
 
 impl Reactor {
     /// Sees that a connection is looked at when its earliest deadline is due.
@@ -35,18 +36,55 @@ impl Reactor {
     }
 
     /// The entry of a connection that was due at `at` came up.
-    pub(super) fn look_at(&mut self, at: Nanos, id: ConnId) {
+    pub(super) fn look_at(&mut self, at: Nanos, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         // An earlier one was put in its place.
         if connection.look_at != at {
             return;
         }
         connection.look_at = 0;
-        match self.deadline_of(id) {
-            Some((at, reason)) if at <= self.turn_at => self.time_out(id, reason),
-            Some(_) => self.arm(id),
-            None => {}
+        if self.is_due(id).is_some() {
+            // Whoever kept its time must not pay for a loop that was held up, or a process that was stopped: the event may
+            // not have been taken from poll yet.
+            self.catch_up(id, now);
         }
+        match self.is_due(id) {
+            Some(CloseReason::RequestTimeout) if self.finished.iter().any(|job| job.connection == id) => {
+                // It is answered, and its turn comes.
+                self.look_again_next_turn(id);
+            }
+            Some(reason) => self.time_out(id, reason),
+            None => self.arm(id),
+        }
+    }
+
+    /// Why the connection has to end now, if it has to.
+    fn is_due(&mut self, id: ConnId) -> Option<CloseReason> {
+        let (at, reason) = self.deadline_of(id)?;
+        (at <= self.turn_at).then_some(reason)
+    }
+
+    /// Reads and writes what can be read and written, whether an event told of it or not.
+    fn catch_up(&mut self, id: ConnId, now: Instant) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        connection.set_readable();
+        connection.set_writable();
+        let active_ms = connection.active_ms;
+        let moved = |counters: &Counters| counters.read_bytes + counters.written_bytes;
+        let before = moved(&self.counters);
+        self.serve(id, now);
+        // To have been looked at in vain is not to have been active.
+        if let Some(Entry { connection, .. }) = self.table.get(id)
+            && moved(&self.counters) == before
+        {
+            connection.active_ms = active_ms;
+        }
+    }
+
+    fn look_again_next_turn(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        connection.look_at = self.turn_at + 1;
+        self.deadlines.set(connection.look_at, id);
     }
 
     fn time_out(&mut self, id: ConnId, reason: CloseReason) {

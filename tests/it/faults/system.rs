@@ -12,7 +12,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use super::Connects::{Often, Once};
 use super::{beside, settle};
 use crate::support::{
-    Ended, Peer, Serving, allow_files, assert_json_adds_up, eventually, in_parallel, program, serve, skipped,
+    Ended, Peer, Serving, allow_files, assert_json_adds_up, eventually, helo_reply, in_parallel, program,
+    serve, skipped,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -140,6 +141,40 @@ fn a_process_that_is_stopped_and_continued() {
         }
     });
     settle(serving);
+}
+
+/// All clocks have run out when it goes on, but nobody was slow: what they had sent, and what they had made room for, the
+/// kernel knew.
+#[test]
+fn a_process_that_was_stopped_for_longer_than_its_timeouts() {
+    // More than the events of one poll.
+    const PEERS: usize = 300;
+    const REQUESTS: usize = 3000;
+    allow_files(4000);
+    let serving = serve("--line-timeout 2s --idle-timeout 2s --write-timeout 2s --send-buffer 16KiB");
+    let mut readers: Vec<Peer> =
+        (0..PEERS).map(|_| Peer::with_small_buffer(serving.address, 16 << 10)).collect();
+    let mut halves: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
+    let mut idle: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
+    let replies = helo_reply(b"x", serving.address).repeat(REQUESTS);
+    readers.iter_mut().for_each(|peer| peer.send(&b"HELO x\n".repeat(REQUESTS)));
+    idle.iter_mut().for_each(|peer| peer.ask("x"));
+    halves.iter_mut().for_each(|peer| peer.send(b"HELO ha"));
+    serving.freeze();
+    let read: Vec<usize> = readers.iter_mut().map(|peer| peer.expect_what_is_there(&replies)).collect();
+    halves.iter_mut().for_each(|peer| peer.send(b"lf\n"));
+    idle.iter_mut().for_each(|peer| peer.send(b"HELO y\n"));
+    thread::sleep(2100 * MS);
+    serving.resume();
+    for (peer, read) in readers.iter_mut().zip(read) {
+        peer.expect(&replies[read..]);
+    }
+    halves.iter_mut().for_each(|peer| peer.expect_reply("half"));
+    idle.iter_mut().for_each(|peer| peer.expect_reply("y"));
+    drop((readers, halves, idle));
+    let (_, stats) = settle(serving);
+    let closed = &stats["connections_closed_total"];
+    assert_eq!((&closed["line_timeout"], &closed["write_timeout"]), (&0.into(), &0.into()));
 }
 
 #[test]

@@ -116,6 +116,18 @@ impl Peer {
         assert_same(&read, expected);
     }
 
+    /// Reads what has come, which is the beginning of `expected`. Returns how much it is.
+    #[track_caller]
+    pub(crate) fn expect_what_is_there(&mut self, expected: &[u8]) -> usize {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut read = Vec::new();
+        let error = self.stream.read_to_end(&mut read).expect_err("the stream ended");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        self.stream.set_nonblocking(false).unwrap();
+        assert_same(&read, &expected[..read.len()]);
+        read.len()
+    }
+
     /// Reads a byte.
     #[track_caller]
     pub(crate) fn byte(&mut self) -> u8 {
