@@ -458,16 +458,17 @@ impl Connection {
         };
         let write =
             due(blocked.map(|buffers| buffers.progress_at), timeouts.write, CloseReason::WriteTimeout);
-        if self.phase != Phase::Open || self.role != Role::Requests {
-            return write;
-        }
-        let read = buffers.filter(|buffers| buffers.paused_since.is_none());
-        let line_since = read.and_then(|buffers| buffers.inbound.incomplete_since());
-        let line = due(line_since, timeouts.line, CloseReason::LineTimeout);
+        // Also of a connection that ends once that is answered.
         let request = match timeouts.request.filter(|_| self.is_job_out()) {
             None => None,
             after => due(Some(taken_at().unwrap_or(now)), after, CloseReason::RequestTimeout),
         };
+        if self.phase != Phase::Open || self.role != Role::Requests {
+            return [write, request].into_iter().flatten().min_by_key(|(at, _)| *at);
+        }
+        let read = buffers.filter(|buffers| buffers.paused_since.is_none());
+        let line_since = read.and_then(|buffers| buffers.inbound.incomplete_since());
+        let line = due(line_since, timeouts.line, CloseReason::LineTimeout);
         let idle = match timeouts.idle.filter(|_| self.is_quiet() && self.input != Input::Ended) {
             None => None,
             after => {

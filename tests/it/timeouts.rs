@@ -181,6 +181,32 @@ fn a_request_that_takes_too_long_is_told_so_behind_earlier_replies() {
     assert_adds_up(&stats);
 }
 
+/// What ends a connection waits for the replies before it, and must not wait for ever.
+#[test]
+fn a_request_that_takes_too_long_is_told_so_also_on_a_connection_that_is_ending() {
+    for (behind, stops) in [(&b"a line that is too long"[..], false), (b"half a line", false), (b"", true)] {
+        let gate = Gate::closed();
+        let server = configure(gate.holds_stuck(), |config| {
+            config.max_line_bytes = 12;
+            config.line_timeout = Some(100 * MS);
+            config.request_timeout = Some(400 * MS);
+        });
+        let handle = server.handle();
+        let mut peer = Peer::connect(server.local_addr());
+        peer.send(b"stuck\n");
+        eventually("it is with the handler", || handle.stats().pool_busy == 1);
+        peer.send(behind);
+        if stops {
+            handle.stop();
+        }
+        peer.expect_rest(b"ERROR request not completed within 400ms\n");
+        eventually("its handler runs on", || handle.stats().requests_stuck == 1);
+        gate.open();
+        handle.stop();
+        server.wait().unwrap();
+    }
+}
+
 /// Not from when it was read, but from when a worker took it.
 #[test]
 fn the_time_of_a_request_begins_when_a_worker_takes_it() {
