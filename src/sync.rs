@@ -14,6 +14,48 @@ pub(crate) use std::{
     thread,
 };
 
+/// Where the thread that made it sleeps until it is unparked; an unpark before that ends the sleep at once. It may also end for
+/// no reason.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub(crate) struct Parker(thread::Thread);
+
+#[cfg(not(loom))]
+impl Parker {
+    pub(crate) fn new() -> Parker {
+        Parker(thread::current())
+    }
+
+    /// For the thread that made it.
+    pub(crate) fn park(&self) {
+        thread::park();
+    }
+
+    pub(crate) fn unpark(&self) {
+        self.0.unpark();
+    }
+}
+
+/// loom takes an unpark of a thread that waits for a lock for the lock.
+#[cfg(loom)]
+#[derive(Debug)]
+pub(crate) struct Parker(loom::sync::Notify);
+
+#[cfg(loom)]
+impl Parker {
+    pub(crate) fn new() -> Parker {
+        Parker(loom::sync::Notify::new())
+    }
+
+    pub(crate) fn park(&self) {
+        self.0.wait();
+    }
+
+    pub(crate) fn unpark(&self) {
+        self.0.notify();
+    }
+}
+
 /// The CPU that the caller runs on, by the time it knows perhaps another.
 #[cfg(not(loom))]
 pub(crate) fn current_cpu() -> usize {

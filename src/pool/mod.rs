@@ -63,11 +63,11 @@ pub(crate) struct Pool<Q> {
     /// Job slices ever begun by the workers. Relaxed.
     started: AtomicU64,
     /// Job slices that have come back, by the reactor only. Relaxed: a statistic.
-    finished: AtomicU64,
+    finished: std::sync::atomic::AtomicU64,
     /// Most jobs that were out since the tuner looked last. By the reactor, and reset by the tuner. Relaxed: a statistic.
-    peak: AtomicUsize,
+    peak: std::sync::atomic::AtomicUsize,
     /// Moving average of the wall time of a job in nanoseconds, 0 until one has finished. By the reactor only. Relaxed.
-    mean_nanos: AtomicU64,
+    mean_nanos: std::sync::atomic::AtomicU64,
 }
 
 /// The pool of a server.
@@ -84,9 +84,9 @@ impl<Q: Queue> Pool<Q> {
             stuck: AtomicUsize::new(0),
             submitted: AtomicU64::new(0),
             started: AtomicU64::new(0),
-            finished: AtomicU64::new(0),
-            peak: AtomicUsize::new(0),
-            mean_nanos: AtomicU64::new(0),
+            finished: Default::default(),
+            peak: Default::default(),
+            mean_nanos: Default::default(),
         }
     }
 

@@ -63,7 +63,7 @@ impl<T> Deques<T> {
         after.iter().chain(before).find_map(|(_, stealer)| first(|| stealer.steal()))
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn injected(&self) -> usize {
         self.injector.len()
     }

@@ -9,11 +9,11 @@
 //!
 //! Why no job is stranded: a pusher pushes, fences, then reads the state; a worker counts itself as parked, fences, then
 //! looks for jobs. Of two such sequences at least one sees the other's write (store buffering with `SeqCst` fences),
-//! so either the pusher sees a worker to unpark, or the worker sees the job. Held by `loom_tests`. The idea is that
+//! so either the pusher sees a worker to unpark, or the worker sees the job. Held by `loom_tests` of the pool. The idea is that
 //! of rayon-core's `sleep` module.
 
 use crate::sync::atomic::{AtomicU8, AtomicUsize, Ordering::*, fence};
-use crate::sync::{Arc, Mutex, current_cpu, lock, thread};
+use crate::sync::{Arc, Mutex, Parker, current_cpu, lock};
 
 /// One searching worker; the low half of the state.
 const SEARCHING: usize = 1;
@@ -53,7 +53,7 @@ pub(super) enum Which {
 /// A worker's place to park.
 #[derive(Debug)]
 pub(super) struct Bed {
-    thread: thread::Thread,
+    parker: Parker,
     /// Written under the lock of the stack, and read by the parked worker: pairs release with acquire.
     order: AtomicU8,
     /// Where it parked. Written and read under the lock of the stack, and only a hint.
@@ -67,7 +67,7 @@ const EXIT: u8 = 2;
 impl Bed {
     /// For the calling thread.
     pub(super) fn new() -> Arc<Bed> {
-        Arc::new(Bed { thread: thread::current(), order: AtomicU8::new(STAY), cpu: Default::default() })
+        Arc::new(Bed { parker: Parker::new(), order: AtomicU8::new(STAY), cpu: Default::default() })
     }
 }
 
@@ -128,7 +128,7 @@ impl Sleep {
                 bed.order.store(SEARCH, Release);
                 bed
             };
-            bed.thread.unpark();
+            bed.parker.unpark();
         }
     }
 
@@ -139,11 +139,10 @@ impl Sleep {
     }
 
     /// A searching worker found a job, or ends. `true` if it was the last one that searched: it then has to look
-    /// whether more is there, and unpark another for it, as a pusher may have counted on it.
+    /// whether more is there, and unpark another for it, as a pusher may have counted on it. The fence between the two is that
+    /// of [`Sleep::unpark`].
     pub(super) fn stops_searching(&self) -> bool {
-        let last = searching(self.state.fetch_sub(SEARCHING, Relaxed)) == 1;
-        fence(SeqCst);
-        last
+        searching(self.state.fetch_sub(SEARCHING, Relaxed)) == 1
     }
 
     /// Parks the calling worker, whose bed this is, until it is unparked, unless `work` finds something after it
@@ -170,7 +169,7 @@ impl Sleep {
             match bed.order.load(Acquire) {
                 SEARCH => return Unparked::Search,
                 EXIT => return Unparked::Exit,
-                _ => thread::park(),
+                _ => bed.parker.park(),
             }
         }
     }
@@ -186,7 +185,7 @@ impl Sleep {
             stack.drain(..count).inspect(|bed| bed.order.store(EXIT, Release)).collect()
         };
         for bed in &released {
-            bed.thread.unpark();
+            bed.parker.unpark();
         }
         released.len()
     }
@@ -228,189 +227,5 @@ mod tests {
         assert_eq!(taken(&[1, 1, 2], Some(3)), Some(2), "nobody is near");
         assert_eq!(taken(&[], Some(1)), None);
         assert_eq!(taken(&[1, 2, 2, 2, 2, 2, 2, 2, 2], Some(1)), Some(8), "too far down");
-    }
-}
-
-#[cfg(all(test, loom))]
-mod loom_tests {
-    use super::*;
-
-    /// A queue that is only a count, with no more ordering than a deque gives: it must not hide a missing fence.
-    #[derive(Default)]
-    struct Queue(AtomicUsize);
-
-    impl Queue {
-        fn push(&self) {
-            self.0.fetch_add(1, Release);
-        }
-
-        fn is_empty(&self) -> bool {
-            self.0.load(Acquire) == 0
-        }
-
-        fn take(&self) -> bool {
-            let mut now = self.0.load(Acquire);
-            while now > 0 {
-                match self.0.compare_exchange(now, now - 1, AcqRel, Acquire) {
-                    Ok(_) => return true,
-                    Err(other) => now = other,
-                }
-            }
-            false
-        }
-    }
-
-    struct Pool {
-        sleep: Sleep,
-        queue: Queue,
-        taken: AtomicUsize,
-    }
-
-    impl Pool {
-        fn new() -> Arc<Pool> {
-            Arc::new(Pool { sleep: Sleep::new(), queue: Queue::default(), taken: AtomicUsize::new(0) })
-        }
-
-        fn submit(&self) {
-            self.queue.push();
-            self.sleep.unpark_one(|_| true);
-        }
-
-        /// A worker as in `worker.rs`, until `jobs` have been taken by all together or it is let go.
-        fn work(&self, jobs: usize, mut searching: bool) {
-            let bed = Bed::new();
-            loop {
-                if self.queue.take() {
-                    if searching {
-                        searching = false;
-                        if self.sleep.stops_searching() && !self.queue.is_empty() {
-                            self.sleep.unpark_one(|_| true);
-                        }
-                    }
-                    if self.taken.fetch_add(1, AcqRel) + 1 == jobs {
-                        // All is done: let the others end, as a stopping pool does.
-                        self.sleep.release(usize::MAX);
-                        return;
-                    }
-                    continue;
-                }
-                let work = || !self.queue.is_empty() || self.taken.load(Acquire) == jobs;
-                match self.sleep.park(&bed, searching, work) {
-                    Unparked::Search if self.taken.load(Acquire) == jobs => return,
-                    Unparked::Search => searching = true,
-                    Unparked::Exit => return,
-                }
-            }
-        }
-    }
-
-    fn model(check: impl Fn() + Sync + Send + 'static) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(3);
-        builder.check(check);
-    }
-
-    /// Push against park: the job is taken, or the model deadlocks.
-    #[test]
-    fn no_job_is_stranded_when_the_only_worker_parks() {
-        model(|| {
-            let pool = Pool::new();
-            let worker = {
-                let pool = Arc::clone(&pool);
-                pool.sleep.starts();
-                thread::spawn(move || pool.work(2, true))
-            };
-            pool.submit();
-            pool.submit();
-            worker.join().unwrap();
-            assert_eq!(pool.taken.load(Acquire), 2);
-        });
-    }
-
-    /// Two workers start, counted as searching; `submit` brings two jobs meanwhile.
-    fn two_jobs_for_two_workers(submit: impl Fn(&Pool) + Sync + Send + 'static) {
-        model(move || {
-            let pool = Pool::new();
-            let workers: Vec<_> = (0..2)
-                .map(|_| {
-                    let pool = Arc::clone(&pool);
-                    pool.sleep.starts();
-                    thread::spawn(move || pool.work(2, true))
-                })
-                .collect();
-            submit(&pool);
-            for worker in workers {
-                worker.join().unwrap();
-            }
-            let state = pool.sleep.state.load(Relaxed);
-            assert_eq!(parked(state), 0, "{state:#x}");
-        });
-    }
-
-    /// The last searcher finds a job while another is pushed.
-    #[test]
-    fn no_job_is_stranded_between_two_workers() {
-        two_jobs_for_two_workers(|pool| {
-            pool.submit();
-            pool.submit();
-        });
-    }
-
-    /// Both may be parked by the time they are unparked together.
-    #[test]
-    fn no_job_is_stranded_when_several_are_unparked_at_once() {
-        two_jobs_for_two_workers(|pool| {
-            pool.queue.push();
-            pool.queue.push();
-            pool.sleep.unpark(2, Which::Near, |_| true);
-        });
-    }
-
-    /// Letting a worker go against unparking one: the one that is let go never takes the wake of the other with it.
-    #[test]
-    fn a_released_worker_takes_no_wake_with_it() {
-        model(|| {
-            let pool = Pool::new();
-            let leaver = {
-                let pool = Arc::clone(&pool);
-                pool.sleep.starts();
-                thread::spawn(move || pool.work(1, true))
-            };
-            let manager = {
-                let pool = Arc::clone(&pool);
-                thread::spawn(move || pool.sleep.release(1))
-            };
-            pool.submit();
-            if manager.join().unwrap() == 1 {
-                // The job may still be there: whoever lets the last worker go must start another for it.
-                pool.queue.take();
-            }
-            leaver.join().unwrap();
-            assert!(pool.queue.is_empty());
-        });
-    }
-
-    /// The target is lowered while a worker goes to park: either it is released, or it sees that it is surplus.
-    #[test]
-    fn a_worker_that_parks_too_late_to_be_released_sees_that_it_is_surplus() {
-        model(|| {
-            let shared = Arc::new((Sleep::new(), AtomicUsize::new(0)));
-            let worker = {
-                let shared = Arc::clone(&shared);
-                shared.0.starts();
-                thread::spawn(move || {
-                    let (sleep, excess) = &*shared;
-                    let bed = Bed::new();
-                    // Retiring is what a worker does that was not released but finds an excess.
-                    sleep.park(&bed, true, || excess.load(Relaxed) > 0)
-                })
-            };
-            // As in `Pool::set_target`.
-            let (sleep, excess) = &*shared;
-            excess.store(1, Relaxed);
-            let released = sleep.release(1);
-            let ended = worker.join().unwrap();
-            assert_eq!(released == 1, ended == Unparked::Exit);
-        });
     }
 }
