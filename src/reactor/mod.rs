@@ -14,6 +14,7 @@ mod budget;
 mod deadlines;
 mod farewell;
 mod listener;
+mod lone;
 mod memory;
 mod peers;
 mod serve;
@@ -25,7 +26,6 @@ mod timeouts;
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
@@ -50,6 +50,7 @@ use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use listener::Listeners;
 pub(crate) use listener::bind;
+use lone::LoneJob;
 use peers::Peers;
 pub(crate) use socket::ListenSocket;
 use stop::Drain;
@@ -65,13 +66,6 @@ const LISTENERS: usize = usize::MAX - 1;
 const MAX_EVENTS: usize = 64;
 /// How long what still comes is discarded, after our side was shut down, until the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
-/// For a lone job as short as this on average the reactor lets a worker have its CPU before it goes to sleep. For a long one it
-/// would come back late to others.
-const SHORT_JOB: Duration = Duration::from_micros(20);
-/// It did not pay to give way if that took longer, in nanoseconds.
-const MAX_GIVEN_WAY: Nanos = 100_000;
-/// After so many times in a row in which it did not pay, and after more, it is tried for one lone job in 2 to the power of this.
-const MAX_VAIN: u32 = 6;
 /// How long a job may be finished without this thread having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
 /// At most one warning of a kind within this time.
@@ -173,9 +167,7 @@ pub(crate) struct Reactor {
     buffer: Box<[u8]>,
     /// When this turn began, by the pool's clock.
     turn_at: Nanos,
-    /// Times in a row that giving way for a lone job did not pay, and for how many of them it is not tried.
-    vain: u32,
-    give_way_again_after: u32,
+    lone_job: LoneJob,
     /// Set when a graceful stop has begun.
     drain: Option<Drain>,
     /// A peer that may do so asked for a stop.
@@ -224,8 +216,7 @@ impl Reactor {
             lines_out: 0,
             buffer: vec![0; budget::READ_BYTES].into_boxed_slice(),
             turn_at: 0,
-            vain: 0,
-            give_way_again_after: 0,
+            lone_job: LoneJob::default(),
             drain: None,
             stop_requested: false,
             started_before: 0,
@@ -243,7 +234,9 @@ impl Reactor {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut sent_lone_job = false;
         loop {
-            let polls = !sent_lone_job || !self.lone_job_is_back();
+            let is_idle = self.is_idle();
+            let Shared { hub, pool, .. } = &self.shared;
+            let polls = !sent_lone_job || !is_idle || !self.lone_job.is_back(hub, pool);
             if polls {
                 match self.poll.poll(&mut events, self.timeout()) {
                     Ok(()) => {}
@@ -339,39 +332,6 @@ impl Reactor {
 
     fn is_spent(&mut self) -> bool {
         self.budget.is_spent(&self.shared.hub.clock)
-    }
-
-    /// Whether the only job that is out, just submitted, is back already and nothing else is to do: a look at poll would only
-    /// keep its reply waiting.
-    ///
-    /// Often it is, where a worker on this CPU has taken over. Where jobs are short it is given the chance to: that costs
-    /// less than sleep until it wakes this thread.
-    fn lone_job_is_back(&mut self) -> bool {
-        let Hub { replies, clock, .. } = &*self.shared.hub;
-        if !self.is_idle() {
-            return false;
-        }
-        if !replies.is_empty() {
-            return true;
-        }
-        if self.shared.pool.time_per_job() >= SHORT_JOB {
-            return false;
-        }
-        if self.give_way_again_after > 0 {
-            self.give_way_again_after -= 1;
-            return false;
-        }
-        let before = clock.now();
-        thread::yield_now();
-        let back = !replies.is_empty();
-        // In vain where the worker has another CPU, and dear where somebody else took this one: tried less often then.
-        self.vain = if back && clock.now().saturating_sub(before) < MAX_GIVEN_WAY {
-            0
-        } else {
-            (self.vain + 1).min(MAX_VAIN)
-        };
-        self.give_way_again_after = (1 << self.vain) - 1;
-        back
     }
 
     /// How long poll may block. `None`: until something happens.
@@ -503,6 +463,7 @@ impl Reactor {
 mod tests {
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
+    use std::thread;
 
     use super::*;
     use crate::clock::Clock;
