@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The elasticity scorecard: 20 workloads, and how the pool follows each, against a goal.
+# The elasticity scorecard: 27 workloads, and how the pool follows each, against a goal.
 #
 #   scripts/elasticity.sh                            everything: about 13 minutes
 #   scripts/elasticity.sh --quick                    a look: about 4 minutes

@@ -1,5 +1,6 @@
 //! The elasticity scorecard: does the pool follow the load? Prints a table, JSON, and a page with plots.
 
+mod exact;
 mod lab;
 mod outside;
 #[path = "../../../../src/report/page.rs"]
@@ -84,7 +85,7 @@ type Inside = fn(Effort) -> Result<Row>;
 type Outside = fn(&Path, Effort) -> Result<Row>;
 
 /// Rows in this process, in order.
-const INSIDE: [(u32, Inside); 18] = [
+const INSIDE: [(u32, Inside); 25] = [
     (1, rows::step),
     (2, rows::again),
     (3, rows::down),
@@ -103,6 +104,13 @@ const INSIDE: [(u32, Inside); 18] = [
     (18, outside::churn),
     (19, rows::steady),
     (20, rows::flood),
+    (21, exact::slow_ramp),
+    (22, exact::inside_the_band),
+    (23, exact::tolerance_above_all),
+    (24, exact::nothing_known),
+    (25, exact::cores_come_and_go),
+    (26, exact::lost_inside_the_band),
+    (27, exact::against_tokio),
 ];
 
 /// Rows with the server in a process of its own.
@@ -121,7 +129,7 @@ fn run(options: &Options) -> Result<bool> {
     let wanted = |number: u32| options.rows.is_empty() || options.rows.contains(&number);
     let mut results = Vec::new();
     let mut broken = Vec::new();
-    for number in 1..=20 {
+    for number in 1..=27 {
         let inside = INSIDE.iter().filter(|row| row.0 == number && wanted(number));
         let inside = inside.map(|row| (row.1)(effort));
         let outside = OUTSIDE.iter().filter(|row| row.0 == number && wanted(number));
