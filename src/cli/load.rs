@@ -39,6 +39,8 @@ const SPARE_DESCRIPTORS: usize = 32;
 /// loop is closed: a reply makes room for the next request. With it the loop is open: requests are due at fixed moments, and
 /// latency counts from there, however late they could be sent.
 ///
+/// CTRL-C ends a run early, with the account of what was done; again, and replies that are on their way are not waited for.
+///
 /// Exit status: 0 when every reply was right and every assert holds, 1 when not, or when the run was not possible, 2 for wrong usage.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -68,6 +70,8 @@ pub(crate) struct LoadArgs {
     pipeline: u32,
 
     /// Open loop: requests that become due each second, over all connections [default: closed loop]
+    ///
+    /// Latency counts from when a request was due, also where it waited for a connection: there is no coordinated omission.
     #[arg(short, long, value_name = "PER_SECOND", value_parser = rate)]
     rate: Option<f64>,
 
@@ -82,7 +86,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "SHAPE")]
     shape: Option<Shape>,
 
-    /// Open a new connection for every request; latency counts from the start of connecting
+    /// Open a new connection for every request; latency counts from the start of connecting, with --rate from when it was due
     #[arg(long)]
     reconnect: bool,
 
@@ -94,7 +98,9 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
 
-    /// A connection that owes a reply and is silent for this long is given up, and its requests are lost
+    /// A connection on which no request is answered for this long is given up, and its requests are lost
+    ///
+    /// Whatever the server does, a run ends within its duration, this, and a second.
     #[arg(long, value_name = "DUR", default_value = "5s", value_parser = positive)]
     timeout: Duration,
 

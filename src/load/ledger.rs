@@ -724,7 +724,13 @@ mod tests {
 
     #[test]
     fn the_books_balance_whatever_the_peer_sends() {
-        let seed = fastrand::u64(..);
+        // Seeds that found something stay here; the last one is another each time.
+        for seed in [3, fastrand::u64(..)] {
+            books_balance(seed);
+        }
+    }
+
+    fn books_balance(seed: u64) {
         let mut random = fastrand::Rng::with_seed(seed);
         for round in 0..2000 {
             let mut fixture = match round % 4 {
