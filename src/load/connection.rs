@@ -217,7 +217,7 @@ impl Connection {
         clock: &impl Fn() -> u64,
         tally: &mut Tally,
     ) -> (u64, Outcome) {
-        let Some(stream) = &mut self.stream else { return (0, Outcome::Drained) };
+        let Some(stream) = &mut self.stream else { return (clock(), Outcome::Drained) };
         let got = stream.read(buffer);
         let now = clock();
         let got = match got {

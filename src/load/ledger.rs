@@ -538,6 +538,58 @@ mod tests {
     }
 
     #[test]
+    fn runs_are_joined_only_where_times_and_numbers_go_on() {
+        let (early, late) = (Asked { due: 1, sent: 2 }, Asked { due: 1, sent: 3 });
+        let mut outstanding = Outstanding::new();
+        for (asked, first, count) in
+            [(early, 3, 2), (early, 9, 1), (early, 18, 2), (late, 24, 1), (late, 30, 1)]
+        {
+            outstanding.push(asked, Run { first, count }, STEP);
+        }
+        let there = (0..60).filter(|&number| outstanding.contains(number, STEP));
+        assert_eq!(there.collect::<Vec<_>>(), [3, 6, 9, 18, 21, 24, 30]);
+        let mut runs = Vec::new();
+        while let Some((asked, run)) = outstanding.front() {
+            runs.push((asked, run.first, run.count));
+            outstanding.take(run.count, STEP);
+        }
+        assert_eq!(runs, [(early, 3, 3), (early, 18, 2), (late, 24, 1), (late, 30, 1)]);
+        assert_eq!(outstanding.len, 0);
+    }
+
+    #[test]
+    fn silence_counts_from_the_last_progress_and_what_is_missing_from_when_it_was_overtaken() {
+        let mut fixture = Fixture::with_requests(0);
+        let Fixture { ledger, protocol, tally } = &mut fixture;
+        let mut out = Vec::new();
+        ledger.ask(Asked { due: 0, sent: 10 }, 0, 4, protocol, &mut out, tally);
+        let asked: Vec<u8> = (0..4).flat_map(|at| protocol.request(at * STEP).to_vec()).collect();
+        assert_eq!(text(&out), text(&asked), "four numbers in a row");
+        let state = |ledger: &Ledger| (ledger.outstanding(), ledger.waits_since(), ledger.misses_since());
+        assert_eq!((ledger.asked(), state(ledger)), (4, (4, Some(10), None)));
+        let reply = protocol.reply(0).to_vec();
+        ledger.read(&reply, protocol, 50, tally);
+        assert_eq!(state(ledger), (3, Some(50), None));
+        let reply = protocol.reply(2 * STEP).to_vec();
+        ledger.read(&reply, protocol, 70, tally);
+        assert_eq!(state(ledger), (2, Some(70), Some(70)));
+        assert!(!ledger.expire_missing(70, protocol, 80, tally));
+        assert!(ledger.expire_missing(71, protocol, 80, tally));
+        assert_eq!(state(ledger), (1, Some(70), None));
+        // Bytes that answer nothing are no progress; a wrong reply is.
+        ledger.read(&reply, protocol, 90, tally);
+        assert_eq!(state(ledger), (1, Some(70), None));
+        ledger.read(b"what?\n", protocol, 95, tally);
+        assert_eq!(state(ledger), (0, None, None));
+        let total = tally.total();
+        assert_eq!((total.right, total.lost, total.duplicated, total.wrong), (2, 1, 1, 1));
+    }
+
+    fn text(bytes: &[u8]) -> String {
+        bytes.escape_ascii().to_string()
+    }
+
+    #[test]
     fn right_replies_are_right_in_pieces_of_any_size() {
         for piece in 1..200 {
             let mut fixture = Fixture::with_requests(3);

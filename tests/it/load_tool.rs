@@ -708,6 +708,16 @@ fn second_interrupt_gives_the_account_at_once() {
 }
 
 #[test]
+fn half_a_reply_that_is_not_waited_for_is_not_wrong() {
+    let server = WrongServer::start(Fault::HalfThenSilence);
+    let flood = Flood::start(&server.address(), &["-c", "1", "-d", "1h", "--timeout", "1h"]);
+    eventually("the reply is due", || server.requests() == 4);
+    flood.signal(Signal::INT);
+    let run = flood.end();
+    assert_eq!((run.errors(), run.status), (vec![("lost".to_owned(), 1)], 1), "{}", run.json);
+}
+
+#[test]
 fn interrupt_that_loses_nothing_is_no_failure() {
     for arguments in [&[][..], &["-r", "2000"], &["--reconnect"], &["--warm-up", "1h"]] {
         let server = WrongServer::start(Fault::None);

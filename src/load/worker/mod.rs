@@ -249,6 +249,7 @@ impl<'a> Worker<'a> {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
+            self.first_read = None;
             let mut handled = 0;
             for slot in std::mem::take(&mut self.unread) {
                 self.read(slot);
@@ -263,11 +264,11 @@ impl<'a> Worker<'a> {
             // A connection that was read has told the time already.
             let woke = self.first_read.take().unwrap_or_else(|| self.now());
             now = if handled > 1 { self.now() } else { woke };
-            self.absent = self.absent.max((woke - last_woke).saturating_sub(nanoseconds(HOUSEKEEPING)));
+            self.absent = self.absent.max(woke.saturating_sub(last_woke + nanoseconds(HOUSEKEEPING)));
             last_woke = woke;
             if handled > 0 && now >= self.measure_from && matches!(self.pace, Pace::Closed(_)) {
                 // Each of these replies may have waited here for as long as this turn took.
-                self.lateness.record_n(now - woke, handled);
+                self.lateness.record_n(now.saturating_sub(woke), handled);
             }
         }
         self.send_by = 0;

@@ -191,7 +191,8 @@ impl Worker<'_> {
         let stopped = self.plan.expect_stop && matches!(ending, Ending::Eof) && said.is_none();
         let how = if stopped { End::Stopped } else { End::Broken };
         let before = self.tally.recent.errors;
-        let held = connection.take_held();
+        // Half a reply is wrong, unless it is us who do not wait for the other half.
+        let held = if matches!(ending, Ending::Dropped) { Vec::new() } else { connection.take_held() };
         connection.ledger.close(how, &held, &mut self.protocol, now, &mut self.tally);
         let clean = self.tally.recent.errors == before;
         let (kind, got) = match (ending, said) {

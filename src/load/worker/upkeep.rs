@@ -158,7 +158,7 @@ impl Worker<'_> {
         let recent = &mut self.tally.recent;
         let any = recent.sent + recent.right + recent.errors > 0;
         if clock >= self.measure_from && (now != u64::MAX || any) {
-            if usage.since(self.row_usage).is_never_idle(clock - self.row_began) {
+            if usage.since(self.row_usage).is_never_idle(clock.saturating_sub(self.row_began)) {
                 self.right_while_busy += recent.right;
             }
             let point = Point {

@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Reset,
     /// No reply to this request and all that follow on its connection.
     Silence,
+    /// Half a reply, and then the same.
+    HalfThenSilence,
     /// No reply to any request.
     AlwaysSilent,
     /// Every request is answered by a line that is no reply.
@@ -183,7 +185,11 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
                 held_back += &right;
                 String::new()
             }
-            Fault::Silence if fourth || silent => {
+            Fault::HalfThenSilence if fourth => {
+                silent = true;
+                right[..right.len() / 2].to_owned()
+            }
+            Fault::Silence | Fault::HalfThenSilence if fourth || silent => {
                 silent = true;
                 String::new()
             }
