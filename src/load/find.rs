@@ -4,7 +4,8 @@
 //! about how much the server takes; then open loops, each at one rate, double towards the limit and halve the distance to it.
 //!
 //! What a step says is only believed where the generator kept up: a step that it spoilt is repeated, and where that does
-//! not help, there is no answer above. A rate that fails is tried again, since a neighbour on the machine can spoil a step.
+//! not help, there is no answer above. A rate that fails is tried again, and the upper end of the answer once more at the
+//! end, since a neighbour on the machine can spoil a step, or several.
 
 use std::io;
 use std::time::Duration;
@@ -34,6 +35,8 @@ const RESOLUTION: f64 = 1.02;
 const LOWEST_RATE: f64 = 1.0;
 /// So often a step that the generator spoilt is tried.
 const TRIES: u32 = 3;
+/// So often the search goes on above an upper end that holds after all.
+const MOST_REOPENED: u32 = 4;
 /// A search that has not ended by then does not converge.
 const MOST_STEPS: usize = 60;
 
@@ -55,6 +58,9 @@ struct Search {
     high: Option<f64>,
     /// From `high` on it is the generator that does not keep up.
     is_generators_limit: bool,
+    /// The upper end has been tried once more, after the search had come to it.
+    is_confirmed: bool,
+    reopened: u32,
     /// What was said of this rate so far.
     holds: u32,
     fails: u32,
@@ -68,6 +74,8 @@ impl Search {
             low: None,
             high: None,
             is_generators_limit: false,
+            is_confirmed: false,
+            reopened: 0,
             holds: 0,
             fails: 0,
             nothing: 0,
@@ -76,15 +84,37 @@ impl Search {
 
     /// The rate to try; `None` when the search is over.
     fn next(&self) -> Option<f64> {
-        let is_narrow = match (self.low, self.high) {
+        match self.high.filter(|_| self.is_narrow()) {
+            None => Some(self.rate),
+            Some(high) => (!self.is_confirmed).then_some(high),
+        }
+    }
+
+    fn is_narrow(&self) -> bool {
+        match (self.low, self.high) {
             (Some(low), Some(high)) => high <= low * RESOLUTION,
             (None, Some(high)) => high <= LOWEST_RATE,
             _ => false,
-        };
-        (!is_narrow).then_some(self.rate)
+        }
+    }
+
+    /// What is said of the upper end after the search has come to it: what failed twice may have been disturbed twice.
+    fn confirm(&mut self, said: Said) {
+        if said == Said::Holds && self.reopened < MOST_REOPENED {
+            self.reopened += 1;
+            (self.low, self.high) = (self.high, None);
+            self.rate = self.low.map_or(self.rate, |low| low * GROWTH);
+            self.is_generators_limit = false;
+            return;
+        }
+        self.is_generators_limit &= said != Said::Fails;
+        self.is_confirmed = true;
     }
 
     fn learn(&mut self, said: Said) {
+        if self.is_narrow() {
+            return self.confirm(said);
+        }
         match said {
             Said::Holds => self.holds += 1,
             Said::Fails => self.fails += 1,
@@ -275,6 +305,21 @@ mod tests {
                     "{first} {odd}: {steps}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn disturbance_that_passes_does_not_make_the_answer() {
+        for (from, to) in [(1, 6), (3, 8), (2, 14), (5, 12)] {
+            let (mut search, mut steps) = (Search::new(3000.0), 0);
+            while let Some(rate) = search.next() {
+                steps += 1;
+                let is_disturbed = (from..to).contains(&steps);
+                search.learn(if is_disturbed || rate >= 6400.0 { Said::Fails } else { Said::Holds });
+            }
+            let (low, high) = (search.low.unwrap(), search.high.unwrap());
+            assert!(low < 6400.0 && 6400.0 <= high, "{from}..{to}: {search:?}");
+            assert!(steps < MOST_STEPS, "{from}..{to}: {steps}");
         }
     }
 
