@@ -14,6 +14,7 @@
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
+//! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -31,6 +32,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod chaos;
 mod cli;
 mod closing;
 mod controller_props;

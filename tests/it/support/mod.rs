@@ -30,13 +30,18 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Writes a line that is seen whether the test passes or not.
+pub(crate) fn tell(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
 /// Tells that (a part of) the test that calls this did not run, and counts it. Not by a macro: of a test that passes those
 /// are not shown.
 pub(crate) fn skipped(why: &str) {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     let name = std::thread::current().name().unwrap_or_default().to_owned();
-    drop(writeln!(std::io::stderr(), "skipped ({count} so far): {name}: {why}"));
+    tell(&format!("skipped ({count} so far): {name}: {why}"));
 }
 
 /// A server in this process, on a port of its own.
