@@ -15,6 +15,7 @@
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
 //! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
+//! | `stops` | a hundred stops at random moments under load |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -57,5 +58,6 @@ mod slow_reader;
 mod sockets;
 mod stats;
 mod stop;
+mod stops;
 mod support;
 mod timeouts;

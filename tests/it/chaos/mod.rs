@@ -7,6 +7,7 @@
 
 mod clients;
 mod session;
+mod soak;
 
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};

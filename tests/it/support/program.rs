@@ -250,15 +250,21 @@ impl Serving {
 
     /// Memory that it occupies.
     pub(crate) fn resident_kib(&self) -> u64 {
-        self.status_kib("VmRSS:")
+        self.of_status("VmRSS:")
     }
 
     /// Address space that it has mapped.
     pub(crate) fn mapped_kib(&self) -> u64 {
-        self.status_kib("VmSize:")
+        self.of_status("VmSize:")
     }
 
-    fn status_kib(&self, name: &str) -> u64 {
+    /// How many threads it has.
+    pub(crate) fn threads(&self) -> u64 {
+        self.of_status("Threads:")
+    }
+
+    /// A number of its status, in KiB where that is its unit.
+    fn of_status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
