@@ -58,6 +58,9 @@ mod connection;
 pub mod controller;
 mod error;
 pub mod framing;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod job;
 mod litter;

@@ -22,6 +22,9 @@ use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 use tidemill::Config;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use serve::fuzzing;
+
 /// Exit status for what failed.
 const FAILED: u8 = 1;
 /// Exit status for wrong usage.

@@ -8,6 +8,8 @@
 
 mod ending;
 mod inbound;
+#[cfg(any(test, fuzzing))]
+mod model;
 mod outbound;
 mod peer;
 
@@ -19,6 +21,8 @@ use crate::job::{Endpoint, Job, MS, to_ms};
 use crate::service::ServiceId;
 pub(crate) use ending::{CloseReason, Phase};
 pub(crate) use inbound::{Cut, End, Inbound, Taken};
+#[cfg(any(test, fuzzing))]
+pub use model::play;
 pub(crate) use outbound::Outbound;
 use peer::Peer;
 

@@ -8,6 +8,8 @@
 pub(crate) mod asserts;
 mod connection;
 pub(crate) mod find;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod histogram;
 mod honesty;
 mod ledger;

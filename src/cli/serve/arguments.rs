@@ -145,7 +145,7 @@ pub(super) fn check(args: &ServeArgs) -> Result<(), String> {
     }
 }
 
-fn timeout(text: &str) -> Result<Timeout, humantime::DurationError> {
+pub(super) fn timeout(text: &str) -> Result<Timeout, humantime::DurationError> {
     match text {
         "off" => Ok(Timeout(None)),
         text => humantime::parse_duration(text).map(|timeout| Timeout(Some(timeout))),
@@ -170,7 +170,7 @@ fn one_line(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn stop_from(list: &str) -> Result<StopFrom, String> {
+pub(super) fn stop_from(list: &str) -> Result<StopFrom, String> {
     match list {
         "any" => return Ok(StopFrom::Any),
         "none" => return Ok(StopFrom::None),

@@ -1,6 +1,8 @@
 //! `tidemill serve`: the HELO service with its settings, signals, logs and statistics.
 
 mod arguments;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod log;
 mod signals;
 mod statistics;

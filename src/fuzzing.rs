@@ -1,0 +1,97 @@
+//! What the fuzz targets in `tests/fuzz` call, and the tests that run their corpus. Not in any other build.
+
+use crate::framing::{Found, Framing, Lines};
+
+pub use crate::connection::play as connection;
+
+/// Frames do not depend on how the bytes came, and are what splitting at line ends gives.
+///
+/// # Panics
+/// If they are not.
+pub fn framing(data: &[u8]) {
+    let [max, flags, step, bytes @ ..] = data else { return };
+    let (max, ended, step) = (usize::from(*max % 16), flags & 1 == 1, usize::from(*step % 8) + 1);
+    let lines = Lines::new(max);
+    let expected = split(bytes, max, ended);
+    for step in [bytes.len().max(1), step, 1] {
+        assert_eq!(frames(&lines, bytes, step, ended), expected, "{step} bytes at a time");
+    }
+}
+
+/// The lines of `bytes`, and whether one was too long, by the letter of the rule.
+fn split(bytes: &[u8], max: usize, ended: bool) -> (Vec<Vec<u8>>, bool) {
+    let mut lines = Vec::new();
+    let mut pieces: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let last = pieces.pop().unwrap_or_default();
+    for piece in pieces {
+        let line = piece.strip_suffix(b"\r").unwrap_or(piece);
+        if line.len() > max {
+            return (lines, true);
+        }
+        lines.push(line.to_vec());
+    }
+    let too_long = if ended { last } else { last.strip_suffix(b"\r").unwrap_or(last) }.len() > max;
+    if ended && !last.is_empty() && !too_long {
+        lines.push(last.to_vec());
+    }
+    (lines, too_long)
+}
+
+/// What the framing finds where `step` bytes come at a time.
+fn frames(lines: &Lines, bytes: &[u8], step: usize, ended: bool) -> (Vec<Vec<u8>>, bool) {
+    let (mut found, mut start, mut scanned) = (Vec::new(), 0, 0);
+    let mut arrived = 0;
+    while arrived < bytes.len() {
+        arrived = bytes.len().min(arrived + step);
+        while start < arrived {
+            let rest = &bytes[start..arrived];
+            match lines.next(rest, scanned, ended && arrived == bytes.len()) {
+                Found::Frame { content, consumed } => {
+                    assert!(consumed > 0 && content.end <= consumed && consumed <= rest.len());
+                    found.push(rest[content].to_vec());
+                    (start, scanned) = (start + consumed, 0);
+                }
+                Found::More { scanned: looked_at } => {
+                    assert!(looked_at <= rest.len());
+                    scanned = looked_at;
+                    break;
+                }
+                Found::TooLong => return (found, true),
+            }
+        }
+    }
+    (found, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Runs what the fuzzer kept for `target`, and random bytes besides.
+    fn run(target: &str, play: impl Fn(&[u8])) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(target);
+        let files =
+            std::fs::read_dir(&corpus).unwrap_or_else(|error| panic!("{}: {error}", corpus.display()));
+        let inputs: Vec<Vec<u8>> = files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
+        assert!(!inputs.is_empty(), "there is no corpus for {target}");
+        inputs.iter().for_each(|input| play(input));
+        let mut state = 1_u64;
+        for length in 0..2000 {
+            let byte = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            };
+            play(&(0..length % 100).map(byte).collect::<Vec<u8>>());
+        }
+    }
+
+    #[test]
+    fn framing_holds_for_the_corpus() {
+        run("framing", super::framing);
+    }
+
+    #[test]
+    fn a_connection_holds_for_the_corpus() {
+        run("connection", super::connection);
+    }
+}
