@@ -11,6 +11,7 @@
 //! | `memory` | what connections hold: bounded, known, given back |
 //! | `sockets` | several addresses, Unix sockets, refusals to start |
 //! | `timeouts` | peers and handlers that take too long |
+//! | `mixture` | many peers of every kind at once: every account balances |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
@@ -47,6 +48,7 @@ mod load_tool;
 mod logs;
 mod many;
 mod memory;
+mod mixture;
 mod neighbours;
 mod pipelining;
 mod pool;
