@@ -51,7 +51,12 @@ pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // Said either way: the system's default is a setting of the machine.
-            socket.set_only_v6(has_ipv4_beside(address, addresses))?;
+            let only_v6 = has_ipv4_beside(address, addresses);
+            socket.set_only_v6(only_v6)?;
+            if address.ip().is_unspecified() {
+                let families = if only_v6 { "IPv6" } else { "IPv4 and IPv6" };
+                tracing::info!(%address, families, "listening on every address");
+            }
         }
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;

@@ -96,6 +96,17 @@ fn what_cannot_be_listened_on_is_one_clear_line() {
 }
 
 #[test]
+fn which_families_a_wildcard_serves_is_told() {
+    let both = serving(&["--bind", "::"]);
+    both.expect_log("families=\"IPv4 and IPv6\"");
+    Peer::connect(("127.0.0.1", both.address.port())).ask("over IPv4");
+    both.stop().assert_clean();
+    let beside = serving(&["--bind", "0.0.0.0", "--bind", "::"]);
+    beside.expect_log("families=\"IPv6\"");
+    beside.stop().assert_clean();
+}
+
+#[test]
 fn several_addresses_are_served_and_announced_in_their_order() {
     let serving = serving(&["--bind", "127.0.0.1", "--bind", "127.0.0.2"]);
     eventually("both are announced", || serving.output().lines().count() == 2);
