@@ -11,7 +11,7 @@ use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::wrong_server::{Fault, WrongServer};
-use crate::support::{Ended, eventually, freeze, program, scratch, serve, skipped};
+use crate::support::{DEADLINE, Ended, eventually, freeze, program, scratch, serve, skipped};
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
 const PATIENT: &str = "20s";
@@ -615,19 +615,27 @@ impl Flood {
 
     /// Waits for the end.
     #[track_caller]
-    fn end(mut self) -> Run {
+    fn end(self) -> Run {
+        self.end_within(DEADLINE)
+    }
+
+    #[track_caller]
+    fn end_within(mut self, patience: Duration) -> Run {
         let mut stdout = self.child.stdout.take().unwrap();
         let reader = thread::spawn(move || {
             let mut text = String::new();
             stdout.read_to_string(&mut text).unwrap();
             text
         });
-        let mut status = None;
-        eventually("the run ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        Run::of(&Ended { status: status.unwrap(), stdout: reader.join().unwrap(), stderr: String::new() })
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(started.elapsed() < patience, "the run does not end");
+            thread::sleep(Duration::from_millis(1));
+        };
+        Run::of(&Ended { status, stdout: reader.join().unwrap(), stderr: String::new() })
     }
 }
 
@@ -853,11 +861,12 @@ fn slow_server_is_found_to_carry_what_it_can() {
     let server = serve("--handler-delay 5ms --min-threads 2 --max-threads 2");
     let page = Scratch::new("find.html");
     let arguments = ["--find", "p90<25ms", "-d", "300ms", "-c", "16", "-r", "370", "--report", page.path()];
-    let run = Run::new(&server.address.to_string(), &arguments);
+    // A dozen steps or two, and more where other work disturbs them.
+    let run = Flood::start(&server.address.to_string(), &arguments).end_within(5 * DEADLINE);
     let find = &run.json["find"];
     let (rate, high) = (find["rate"].as_f64(), find["high"].as_f64());
     // How much less is up to what else goes on here.
-    assert!(rate.is_some_and(|rate| (200.0..440.0).contains(&rate)), "{find}");
+    assert!(rate.is_some_and(|rate| (100.0..440.0).contains(&rate)), "{find}");
     assert!(high > rate && high <= rate.map(|rate| rate * 1.021), "{find}");
     assert_eq!(run.status, 0, "{}", run.json["problems"]);
     assert_eq!(run.json["options"]["rate"].as_f64(), rate, "the report is of the run that holds");
