@@ -214,30 +214,43 @@ impl Peer {
         })
     }
 
+    /// Sends `bytes`, or less if the server has closed. Whether it was all.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Reads up to `count` times `reply`, or as many as come before the end of the stream, and tells how many.
+    #[track_caller]
+    pub(crate) fn replies(&mut self, reply: &[u8], count: usize) -> usize {
+        let expected = reply.repeat(count);
+        let mut read = vec![0; expected.len()];
+        let mut len = 0;
+        while len < read.len() {
+            match self.stream.read(&mut read[len..]) {
+                Ok(0) => break,
+                Ok(more) => len += more,
+                Err(error) => panic!("{error} after {len} bytes"),
+            }
+        }
+        assert_same(&read[..len], &expected[..len]);
+        assert_eq!(len % reply.len(), 0, "ended inside a reply");
+        len / reply.len()
+    }
+
     /// Sends `line` a few times, reads as many replies as `reply` is long, and again, until the server ends the connection.
     /// Returns how many replies came; all were right.
     pub(crate) fn keep_asking(&mut self, line: &[u8], reply: &[u8]) -> usize {
         const DEPTH: usize = 20;
-        let (requests, replies) = (line.repeat(DEPTH), reply.repeat(DEPTH));
+        let requests = line.repeat(DEPTH);
         let deadline = Instant::now() + DEADLINE;
         let mut came = 0;
         loop {
             assert!(Instant::now() < deadline, "nobody stopped the server");
             // Refused once the server has gone; then the end of the stream is there to be read.
-            drop(self.stream.write_all(&requests));
-            let mut read = vec![0; replies.len()];
-            let mut len = 0;
-            while len < read.len() {
-                match self.stream.read(&mut read[len..]) {
-                    Ok(0) => break,
-                    Ok(count) => len += count,
-                    Err(error) => panic!("{error} after {came} replies and {len} bytes"),
-                }
-            }
-            assert_same(&read[..len], &replies[..len]);
-            assert_eq!(len % reply.len(), 0, "ended inside a reply");
-            came += len / reply.len();
-            if len < read.len() {
+            self.try_send(&requests);
+            let replies = self.replies(reply, DEPTH);
+            came += replies;
+            if replies < DEPTH {
                 return came;
             }
         }
