@@ -1,7 +1,7 @@
 //! What the server stands on, and how it fails.
 
 use std::fs::OpenOptions;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,6 +91,75 @@ fn no_memory_beyond_what_the_limit_promises() {
         });
     });
     settle(serving);
+}
+
+/// The headroom that the documentation asks for: start, 1.25 times the limit, 32 MiB, and what the kernel may hold for each
+/// connection. The group's memory is what ends the process; it closes connections instead.
+#[test]
+fn no_memory_beyond_the_limit_of_a_group() {
+    const PEERS: u64 = 600;
+    /// Send buffer of 16 KiB, doubled by the kernel, and a receive buffer as it begins.
+    const KERNEL_KIB_A_PEER: u64 = 32 + 128;
+    allow_files(6000);
+    let group = match Group::new() {
+        Ok(group) => group,
+        Err(why) => return skipped(&why),
+    };
+    let script = format!("echo $$ >{}/cgroup.procs && exec \"$@\"", group.path.display());
+    let serving = Serving::start(within(&script, "--max-memory 16MiB --max-threads 8 --send-buffer 16KiB"));
+    let room_kib = (16 << 10) * 5 / 4 + (32 << 10) + PEERS * KERNEL_KIB_A_PEER;
+    group.limit((serving.resident_kib() + room_kib) << 10);
+    beside(&serving, Once, || {
+        let half = vec![b'x'; 64_000];
+        let tiny = b"HELO \n".repeat(20_000);
+        let mut peers = Vec::new();
+        for number in 0..PEERS {
+            let mut peer = Peer::with_small_buffer(serving.address, 4096);
+            peer.send_what_goes(if number % 2 == 0 { &half } else { &tiny });
+            peers.push(peer);
+        }
+        eventually("the biggest holders are closed", || {
+            serving.stats()["connections_closed_total"]["memory"].as_u64() > Some(0)
+        });
+    });
+    settle(serving);
+}
+
+/// A group of processes whose memory can be limited. What the kernel holds for their sockets is in the sum, where it counts
+/// that.
+struct Group {
+    path: PathBuf,
+    limit: PathBuf,
+}
+
+impl Group {
+    /// Why there is none, if there is none.
+    fn new() -> Result<Group, String> {
+        let name = format!("tidemill-test-{}", std::process::id());
+        for (root, file) in
+            [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+        {
+            let path = Path::new(root).join(&name);
+            if std::fs::create_dir(&path).is_err() {
+                continue;
+            }
+            let group = Group { limit: path.join(file), path };
+            if group.limit.exists() {
+                return Ok(group);
+            }
+        }
+        Err("this system lets a test make no group of processes with a memory of its own".to_owned())
+    }
+
+    fn limit(&self, bytes: u64) {
+        std::fs::write(&self.limit, bytes.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir(&self.path));
+    }
 }
 
 #[test]
