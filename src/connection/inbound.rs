@@ -274,27 +274,8 @@ mod tests {
 
     use super::*;
     use crate::config::StopFrom;
+    use crate::connection::model::Comments;
     use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
-    use crate::service::{Handler, Reply, Request};
-
-    /// `stop` stops, lines that begin with `#` are ignored, the others are requests.
-    struct Comments;
-
-    impl Handler for Comments {
-        fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
-
-        fn classify(&self, line: &[u8]) -> Kind {
-            match line {
-                b"stop" => Kind::Stop,
-                [b'#', ..] => Kind::Ignored,
-                _ => Kind::Request,
-            }
-        }
-
-        fn stop_line(&self) -> Option<&[u8]> {
-            Some(b"stop")
-        }
-    }
 
     fn service() -> Service {
         Service::of_lines(Arc::new(Comments), 8, StopFrom::Any)

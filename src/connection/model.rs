@@ -44,7 +44,7 @@ const PIECES: [&[u8]; 16] = [
 ];
 
 /// `stop` stops, lines that begin with `#` are ignored, those with `-` have no reply, the others are answered with themselves.
-struct Comments;
+pub(super) struct Comments;
 
 impl Handler for Comments {
     fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}

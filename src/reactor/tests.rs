@@ -1,0 +1,173 @@
+//! Turns that a test takes by itself: what is done in one, and what is left for the next.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use super::*;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::connection::Output;
+use crate::service::{Handler, Kind, Reply, Request};
+
+/// How long a test waits for what must happen. Generous: it passes only when something is broken.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Bytes of a reply that no socket takes at once.
+const LONG: usize = 64 << 20;
+
+/// Lines that begin with `#` are ignored, and take their time.
+struct SlowComments;
+
+impl Handler for SlowComments {
+    fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn classify(&self, line: &[u8]) -> Kind {
+        if line.first() != Some(&b'#') {
+            return Kind::Request;
+        }
+        thread::sleep(Duration::from_micros(100));
+        Kind::Ignored
+    }
+}
+
+/// A reactor whose turns the test takes, with a pool that has no workers.
+struct Bench {
+    reactor: Reactor,
+    address: SocketAddr,
+}
+
+impl Bench {
+    fn new(handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
+        let mut config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Config::default() };
+        change(&mut config);
+        let settings = config.check().unwrap();
+        let sockets = bind(&settings).unwrap();
+        let address = sockets[0].local_addr().unwrap().tcp().unwrap();
+        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
+        let (sockets, waker) = Sockets::new(sockets).unwrap();
+        let service =
+            Service::of_lines(Arc::new(handler), settings.max_line_bytes, settings.stop_from.clone());
+        let shared = Shared {
+            hub: Hub::new(waker, Clock::start()),
+            pool: JobPool::new(),
+            tuner: Arc::new(Tuner::new(settings.limits, settings.policy)),
+            stop: Arc::default(),
+            counters: Arc::new(Mutex::new(Counters::new(1))),
+        };
+        Bench { reactor: Reactor::new(sockets, settings, Arc::new([service]), shared), address }
+    }
+
+    /// Connects a peer that has sent `bytes`.
+    fn peer(&self, bytes: &[u8]) -> TcpStream {
+        let mut peer = TcpStream::connect(self.address).unwrap();
+        peer.write_all(bytes).unwrap();
+        peer
+    }
+
+    fn turn(&mut self) {
+        let mut events = Events::with_capacity(MAX_EVENTS);
+        self.reactor.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        self.reactor.turn_at = self.reactor.shared.hub.clock.now();
+        let now = self.reactor.shared.hub.clock.instant(self.reactor.turn_at);
+        self.reactor.turn(&events, now);
+    }
+
+    /// The connection that was accepted first.
+    fn first(&self) -> ConnId {
+        self.reactor.table.id_of(0).unwrap()
+    }
+
+    /// Takes turns until `condition` holds.
+    fn until(&mut self, condition: impl Fn(&Reactor) -> bool) {
+        let begun = Instant::now();
+        while !condition(&self.reactor) {
+            assert!(begun.elapsed() < DEADLINE);
+            self.turn();
+        }
+    }
+}
+
+#[test]
+fn those_that_waited_for_max_pending_are_resumed_within_the_budget() {
+    const PEERS: usize = 40;
+    let mut bench = Bench::new(SlowComments, |config| config.max_pending = 1);
+    bench.reactor.lines_out = 1;
+    let _peers: Vec<TcpStream> = (0..PEERS).map(|_| bench.peer(&b"#\n".repeat(20))).collect();
+    bench.until(|reactor| reactor.stalled.len() == PEERS);
+    bench.reactor.lines_out = 0;
+    bench.turn();
+    assert_eq!(bench.reactor.stalled.len(), PEERS - budget::LEAST_LEFT_OVER);
+    bench.until(|reactor| reactor.counters.silent == 20 * PEERS as u64);
+}
+
+#[test]
+fn a_connection_is_on_one_list_once() {
+    let mut bench = Bench::new(SlowComments, |config| config.max_pending = 1);
+    bench.reactor.lines_out = 1;
+    let mut peer = bench.peer(&b"#\n".repeat(5000));
+    bench.until(|reactor| reactor.stalled.len() == 1);
+    // An event comes in the turn in which it is resumed.
+    peer.write_all(b"#\n").unwrap();
+    bench.reactor.lines_out = 0;
+    bench.turn();
+    assert_eq!((bench.reactor.ready.len(), bench.reactor.left_over.len()), (0, 1));
+}
+
+/// Gives the first connection a reply of 64 MiB, which its peer does not read, and turns until its socket is full.
+fn fill(bench: &mut Bench) {
+    bench.until(|reactor| reactor.table.len() == 1);
+    let (id, watermarks, now) = (bench.first(), bench.reactor.watermarks(), bench.reactor.turn_at);
+    let mut reply = vec![b'x'; LONG];
+    let connection = &mut bench.reactor.table.get(id).unwrap().connection;
+    connection.with_outbound(watermarks, now, |outbound| outbound.push(&mut reply, &[LONG], 0));
+    bench.reactor.counters.pending += 1;
+    bench.reactor.settle(id);
+    while bench.reactor.table.get(id).unwrap().connection.output != Output::Full {
+        bench.turn();
+    }
+}
+
+#[test]
+fn a_last_line_is_not_put_behind_a_reply_that_is_not_written() {
+    let mut bench = Bench::new(SlowComments, |_| ());
+    let mut peer = bench.peer(b"");
+    fill(&mut bench);
+    let id = bench.first();
+    let phase = Phase::Closing(CloseReason::KillRefused);
+    bench.reactor.table.get(id).unwrap().connection.phase = phase;
+    bench.reactor.serve(id, Instant::now());
+    assert_eq!(bench.reactor.table.get(id).unwrap().connection.phase, phase);
+    peer.set_nonblocking(true).unwrap();
+    let mut came = Vec::new();
+    let begun = Instant::now();
+    while peer.read_to_end(&mut came).is_err() {
+        assert!(begun.elapsed() < DEADLINE);
+        bench.turn();
+    }
+    assert!(came.ends_with(b"xERROR stop refused\n"));
+}
+
+#[test]
+fn what_is_only_discarded_takes_its_share_of_a_turn_and_no_more() {
+    let mut bench = Bench::new(SlowComments, |_| ());
+    let mut peer = bench.peer(b"");
+    bench.until(|reactor| reactor.table.len() == 1);
+    let id = bench.first();
+    let connection = &mut bench.reactor.table.get(id).unwrap().connection;
+    connection.phase = Phase::Lingering(CloseReason::KillRefused);
+    peer.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    while let Ok(count) = peer.write(&[b'x'; 64 << 10]) {
+        sent += count;
+    }
+    drop(peer);
+    let mut turns = 0;
+    while bench.reactor.table.len() > 0 {
+        bench.turn();
+        turns += 1;
+    }
+    assert!(turns * budget::READ_BYTES >= sent, "{sent} bytes in {turns} turns");
+}
