@@ -321,7 +321,15 @@ impl Reactor {
     fn collect(&mut self, now: Instant) {
         self.started_before = self.shared.pool.started();
         self.shared.hub.replies.drain(&mut self.mailbox);
-        self.finished.extend(self.mailbox.drain(..));
+        for job in self.mailbox.drain(..) {
+            // Where some were left over, who has nothing else to do goes first: the others have had their share.
+            let first = !self.finished.is_empty()
+                && self.table.get(job.connection).is_some_and(|entry| !entry.connection.wants_service());
+            match first {
+                true => self.finished.push_front(job),
+                false => self.finished.push_back(job),
+            }
+        }
         while let Some(job) = self.finished.pop_front() {
             self.finish(job, now);
             if self.is_spent() {
