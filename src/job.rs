@@ -221,11 +221,15 @@ impl Job {
         self.end = JobEnd::Panicked;
     }
 
-    /// Gives back what it does not need to hold its lines.
+    /// Gives back what it does not need to hold its lines, as it will be held for long.
     pub(crate) fn trim(&mut self) {
-        self.replies.shrink_to(0);
-        self.reply_ends.shrink_to(0);
-        self.lines.shrink_to(0);
+        self.replies = Vec::new();
+        self.reply_ends = Vec::new();
+        // Copied: cut to length it would leave a hole that is too small for the next.
+        let handled = self.taken.checked_sub(1).map_or(0, |last| self.line_ends[last]);
+        self.lines = self.lines[handled..].to_vec();
+        self.line_ends = self.line_ends[self.taken..].iter().map(|end| end - handled).collect();
+        self.taken = 0;
     }
 
     fn clear(&mut self) {

@@ -148,9 +148,10 @@ impl Inbound {
         if self.is_empty() {
             *self = Inbound::default();
         } else if self.start > self.bytes.capacity() / 2 {
-            self.bytes.drain(..self.start);
-            self.start = 0;
-            self.bytes.shrink_to(self.bytes.len() + MIN_GROWTH_BYTES);
+            // Copied: cut to length, a long buffer would leave a hole in the heap that is too small for the next.
+            let mut rest = Vec::with_capacity(self.len() + MIN_GROWTH_BYTES);
+            rest.extend_from_slice(self.rest());
+            (self.bytes, self.start) = (rest, 0);
         }
     }
 }

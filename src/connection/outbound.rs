@@ -2,6 +2,12 @@
 
 use std::collections::VecDeque;
 
+/// A buffer of replies of this capacity is taken over as it is, in bytes: from here on the allocator gives each a mapping of its
+/// own, which can be cut to length. A smaller one lies in the heap of the worker that grew it; cut there, it would leave a hole
+/// too small for the next, and nothing of that heap is ever there for others: peers that read nothing made the process grow to
+/// twice what they held.
+const MIN_TAKEN_OVER_BYTES: usize = 128 << 10;
+
 /// Reply bytes that wait for the socket.
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
@@ -39,15 +45,22 @@ impl Outbound {
     }
 
     /// Takes over `replies`, whose ends are `ends` and of which the first `sent` bytes are sent, behind what waits already.
-    /// Nothing is copied where nothing waits, however much it is; `replies` is left empty.
+    /// Of much, nothing is copied where nothing waits; `replies` is left empty.
     pub(crate) fn push(&mut self, replies: &mut Vec<u8>, ends: &[usize], sent: usize) {
         let unsent = &ends[ends.partition_point(|end| *end <= sent)..];
         if self.is_empty() {
-            self.bytes = std::mem::take(replies);
-            self.sent = sent;
             self.ends.clear();
-            self.ends.extend(unsent);
-            self.bytes.shrink_to(self.bytes.len());
+            if replies.capacity() < MIN_TAKEN_OVER_BYTES {
+                self.bytes = replies[sent..].to_vec();
+                self.sent = 0;
+                self.ends.extend(unsent.iter().map(|end| end - sent));
+                replies.clear();
+            } else {
+                self.bytes = std::mem::take(replies);
+                self.sent = sent;
+                self.ends.extend(unsent);
+                self.bytes.shrink_to(self.bytes.len());
+            }
         } else {
             self.compact();
             let base = self.bytes.len();
