@@ -198,8 +198,13 @@ impl Reactor {
             let limit = connection.may_read(budget::READ_BYTES, sparing);
             if limit == 0 {
                 if connection.is_broken() {
-                    // Nobody is there for the replies: what waits for a worker is not worth running.
-                    self.close(id, CloseReason::Reset);
+                    // Nobody is there for the replies: what waits for a worker is not worth running. Where all was said, it
+                    // ended for the reason that was told, however the peer took it.
+                    let reason = match connection.phase {
+                        Phase::Lingering(reason) => reason,
+                        _ => CloseReason::Reset,
+                    };
+                    self.close(id, reason);
                     return false;
                 }
                 return true;

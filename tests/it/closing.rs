@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Farewell, Handler, Helo, Reply, Request, StopFrom};
 
-use crate::support::{Peer, configure, embed, eventually, helo_reply, serve};
+use crate::support::{DEADLINE, Peer, configure, echo, embed, eventually, helo_reply, serve};
 
 /// Sends more than the server will read of this connection, then sees that the line arrives all the same.
 fn expect_despite_unread_data(mut peer: Peer, request: &[u8], expected: &[u8]) {
@@ -134,4 +134,21 @@ fn a_reset_ends_a_connection_and_nothing_else() {
     eventually("all are gone", || handle.stats().connections == 0);
     assert_eq!(handle.stats().connections_closed_total.reset, 20);
     Peer::connect(server.local_addr()).ask("fine");
+}
+
+/// Who is gone without having read why resets the connection with that; it was ended by the server all the same.
+#[test]
+fn the_reason_counts_also_where_the_peer_resets_instead_of_reading_it() {
+    const PEERS: u64 = 300;
+    let server = configure(echo, |config| config.max_line_bytes = 10);
+    let handle = server.handle();
+    for _ in 0..PEERS {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.send(b"longer than that");
+        assert!(!peer.is_silent_for(DEADLINE), "nothing was said");
+        peer.reset();
+    }
+    eventually("all are gone", || handle.stats().connections == 0);
+    let closed = handle.stats().connections_closed_total;
+    assert_eq!((closed.line_too_long, closed.reset), (PEERS, 0));
 }
