@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Reply, Request};
 
-use crate::support::{Gate, Peer, assert_adds_up, configure, echo, eventually, resolved, serve};
+use crate::support::{Gate, Peer, allow_files, assert_adds_up, configure, echo, eventually, resolved, serve};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -226,6 +226,22 @@ fn the_time_of_a_request_begins_when_a_worker_takes_it() {
     assert_eq!(handle.stats().requests_pending, 2);
     gate.open();
     waits.expect(b"waits\n");
+}
+
+#[test]
+fn idle_connections_wake_nobody_while_all_clocks_are_on() {
+    allow_files(4000);
+    let clocks = ["line", "idle", "write", "queue", "request"].map(|clock| format!("--{clock}-timeout 1h"));
+    let serving = serve(&clocks.join(" "));
+    let mut peers: Vec<Peer> = (0..1000).map(|_| serving.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.ask("x"));
+    // What it still does on the way there is over at some time.
+    eventually("it comes to rest", || {
+        let before = serving.context_switches();
+        std::thread::sleep(500 * MS);
+        serving.context_switches() - before < 10
+    });
+    peers.iter_mut().for_each(|peer| peer.ask("y"));
 }
 
 #[test]
