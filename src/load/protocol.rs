@@ -402,7 +402,7 @@ impl Protocol {
     }
 
     /// The bytes of a reply, as far as they are known.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn reply(&mut self, number: u64) -> &[u8] {
         self.reply.write(number);
         &self.reply.template.bytes
