@@ -3,19 +3,19 @@
 #
 #   scripts/fuzz.sh                                  each target for 20 minutes
 #   scripts/fuzz.sh --minutes N [TARGET …]           framing, connection, options, ledger
-#   scripts/fuzz.sh --minimize [TARGET …]            makes the corpus as small as it covers the same
 #
 # Needs `cargo install cargo-fuzz` and a C++ compiler; a stable compiler will do, by RUSTC_BOOTSTRAP=1. No sanitizer: there is no
-# unsafe code. What is found lies in
-# tests/fuzz/artifacts, and plays again by: RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none --fuzz-dir tests/fuzz TARGET FILE
-# New inputs that cover more go to tests/fuzz/corpus, which `cargo test` runs: minimize it before a commit.
+# unsafe code. What is found lies in tests/fuzz/artifacts, and plays again by
+#   RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none --fuzz-dir tests/fuzz TARGET FILE
+# and goes to tests/fuzz/corpus once it is mended: a few inputs each, which `cargo test` runs. Others that cover more are kept in
+# tests/fuzz/grown, for the next time.
 set -euo pipefail
 unset CDPATH
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
-minutes=20 minimize=false targets=()
+minutes=20 targets=()
 usage() {
-  sed -n '2,11s/^# \{0,1\}//p' "$script"
+  sed -n '2,12s/^# \{0,1\}//p' "$script"
   exit "$1"
 }
 while [[ $# -gt 0 ]]; do
@@ -25,10 +25,6 @@ while [[ $# -gt 0 ]]; do
     [[ ${2-} =~ ^[0-9]+$ ]] || usage 2 >&2
     minutes=$2
     shift 2
-    ;;
-  --minimize)
-    minimize=true
-    shift
     ;;
   framing | connection | options | ledger)
     targets+=("$1")
@@ -48,10 +44,8 @@ export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="${chosen_target:+$chosen_target/fuzz}
 [[ -n $CARGO_TARGET_DIR ]] || export CARGO_TARGET_DIR=$repository/tests/fuzz/target
 cd -- "$repository"
 for target in "${targets[@]}"; do
-  if $minimize; then
-    cargo fuzz cmin --sanitizer none --fuzz-dir tests/fuzz "$target"
-  else
-    echo "$target: $minutes minutes"
-    cargo fuzz run --sanitizer none --fuzz-dir tests/fuzz "$target" -- -max_total_time=$((minutes * 60)) -max_len=400 -timeout=10 -print_final_stats=1
-  fi
+  echo "$target: $minutes minutes"
+  mkdir -p "tests/fuzz/grown/$target"
+  cargo fuzz run --sanitizer none --fuzz-dir tests/fuzz "$target" "tests/fuzz/grown/$target" "tests/fuzz/corpus/$target" \
+    -- -max_total_time=$((minutes * 60)) -max_len=400 -timeout=10 -print_final_stats=1
 done
