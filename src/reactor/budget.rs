@@ -16,7 +16,8 @@ const ROUND_FRAMES: usize = 8192;
 /// Bounds of a connection's share: enough to be worth its visit; and no more than a job holds.
 const MIN_FRAMES: usize = 8;
 const MAX_FRAMES: usize = 256;
-/// After that long a turn ends, whatever is left, in nanoseconds: who has just become ready waits about as long.
+/// After that long a turn ends, whatever is left, in nanoseconds: who has just become ready waits about as long. With 0.4 ms the
+/// p99 of a polite client beside 500 that never pause is 0.7 of this, but 1000 connections that pipeline cost 1.7 times the CPU.
 const TURN_NANOS: Nanos = 1_000_000;
 /// Connections left over from turns before that are served in each, so that new events, however many, do not stop them.
 pub(super) const LEAST_LEFT_OVER: usize = 8;
