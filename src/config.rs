@@ -9,14 +9,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::address::Address;
 use crate::clock::{Nanos, nanos};
-use crate::connection::Timeouts;
 use crate::controller::Policy;
 use crate::error::Error;
-use crate::job::MAX_JOB_LINES;
+use crate::job::{MAX_JOB_LINES, ServiceId};
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
 pub const MAX_WORKERS: usize = 10_000;
+/// Most connections that can be asked for: slots are counted in 32 bits (`job::ConnId`).
+const MAX_CONNECTIONS: usize = 1 << 30;
 /// Longest line that can be asked for, in bytes: what one peer may make the server hold.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 /// Where a server listens that was not told where.
@@ -140,6 +141,59 @@ impl Default for Config {
     }
 }
 
+/// What is set for one service of several: each has its own listeners and limits, and all share one pool and one event loop. The
+/// first one is set by the fields of the same names in [`Config`], which say what they mean; given to
+/// [`Builder::service`](crate::Builder::service) for every further one.
+///
+/// # Examples
+/// ```
+/// use tidemill::{Helo, Reply, Request, Server, ServiceConfig};
+///
+/// let echo = |request: &Request<'_>, reply: &mut Reply<'_>| reply.push(request.line());
+/// let mut config = ServiceConfig::at("127.0.0.1:0".parse()?);
+/// config.max_connections = 64;
+/// let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse()?).service(echo, config).start()?;
+/// assert_eq!(server.handle().local_addrs().len(), 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServiceConfig {
+    /// See [`Config::listen`]. Default: none, so that the service has no clients.
+    pub listen: Vec<Address>,
+    /// See [`Config::max_connections`]; of this service.
+    pub max_connections: usize,
+    /// See [`Config::max_connections_per_peer`]; of this service.
+    pub max_connections_per_peer: Option<usize>,
+    /// See [`Config::max_line_bytes`].
+    pub max_line_bytes: usize,
+    /// See [`Config::line_timeout`].
+    pub line_timeout: Option<Duration>,
+    /// See [`Config::idle_timeout`].
+    pub idle_timeout: Option<Duration>,
+    /// See [`Config::queue_timeout`].
+    pub queue_timeout: Option<Duration>,
+    /// See [`Config::request_timeout`].
+    pub request_timeout: Option<Duration>,
+    /// See [`Config::write_timeout`].
+    pub write_timeout: Option<Duration>,
+    /// See [`Config::stop_from`].
+    pub stop_from: StopFrom,
+}
+
+impl ServiceConfig {
+    /// Listens at `address`, the rest as in [`Config::default`].
+    pub fn at(address: Address) -> ServiceConfig {
+        ServiceConfig { listen: vec![address], ..ServiceConfig::default() }
+    }
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Config::default().first_service()
+    }
+}
+
 /// The size of the pool: what can be changed while the server runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
@@ -248,50 +302,72 @@ pub(crate) struct Settings {
     pub(crate) limits: PoolLimits,
     pub(crate) policy: Policy,
     pub(crate) max_connections: usize,
-    pub(crate) max_line_bytes: usize,
     pub(crate) max_pending: usize,
     pub(crate) high_watermark_bytes: usize,
     pub(crate) low_watermark_bytes: usize,
-    pub(crate) max_connections_per_peer: Option<usize>,
     pub(crate) max_memory_bytes: usize,
     pub(crate) send_buffer_bytes: Option<usize>,
     pub(crate) unix_mode: u32,
+    pub(crate) thread_stack_bytes: usize,
+    pub(crate) drain_timeout: Duration,
+    /// Of each service.
+    pub(crate) services: Vec<ServiceSettings>,
+    /// Whose the listeners are: for each of `listen` the index of its service.
+    pub(crate) listen_services: Vec<ServiceId>,
+}
+
+/// A [`ServiceConfig`] that was checked.
+#[derive(Clone, Debug)]
+pub(crate) struct ServiceSettings {
+    pub(crate) max_connections: usize,
+    pub(crate) max_connections_per_peer: Option<usize>,
+    pub(crate) max_line_bytes: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) queue_timeout: Option<Nanos>,
     /// Most requests in a job.
     pub(crate) max_job_lines: usize,
-    pub(crate) thread_stack_bytes: usize,
-    pub(crate) drain_timeout: Duration,
     pub(crate) stop_from: StopFrom,
 }
 
-impl Config {
-    /// Checks every value.
+/// How long peers may take, in nanoseconds; `None`: for ever.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Timeouts {
+    /// For the rest of a line, from its first byte on, while it is read.
+    pub(crate) line: Option<Nanos>,
+    /// With nothing outstanding.
+    pub(crate) idle: Option<Nanos>,
+    /// To take any of the replies that wait.
+    pub(crate) write: Option<Nanos>,
+    /// For a handler, until its client is not kept waiting any longer.
+    pub(crate) request: Option<Nanos>,
+}
+
+impl ServiceSettings {
+    /// Lines of up to so many bytes, and nothing that is limited.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn of_lines(max_line_bytes: usize, stop_from: StopFrom) -> ServiceSettings {
+        ServiceSettings {
+            max_connections: usize::MAX,
+            max_connections_per_peer: None,
+            max_line_bytes,
+            timeouts: Timeouts::default(),
+            queue_timeout: None,
+            max_job_lines: MAX_JOB_LINES,
+            stop_from,
+        }
+    }
+}
+
+impl ServiceConfig {
+    /// Checks every value but the addresses.
     ///
     /// # Errors
     /// [`Error::Setting`] for the first one out of range.
-    pub(crate) fn check(self) -> Result<Settings, Error> {
-        let limits = PoolLimits {
-            min_threads: self.min_threads,
-            max_threads: self.max_threads,
-            tolerance: self.tolerance,
-            keep_alive: self.keep_alive,
-        };
-        let policy = limits.check()?;
-        // Slots are counted in 32 bits (`job::ConnId`).
-        within("max_connections", self.max_connections, 1, 1 << 30)?;
+    fn check(&self) -> Result<ServiceSettings, Error> {
+        within("max_connections", self.max_connections, 1, MAX_CONNECTIONS)?;
         within("max_line_bytes", self.max_line_bytes, 1, MAX_LINE_BYTES)?;
-        within("max_pending", self.max_pending, 1, 1 << 30)?;
-        within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
         if let Some(limit) = self.max_connections_per_peer {
             within("max_connections_per_peer", limit, 1, 1 << 30)?;
-        }
-        within("max_memory_bytes", self.max_memory_bytes, 1 << 20, usize::MAX)?;
-        if let Some(bytes) = self.send_buffer_bytes {
-            within("send_buffer_bytes", bytes, 4 << 10, 1 << 30)?;
-        }
-        if self.unix_mode > 0o777 {
-            return Err(setting("unix_mode", format!("{:o}", self.unix_mode), "0 to 777".to_owned()));
         }
         let timeouts = Timeouts {
             line: timeout("line_timeout", self.line_timeout)?,
@@ -299,7 +375,65 @@ impl Config {
             write: timeout("write_timeout", self.write_timeout)?,
             request: timeout("request_timeout", self.request_timeout)?,
         };
-        let queue_timeout = timeout("queue_timeout", self.queue_timeout)?;
+        Ok(ServiceSettings {
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_line_bytes: self.max_line_bytes,
+            queue_timeout: timeout("queue_timeout", self.queue_timeout)?,
+            max_job_lines: if timeouts.request.is_some() { 1 } else { MAX_JOB_LINES },
+            timeouts,
+            stop_from: self.stop_from.clone(),
+        })
+    }
+}
+
+impl Config {
+    /// What is set for the first service.
+    fn first_service(&mut self) -> ServiceConfig {
+        ServiceConfig {
+            listen: std::mem::take(&mut self.listen),
+            max_connections: self.max_connections,
+            max_connections_per_peer: self.max_connections_per_peer,
+            max_line_bytes: self.max_line_bytes,
+            line_timeout: self.line_timeout,
+            idle_timeout: self.idle_timeout,
+            queue_timeout: self.queue_timeout,
+            request_timeout: self.request_timeout,
+            write_timeout: self.write_timeout,
+            stop_from: self.stop_from.clone(),
+        }
+    }
+
+    /// Checks every value, for a server of one service.
+    ///
+    /// # Errors
+    /// As [`check_with`](Self::check_with).
+    #[cfg(test)]
+    pub(crate) fn check(self) -> Result<Settings, Error> {
+        self.check_with(Vec::new())
+    }
+
+    /// Checks every value. `others`: what is set for the services besides the first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first one out of range.
+    pub(crate) fn check_with(mut self, others: Vec<ServiceConfig>) -> Result<Settings, Error> {
+        let limits = PoolLimits {
+            min_threads: self.min_threads,
+            max_threads: self.max_threads,
+            tolerance: self.tolerance,
+            keep_alive: self.keep_alive,
+        };
+        let policy = limits.check()?;
+        within("max_pending", self.max_pending, 1, 1 << 30)?;
+        within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
+        within("max_memory_bytes", self.max_memory_bytes, 1 << 20, usize::MAX)?;
+        if let Some(bytes) = self.send_buffer_bytes {
+            within("send_buffer_bytes", bytes, 4 << 10, 1 << 30)?;
+        }
+        if self.unix_mode > 0o777 {
+            return Err(setting("unix_mode", format!("{:o}", self.unix_mode), "0 to 777".to_owned()));
+        }
         within(
             "thread_stack_bytes",
             self.thread_stack_bytes,
@@ -307,29 +441,34 @@ impl Config {
             MAX_THREAD_STACK_BYTES,
         )?;
         lasting("drain_timeout", self.drain_timeout, Duration::ZERO)?;
-        let listen = match self.listen.is_empty() {
-            true => vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into()],
-            false => self.listen,
-        };
+        let mut first = self.first_service();
+        if first.listen.is_empty() && others.is_empty() {
+            first.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into()];
+        }
+        let (mut services, mut listen, mut listen_services) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, service) in std::iter::once(first).chain(others).enumerate() {
+            let number = ServiceId::try_from(number)
+                .map_err(|_| setting("services", number + 1, format!("at most {}", ServiceId::MAX)))?;
+            services.push(service.check()?);
+            listen_services.extend(service.listen.iter().map(|_| number));
+            listen.extend(service.listen);
+        }
+        let of_all = services.iter().map(|service| service.max_connections);
         Ok(Settings {
             listen,
             limits,
             policy,
-            max_connections: self.max_connections,
-            max_line_bytes: self.max_line_bytes,
+            max_connections: of_all.fold(0, usize::saturating_add).min(MAX_CONNECTIONS),
             max_pending: self.max_pending,
             high_watermark_bytes: self.high_watermark_bytes,
             low_watermark_bytes: self.high_watermark_bytes / 4,
-            max_connections_per_peer: self.max_connections_per_peer,
             max_memory_bytes: self.max_memory_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
             unix_mode: self.unix_mode,
-            max_job_lines: if timeouts.request.is_some() { 1 } else { MAX_JOB_LINES },
-            timeouts,
-            queue_timeout,
             thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
-            stop_from: self.stop_from,
+            services,
+            listen_services,
         })
     }
 }

@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::clock::Clock;
-use crate::job::Job;
+use crate::clock::{Clock, Nanos};
+use crate::mail::{Mail, Post};
 use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
 
@@ -22,7 +22,7 @@ pub(crate) struct Hub<W> {
     /// Of all servers of this process, from 1.
     number: u64,
     pub(crate) clock: Clock,
-    pub(crate) replies: Replies<Box<Job>, W>,
+    pub(crate) replies: Replies<Mail, W>,
     pub(crate) timings: Timings,
 }
 
@@ -45,5 +45,16 @@ impl<W: Wake> Hub<W> {
     /// Whether the calling thread is one of those: the server cannot end while it waits.
     pub(crate) fn is_on_own_thread(&self) -> bool {
         OWN.get() == self.number
+    }
+}
+
+impl<W: Wake> Post for Hub<W> {
+    fn post(&self, mail: Mail) {
+        self.replies.push(mail);
+        self.replies.signal();
+    }
+
+    fn now(&self) -> Nanos {
+        self.clock.now()
     }
 }

@@ -4,13 +4,14 @@
 //! is: that keeps replies in the order of their requests. It carries bytes and a [`ConnId`], no references, and its
 //! buffers are recycled with it, so that a request allocates nothing.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::address::Address;
 use crate::clock::Nanos;
 use crate::litter::Litter;
-use crate::service::ServiceId;
+use crate::reason::CloseReason;
 
 /// Most lines in a job. More would make one connection's burst a long wait for another's single line.
 pub(crate) const MAX_JOB_LINES: usize = 256;
@@ -30,6 +31,9 @@ pub(crate) struct ConnId {
     pub(crate) generation: u32,
 }
 
+/// Which of the server's services.
+pub(crate) type ServiceId = u16;
+
 /// A millisecond in nanoseconds.
 pub(crate) const MS: Nanos = 1_000_000;
 
@@ -42,14 +46,15 @@ pub(crate) fn to_ms(now: Nanos) -> u32 {
 /// Slots whose generations lie together.
 const CHUNK: usize = 4096;
 
-/// Which generation of connections each slot has: written by the reactor, read by the workers, who do not run a request
-/// whose connection has gone. Eight bytes a slot, for as many slots as ever were in use.
+/// What other threads know of the connections in each slot. Twelve bytes a slot, for as many slots as ever were in use.
 #[derive(Debug)]
-pub(crate) struct Generations {
+pub(crate) struct Slots {
     chunks: Box<[OnceLock<Box<[Slot]>>]>,
+    /// Bytes on their way to a connection from which on nothing more is taken for it.
+    max_posted_bytes: u32,
 }
 
-/// What workers and the reactor tell each other of a slot. Relaxed: nothing else is read because of it.
+/// What workers, pushers and the reactor tell each other of a slot. Relaxed: nothing else is read because of it.
 #[derive(Debug, Default)]
 struct Slot {
     /// Of the connection that is there. Written by the reactor.
@@ -57,12 +62,32 @@ struct Slot {
     /// When a worker took the present job, in milliseconds since the server's start, which wrap; 0 while none has. Set to 0 by
     /// the reactor when the job goes out, and then by the worker; only where handlers are timed.
     taken_ms: AtomicU32,
+    /// Pushed bytes that the reactor has not taken in, added by pushers and subtracted by the reactor; and [`CHOKED`], set by the
+    /// reactor.
+    posted: AtomicU32,
 }
 
-impl Generations {
-    /// For slots below `slots`. Connections in others are never taken for gone.
-    pub(crate) fn new(slots: usize) -> Arc<Generations> {
-        Arc::new(Generations { chunks: (0..slots.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect() })
+/// The peer does not read what waits for it: more than the high watermark, and not yet less than the low one.
+const CHOKED: u32 = 1 << 31;
+/// Most bytes that one push counts for, so that the sum of a few does not reach [`CHOKED`].
+const MAX_POSTED_BYTES: usize = 1 << 29;
+
+/// Why nothing was taken for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It has ended.
+    Gone,
+    /// Its peer does not read.
+    Full,
+}
+
+impl Slots {
+    /// For slots below `slots`: connections in others are never taken for gone. For one of them nothing more is taken once
+    /// `max_posted_bytes` are on their way.
+    pub(crate) fn new(slots: usize, max_posted_bytes: usize) -> Arc<Slots> {
+        let max_posted_bytes = u32::try_from(max_posted_bytes.min(MAX_POSTED_BYTES)).unwrap_or(u32::MAX);
+        let chunks = (0..slots.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
+        Arc::new(Slots { chunks, max_posted_bytes })
     }
 
     fn slot(&self, id: ConnId) -> Option<&Slot> {
@@ -82,10 +107,10 @@ impl Generations {
     /// The connection of this name has gone. For the reactor.
     pub(crate) fn clear(&self, id: ConnId) {
         self.set(ConnId { generation: id.generation.wrapping_add(1), ..id });
+        self.set_choked(id, false);
     }
 
     /// Whether the connection of this name is there, as far as is known: what the reactor has just done may be seen late.
-    /// Relaxed, as nothing else is read because of it.
     pub(crate) fn has(&self, id: ConnId) -> bool {
         self.slot(id).is_none_or(|slot| slot.generation.load(Relaxed) == id.generation)
     }
@@ -102,6 +127,39 @@ impl Generations {
         let taken = self.slot(id)?.taken_ms.load(Relaxed);
         (taken > 0).then(|| now.saturating_sub(MS * Nanos::from(to_ms(now).wrapping_sub(taken))))
     }
+
+    /// Whether the peer of this connection leaves too much unread. For the reactor.
+    pub(crate) fn set_choked(&self, id: ConnId, choked: bool) {
+        let Some(slot) = self.slot(id) else { return };
+        match choked {
+            true => slot.posted.fetch_or(CHOKED, Relaxed),
+            false => slot.posted.fetch_and(!CHOKED, Relaxed),
+        };
+    }
+
+    /// `bytes` are about to be pushed to this connection.
+    ///
+    /// # Errors
+    /// They may not be, and do not count.
+    pub(crate) fn post(&self, id: ConnId, bytes: usize) -> Result<(), Refused> {
+        let Some(slot) = self.slot(id).filter(|_| self.has(id)) else { return Err(Refused::Gone) };
+        let taken = slot.posted.fetch_update(Relaxed, Relaxed, |posted| {
+            (posted < self.max_posted_bytes).then(|| posted + posted_bytes(bytes))
+        });
+        taken.map(drop).map_err(|_| Refused::Full)
+    }
+
+    /// The reactor has them.
+    pub(crate) fn took_in(&self, id: ConnId, bytes: usize) {
+        if let Some(slot) = self.slot(id) {
+            slot.posted.fetch_sub(posted_bytes(bytes), Relaxed);
+        }
+    }
+}
+
+/// What a push of `bytes` counts for.
+fn posted_bytes(bytes: usize) -> u32 {
+    u32::try_from(bytes.min(MAX_POSTED_BYTES)).unwrap_or(u32::MAX)
 }
 
 /// A local address of a service that clients reached, shared by all connections that came in through it.
@@ -118,28 +176,92 @@ impl Endpoint {
     }
 }
 
+/// What a service keeps for a connection: its state, whose type the service knows.
+pub(crate) type Session = Box<dyn Any + Send>;
+
+/// What a job is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// Its connection has opened: makes the session.
+    Open,
+    /// Handles the requests.
+    Requests,
+    /// Its connection has ended: gives the session back.
+    Close(CloseReason),
+}
+
+/// How a call of a handler ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handled {
+    Replied,
+    Silent,
+    /// The connection is to be closed, behind the reply if there is one.
+    Close {
+        replied: bool,
+    },
+    /// The reply is given later; the connection is to be closed behind it, or not.
+    Deferred {
+        close: bool,
+    },
+    Panicked,
+}
+
 /// How a worker left a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobEnd {
-    /// Every line was handled.
+    /// Everything was done.
     Done,
     /// The worker's slice was over: lines are left, and the job goes back to the tail of the queue.
     Unfinished,
+    /// The handler took the reply to the last line along, to give it later. Lines may be left. `close`: it is the last one.
+    Deferred {
+        /// The connection is to be closed behind it.
+        close: bool,
+    },
     /// The handler asked for the connection to be closed behind the last reply. Lines may be left.
     Close,
     /// The handler panicked. Its line has no reply; lines may be left.
     Panicked,
 }
 
+/// The connection that a job is of.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) id: ConnId,
+    pub(crate) slots: Arc<Slots>,
+    pub(crate) local: Arc<Endpoint>,
+    pub(crate) peer: Address,
+    /// When the connection was accepted, by the pool's clock.
+    pub(crate) opened_at: Nanos,
+}
+
+impl Origin {
+    /// Whether anybody would read the replies, as far as is known: the connection is there.
+    pub(crate) fn is_there(&self) -> bool {
+        self.slots.has(self.id)
+    }
+}
+
 /// Lines of one connection on their way to a worker, or their replies on the way back.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) connection: ConnId,
-    generations: Arc<Generations>,
-    pub(crate) local: Arc<Endpoint>,
-    pub(crate) peer: Address,
+    pub(crate) origin: Origin,
+    pub(crate) task: Task,
+    /// The connection's state, which travels with its job; `None` where the service keeps none.
+    pub(crate) session: Option<Session>,
     /// When the reactor took these lines in, by the pool's clock. Waiting is counted from here.
     pub(crate) accepted_at: Nanos,
+    pub(crate) batch: Batch,
+    /// Of the lines handled in this slice, those that were not run because they had waited too long.
+    pub(crate) late: usize,
+    /// Wall time of this slice.
+    pub(crate) took: Nanos,
+    pub(crate) end: JobEnd,
+}
+
+/// The lines of a job, and the replies to them.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
     /// The lines, back to back, without terminators.
     lines: Vec<u8>,
     /// Where in `lines` each line ends.
@@ -152,14 +274,11 @@ pub(crate) struct Job {
     pub(crate) reply_ends: Vec<usize>,
     /// Lines handled in this slice, whether they had a reply or not.
     pub(crate) handled: usize,
-    /// Of these, those that were not run because they had waited too long.
-    pub(crate) late: usize,
-    /// Wall time of this slice.
-    pub(crate) took: Nanos,
-    pub(crate) end: JobEnd,
+    /// Replies of this slice that went ahead in pieces, ends included.
+    pub(crate) sent_ahead: usize,
 }
 
-impl Job {
+impl Batch {
     /// Adds a line.
     pub(crate) fn push_line(&mut self, line: &[u8]) {
         self.lines.extend_from_slice(line);
@@ -171,54 +290,54 @@ impl Job {
         self.lines.len()
     }
 
-    /// Bytes that it holds, by capacity.
-    pub(crate) fn held_bytes(&self) -> usize {
-        let ends = self.line_ends.capacity() + self.reply_ends.capacity();
-        size_of::<Job>() + self.lines.capacity() + self.replies.capacity() + ends * size_of::<usize>()
-    }
-
     /// Lines not handled yet.
     pub(crate) fn lines_left(&self) -> usize {
         self.line_ends.len() - self.taken
     }
 
-    /// A worker has taken it at `now`.
-    pub(crate) fn set_taken(&self, now: Nanos) {
-        self.generations.set_taken(self.connection, now);
-    }
-
-    /// Whether anybody would read the replies, as far as is known: the connection is there.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.generations.has(self.connection)
-    }
-
-    /// Takes the next line, with the addresses of both sides, and the place for its reply; `None` when all are handled.
-    pub(crate) fn next_line(&mut self) -> Option<(&[u8], &Address, &Address, &mut Vec<u8>)> {
+    /// Takes the next line, and the place for its reply; `None` when all are handled.
+    pub(crate) fn next_line(&mut self) -> Option<(&[u8], Replies<'_>)> {
         let end = *self.line_ends.get(self.taken)?;
         let begin = self.taken.checked_sub(1).map_or(0, |before| self.line_ends[before]);
         self.taken += 1;
         self.handled += 1;
-        Some((&self.lines[begin..end], &self.local.address, &self.peer, &mut self.replies))
+        let Batch { lines, replies: bytes, reply_ends: ends, sent_ahead, .. } = self;
+        Some((&lines[begin..end], Replies { bytes, ends, sent_ahead }))
     }
 
-    /// Forgets the replies and figures of the last slice, so that the job can be handed out again.
-    pub(crate) fn begin_slice(&mut self) {
-        self.replies.clear();
-        self.reply_ends.clear();
-        self.handled = 0;
-        self.late = 0;
-        self.took = 0;
-        self.end = JobEnd::Done;
+    /// The place for the reply to a line that is not in it.
+    pub(crate) fn replies(&mut self) -> Replies<'_> {
+        let Batch { replies: bytes, reply_ends: ends, sent_ahead, .. } = self;
+        Replies { bytes, ends, sent_ahead }
     }
 
-    /// The worker broke off in the middle of a slice: the line that it was at has no reply.
-    pub(crate) fn fail(&mut self) {
-        if self.handled <= self.reply_ends.len() && self.next_line().is_none() {
-            // It was at none of them: the last one stands for it.
-            self.reply_ends.pop();
+    /// A reply ends here, if anything was written since the last one.
+    pub(crate) fn end_reply(&mut self) {
+        let end = self.replies.len();
+        if end > self.reply_ends.last().copied().unwrap_or(0) {
+            self.reply_ends.push(end);
         }
-        self.replies.truncate(self.reply_ends.last().copied().unwrap_or(0));
-        self.end = JobEnd::Panicked;
+    }
+
+    /// The handler is done with a line. Tells what that means for the job.
+    pub(crate) fn end_line(&mut self, handled: Handled) -> JobEnd {
+        match handled {
+            Handled::Replied => {
+                // Of one whose last piece was flushed nothing is left but its end.
+                self.reply_ends.push(self.replies.len());
+                JobEnd::Done
+            }
+            Handled::Silent => JobEnd::Done,
+            Handled::Close { replied } => {
+                if replied {
+                    self.reply_ends.push(self.replies.len());
+                }
+                JobEnd::Close
+            }
+            // What was written is the begin of a reply that ends later.
+            Handled::Deferred { close } => JobEnd::Deferred { close },
+            Handled::Panicked => JobEnd::Panicked,
+        }
     }
 
     /// Gives back what it does not need to hold its lines, as it will be held for long.
@@ -232,10 +351,72 @@ impl Job {
         self.taken = 0;
     }
 
+    fn capacity(&self) -> usize {
+        let ends = self.line_ends.capacity() + self.reply_ends.capacity();
+        self.lines.capacity() + self.replies.capacity() + ends * size_of::<usize>()
+    }
+
+    fn begin_slice(&mut self) {
+        self.replies.clear();
+        self.reply_ends.clear();
+        self.handled = 0;
+        self.sent_ahead = 0;
+    }
+}
+
+/// Where replies are written.
+#[derive(Debug)]
+pub(crate) struct Replies<'a> {
+    pub(crate) bytes: &'a mut Vec<u8>,
+    /// Where in `bytes` those end that are complete.
+    pub(crate) ends: &'a mut Vec<usize>,
+    /// Replies that went ahead, in pieces.
+    pub(crate) sent_ahead: &'a mut usize,
+}
+
+impl Job {
+    /// Bytes that it holds, by capacity.
+    pub(crate) fn held_bytes(&self) -> usize {
+        size_of::<Job>() + self.batch.capacity()
+    }
+
+    /// A worker has taken it at `now`.
+    pub(crate) fn set_taken(&self, now: Nanos) {
+        self.origin.slots.set_taken(self.origin.id, now);
+    }
+
+    /// Forgets the replies and figures of the last slice, so that the job can be handed out again.
+    pub(crate) fn begin_slice(&mut self) {
+        self.batch.begin_slice();
+        self.late = 0;
+        self.took = 0;
+        self.end = JobEnd::Done;
+    }
+
+    /// The worker broke off in the middle of a slice: the line that it was at has no reply.
+    pub(crate) fn fail(&mut self) {
+        let batch = &mut self.batch;
+        if batch.handled <= batch.reply_ends.len() + batch.sent_ahead && batch.next_line().is_none() {
+            // It was at none of them: the last one stands for it.
+            batch.reply_ends.pop();
+        }
+        batch.replies.truncate(batch.reply_ends.last().copied().unwrap_or(0));
+        self.end = JobEnd::Panicked;
+    }
+
+    /// Makes it the job that gives its session back.
+    pub(crate) fn become_closing(&mut self, reason: CloseReason) {
+        let session = self.session.take();
+        self.clear();
+        (self.session, self.task) = (session, Task::Close(reason));
+    }
+
     fn clear(&mut self) {
-        self.lines.clear();
-        self.line_ends.clear();
-        self.taken = 0;
+        self.batch.lines.clear();
+        self.batch.line_ends.clear();
+        self.batch.taken = 0;
+        self.session = None;
+        self.task = Task::Requests;
         self.begin_slice();
     }
 }
@@ -243,63 +424,64 @@ impl Job {
 /// Jobs that can be used again. Only the reactor has one.
 #[derive(Debug)]
 pub(crate) struct FreeJobs {
-    generations: Arc<Generations>,
+    slots: Arc<Slots>,
     // Boxed: a job moves between queues many times, and a box is one word.
     #[expect(clippy::vec_box, reason = "the boxes themselves are what is recycled")]
     free: Vec<Box<Job>>,
 }
 
 impl FreeJobs {
-    /// None yet. Their workers ask `generations` whether their connections are there.
-    pub(crate) fn new(generations: Arc<Generations>) -> FreeJobs {
-        FreeJobs { generations, free: Vec::new() }
+    /// None yet. Their workers ask `slots` whether their connections are there.
+    pub(crate) fn new(slots: Arc<Slots>) -> FreeJobs {
+        FreeJobs { slots, free: Vec::new() }
     }
 
     /// What workers and the reactor tell each other of connections.
-    pub(crate) fn generations(&self) -> &Generations {
-        &self.generations
+    pub(crate) fn slots(&self) -> &Arc<Slots> {
+        &self.slots
     }
 
-    /// An empty job for `connection`.
+    /// An empty job for the connection `id`, which was accepted at `opened_at`; what it will hold came at `now`.
     pub(crate) fn take(
         &mut self,
-        connection: ConnId,
+        id: ConnId,
         local: &Arc<Endpoint>,
         peer: Address,
+        opened_at: Nanos,
         now: Nanos,
     ) -> Box<Job> {
         let Some(mut job) = self.free.pop() else {
             return Box::new(Job {
-                connection,
-                generations: Arc::clone(&self.generations),
-                local: Arc::clone(local),
-                peer,
+                origin: Origin {
+                    id,
+                    slots: Arc::clone(&self.slots),
+                    local: Arc::clone(local),
+                    peer,
+                    opened_at,
+                },
+                task: Task::Requests,
+                session: None,
                 accepted_at: now,
-                lines: Vec::new(),
-                line_ends: Vec::new(),
-                taken: 0,
-                replies: Vec::new(),
-                reply_ends: Vec::new(),
-                handled: 0,
+                batch: Batch::default(),
                 late: 0,
                 took: 0,
                 end: JobEnd::Done,
             });
         };
-        job.connection = connection;
-        job.peer = peer;
-        job.accepted_at = now;
+        let origin = &mut job.origin;
+        (origin.id, origin.peer, origin.opened_at) = (id, peer, opened_at);
         // Nearly always the same one: spare the two atomic operations.
-        if !Arc::ptr_eq(&job.local, local) {
-            job.local = Arc::clone(local);
+        if !Arc::ptr_eq(&origin.local, local) {
+            origin.local = Arc::clone(local);
         }
+        job.accepted_at = now;
         job
     }
 
     /// Takes back a job that nobody needs any more. What it holds too much goes to `litter`.
     pub(crate) fn put(&mut self, mut job: Box<Job>, litter: &mut Litter) {
         job.clear();
-        for buffer in [&mut job.lines, &mut job.replies] {
+        for buffer in [&mut job.batch.lines, &mut job.batch.replies] {
             if buffer.capacity() > MAX_RECYCLED_BYTES {
                 litter.drop_later(Some(std::mem::take(buffer)));
             }
@@ -315,56 +497,59 @@ mod tests {
     use super::*;
 
     fn free_jobs() -> FreeJobs {
-        FreeJobs::new(Generations::new(1))
+        FreeJobs::new(Slots::new(1, 0))
     }
 
     fn take(free: &mut FreeJobs) -> Box<Job> {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
-        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address.clone(), 0)
+        free.take(ConnId { slot: 0, generation: 0 }, &endpoint, endpoint.address.clone(), 0, 0)
     }
 
     #[test]
     fn lines_come_out_as_they_went_in() {
         let mut job = take(&mut free_jobs());
         for line in [&b"one"[..], b"", b"three\r"] {
-            job.push_line(line);
+            job.batch.push_line(line);
         }
         let mut seen = Vec::new();
-        while let Some((line, ..)) = job.next_line() {
+        while let Some((line, _)) = job.batch.next_line() {
             seen.push(line.to_vec());
         }
         assert_eq!(seen, [&b"one"[..], b"", b"three\r"]);
-        assert_eq!((job.handled, job.lines_left()), (3, 0));
+        assert_eq!((job.batch.handled, job.batch.lines_left()), (3, 0));
     }
 
     #[test]
     fn a_recycled_job_is_empty_and_its_buffers_are_capped() {
         let mut free = free_jobs();
         let mut job = take(&mut free);
-        job.push_line(&vec![b'x'; 1 << 20]);
-        job.replies = vec![0; 1 << 20];
+        job.batch.push_line(&vec![b'x'; 1 << 20]);
+        job.batch.replies = vec![0; 1 << 20];
         free.put(job, &mut Litter::default());
         let mut job = take(&mut free);
-        assert!(job.next_line().is_none());
-        assert_eq!((job.lines_left(), job.replies.len(), job.reply_ends.len()), (0, 0, 0));
-        assert!(job.lines.capacity() <= MAX_RECYCLED_BYTES && job.replies.capacity() <= MAX_RECYCLED_BYTES);
+        assert!(job.batch.next_line().is_none());
+        assert_eq!((job.batch.lines_left(), job.batch.replies.len(), job.batch.reply_ends.len()), (0, 0, 0));
+        assert!(
+            job.batch.lines.capacity() <= MAX_RECYCLED_BYTES
+                && job.batch.replies.capacity() <= MAX_RECYCLED_BYTES
+        );
     }
 
     #[test]
     fn a_job_is_wanted_while_its_connection_has_its_slot() {
-        let generations = Generations::new(CHUNK + 1);
-        let mut free = FreeJobs::new(Arc::clone(&generations));
+        let slots = Slots::new(CHUNK + 1, 100);
+        let mut free = FreeJobs::new(Arc::clone(&slots));
         for slot in [0, 4095, 4096] {
             let id = ConnId { slot, generation: u32::MAX };
             let mut job = take(&mut free);
-            job.connection = id;
-            generations.set(id);
-            assert!(job.is_wanted());
-            generations.clear(id);
-            assert!(!job.is_wanted());
-            generations.set(ConnId { generation: 5, ..id });
-            assert!(!job.is_wanted());
+            job.origin.id = id;
+            slots.set(id);
+            assert!(job.origin.is_there());
+            slots.clear(id);
+            assert!(!job.origin.is_there());
+            slots.set(ConnId { generation: 5, ..id });
+            assert!(!job.origin.is_there());
         }
-        assert!(generations.has(ConnId { slot: 1 << 20, generation: 1 }), "beyond what is kept");
+        assert!(slots.has(ConnId { slot: 1 << 20, generation: 1 }), "beyond what is kept");
     }
 }

@@ -64,10 +64,12 @@ pub mod fuzzing;
 mod hub;
 mod job;
 mod litter;
+mod mail;
 mod metrics;
 mod pool;
 pub mod protocol;
 mod reactor;
+mod reason;
 mod replies;
 #[cfg(feature = "simulate")]
 pub mod schedule;
@@ -83,12 +85,16 @@ mod watch;
 pub use address::Address;
 pub use config::{
     Config, MAX_DURATION, MAX_LINE_BYTES, MAX_THREAD_STACK_BYTES, MAX_WORKERS, MIN_THREAD_STACK_BYTES,
-    PoolLimits, StopFrom,
+    PoolLimits, ServiceConfig, StopFrom,
 };
 pub use controller::Decision;
 pub use error::Error;
 pub use ipnet::IpNet;
 pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
+pub use reason::CloseReason;
 pub use server::{Builder, Outcome, Server, ServerHandle};
-pub use service::{Delay, Farewell, Handler, Helo, Kind, Reply, Request};
+pub use service::{
+    Connection, ConnectionId, Deferred, Delay, Farewell, Group, Handler, Helo, Kind, Place, PushError,
+    Pusher, Reply, Request, Service,
+};
 pub use tuner::MAX_DECISIONS;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use crate::clock::Nanos;
-use crate::connection::CloseReason;
+use crate::reason::CloseReason;
 use crate::sync::lock_std;
 
 /// Longest time that the histograms tell apart, in nanoseconds: an hour. Longer ones count as this long.
@@ -34,6 +34,8 @@ pub(crate) struct Counters {
 /// What is counted for each service.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ServiceCounters {
+    /// A gauge: its connections.
+    pub(crate) open: u64,
     pub(crate) requests: u64,
     pub(crate) stops: u64,
     pub(crate) ignored: u64,
@@ -60,6 +62,8 @@ pub(crate) struct Totals {
     pub(crate) wakeups: u64,
     pub(crate) accept_errors: u64,
     pub(crate) stale_replies: u64,
+    pub(crate) pushed: u64,
+    pub(crate) inline_overruns: u64,
     /// A gauge: what the connections hold, see `Connection::held_bytes`.
     pub(crate) held_bytes: u64,
 }
@@ -283,6 +287,10 @@ pub struct Stats {
     pub accept_errors_total: u64,
     /// Jobs that came back from a worker after their connection had gone.
     pub stale_replies_total: u64,
+    /// Pushes that were taken in, one for each connection that they were for. They are no replies.
+    pub pushed_total: u64,
+    /// Times that requests of [`Kind::Inline`](crate::Kind::Inline) held up the event loop for longer than a millisecond.
+    pub inline_overruns_total: u64,
 }
 
 /// Connections turned away, by reason.
@@ -478,6 +486,8 @@ impl Stats {
             wakeups_total: counters.wakeups,
             accept_errors_total: counters.accept_errors,
             stale_replies_total: counters.stale_replies,
+            pushed_total: counters.pushed,
+            inline_overruns_total: counters.inline_overruns,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Wiring: from a [`Config`] and a [`Handler`] to running threads, and the handle to them.
+//! Wiring: from a [`Config`] and a [`Service`] to running threads, and the handle to them.
 //!
 //! Starting: check the settings, bind, start the workers, the tuner and the reactor. A graceful stop, step by step (the
 //! reactor does them, see `reactor`): 1. shut the door; 2. accept what is in the accept queue; 3. read of each
@@ -12,20 +12,24 @@
 use std::fmt;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
 use crate::clock::Clock;
-use crate::config::{Config, PoolLimits, StopFrom};
+use crate::config::{Config, PoolLimits, ServiceConfig, StopFrom};
 use crate::controller::{self, Decision};
 use crate::error::Error;
 use crate::hub::Hub;
+use crate::job::{Job, Task};
+use crate::mail::{Mail, Post};
 use crate::metrics::{Counters, PoolGauges, Stats};
-use crate::pool::{JobPool, LEAVE_TIMEOUT};
+use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
 use crate::reactor::{self, Dropped, Reactor, ReactorHub, Shared, Sockets, StopLevel};
-use crate::service::{Handler, Service};
+use crate::reason::CloseReason;
+use crate::service::{Erased, Served, Service, WorkerStates};
 use crate::sync::lock_std;
 use crate::threads;
 use crate::tuner::Tuner;
@@ -37,6 +41,8 @@ const DROP_GRACE: Duration = Duration::from_secs(2);
 const REACTOR_STACK_BYTES: usize = 2 << 20;
 /// The same of the tuner's: of what is not ours only the subscriber runs on it.
 const TUNER_STACK_BYTES: usize = 512 << 10;
+/// The thread that gives sessions back after a stop that was not graceful.
+const CLOSER: &str = "tidemill-closer";
 
 /// A running server. Dropping it stops it gracefully and waits for the end, as [`wait`](Self::wait) does, but not inside one of
 /// its own handlers.
@@ -60,7 +66,9 @@ pub struct Server {
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
     config: Config,
-    handler: Arc<dyn Handler>,
+    /// The first one is set by `config`, the others are by what comes with them.
+    service: Arc<dyn Erased>,
+    others: Vec<(Arc<dyn Erased>, ServiceConfig)>,
 }
 
 /// Reaches a running server from any thread, handlers included. Cheap to clone.
@@ -124,9 +132,10 @@ impl Outcome {
 }
 
 impl Server {
-    /// Begins to set up a server for `handler` with the defaults of [`Config`].
-    pub fn builder(handler: impl Handler) -> Builder {
-        Builder { config: Config::default(), handler: Arc::new(handler) }
+    /// Begins to set up a server for `service` with the defaults of [`Config`]. A closure that takes a
+    /// [`Request`](crate::Request) and a [`Reply`](crate::Reply) is a service.
+    pub fn builder(service: impl Service) -> Builder {
+        Builder { config: Config::default(), service: Arc::new(service), others: Vec::new() }
     }
 
     /// The address of the first listener, with its real port.
@@ -170,6 +179,13 @@ impl Builder {
     /// Listens on `address`, with port 0 on a free port. Can be given more than once. See [`Config::listen`].
     pub fn listen(mut self, address: Address) -> Self {
         self.config.listen.push(address);
+        self
+    }
+
+    /// Adds a service, with listeners and limits of its own. All services share the pool and the event loop; the statistics tell them
+    /// apart by [`Service::name`]. Can be given more than once.
+    pub fn service(mut self, service: impl Service, config: ServiceConfig) -> Self {
+        self.others.push((Arc::new(service), config));
         self
     }
 
@@ -222,7 +238,8 @@ impl Builder {
         self,
         run: impl FnOnce(Reactor) -> io::Result<Dropped> + Send + 'static,
     ) -> Result<Server, Error> {
-        let settings = self.config.check()?;
+        let (others, configs): (Vec<_>, Vec<_>) = self.others.into_iter().unzip();
+        let settings = self.config.check_with(configs)?;
         let sockets = reactor::bind(&settings)?;
         let local_addrs = sockets
             .iter()
@@ -231,11 +248,10 @@ impl Builder {
                 socket.local_addr().map_err(|source| Error::Bind { address: asked.clone(), source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let stop_from = settings.stop_from.clone();
-        let service = Service::of_lines(self.handler, settings.max_line_bytes, stop_from)
-            .with_timeouts(settings.queue_timeout, settings.timeouts.request.is_some());
-        let services: Arc<[Service]> = Arc::new([service]);
-        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
+        let of_services = std::iter::once(self.service).chain(others).zip(settings.services.iter().cloned());
+        let services: Arc<[Served]> =
+            of_services.map(|(service, settings)| Served::new(service, settings)).collect();
+        let sockets = sockets.into_iter().zip(settings.listen_services.iter().copied()).collect();
         let (sockets, waker) = Sockets::new(sockets)?;
 
         let hub = Hub::new(waker, Clock::start());
@@ -258,11 +274,13 @@ impl Builder {
         let shared =
             Shared { hub, pool, tuner, stop: Arc::clone(&inner.stop), counters: Arc::clone(&inner.counters) };
         let stack_bytes = settings.thread_stack_bytes;
-        let reactor = Reactor::new(sockets, settings, Arc::clone(&services), shared);
+        // Made on its thread: what services keep for a thread stays there.
+        let turns = {
+            let services = Arc::clone(&services);
+            move || run(Reactor::new(sockets, settings, services, shared))
+        };
 
-        inner
-            .start_threads(services, stack_bytes, || run(reactor))
-            .inspect_err(|_| drop(inner.end_threads()))?;
+        inner.start_threads(services, stack_bytes, turns).inspect_err(|_| drop(inner.end_threads()))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
 }
@@ -279,7 +297,7 @@ impl Inner {
     /// Starts the workers, the tuner and the reactor. Where one is refused, what has been started is still there.
     fn start_threads(
         self: &Arc<Self>,
-        services: Arc<[Service]>,
+        services: Arc<[Served]>,
         stack_bytes: usize,
         turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
     ) -> Result<(), Error> {
@@ -330,8 +348,54 @@ impl Inner {
         left_behind
     }
 
+    /// Gives back the sessions that are left after a stop that was not graceful, on a thread of its own, as services may block.
+    /// Blocks until that is done, for a second at most. Returns who is left behind.
+    fn close_sessions(&self, services: &Arc<[Served]>) -> Option<String> {
+        let mut mail = Vec::new();
+        self.hub.replies.drain(&mut mail);
+        let came_back =
+            mail.into_iter().filter_map(|mail| if let Mail::Job(job) = mail { Some(job) } else { None });
+        let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
+        jobs.retain(|job| job.session.is_some());
+        if jobs.is_empty() {
+            return None;
+        }
+        let (done, is_done) = mpsc::channel::<()>();
+        let (services, hub) = (Arc::clone(services), Arc::clone(&self.hub));
+        let close = move || {
+            hub.adopt_thread();
+            let post: Arc<dyn Post> = hub;
+            let mut states = WorkerStates::none();
+            for job in &mut jobs {
+                if !matches!(job.task, Task::Close(_)) {
+                    job.become_closing(CloseReason::Aborted);
+                }
+                open_or_close(job, &services, &mut states, &post);
+            }
+            drop(states);
+            drop(services);
+            drop(done);
+        };
+        match threads::spawn(CLOSER.to_owned(), REACTOR_STACK_BYTES, close) {
+            Ok(thread) => match is_done.recv_timeout(LEAVE_TIMEOUT) {
+                Err(RecvTimeoutError::Timeout) => Some(CLOSER.to_owned()),
+                // It has nothing more to do than to end itself.
+                _ => {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| tracing::error!("the thread that closes connections panicked"));
+                    None
+                }
+            },
+            Err(error) => {
+                tracing::error!(%error, "connections could not be closed for their services");
+                None
+            }
+        }
+    }
+
     /// The reactor's thread; `turns` are those of its loop.
-    fn run(&self, services: Arc<[Service]>, turns: impl FnOnce() -> io::Result<Dropped>) {
+    fn run(&self, services: Arc<[Served]>, turns: impl FnOnce() -> io::Result<Dropped>) {
         // Unwind safety: what the reactor shares are counters and queues, all usable as they are after a panic.
         let mut end = match panic::catch_unwind(AssertUnwindSafe(turns)) {
             Ok(Ok(dropped)) => End::Stopped { dropped, left_behind: Vec::new() },
@@ -345,7 +409,8 @@ impl Inner {
             }
         };
         self.stop.abort();
-        let left = self.end_threads();
+        let mut left = self.end_threads();
+        left.extend(self.close_sessions(&services));
         if let End::Stopped { left_behind, .. } = &mut end {
             *left_behind = left;
         }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::hub::Hub;
 use crate::pool::{Census, JobPool};
 use crate::replies::Wake;
-use crate::service::Service;
+use crate::service::Served;
 use crate::sync::lock_std;
 use crate::watch::Watch;
 
@@ -142,7 +142,7 @@ impl Tuner {
         &self,
         pool: &Arc<JobPool>,
         hub: &Arc<Hub<W>>,
-        services: &Arc<[Service]>,
+        services: &Arc<[Served]>,
         stack_bytes: usize,
     ) {
         let now = || Duration::from_nanos(hub.clock.now());

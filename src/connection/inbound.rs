@@ -4,10 +4,10 @@
 //! not decided before. No I/O, no clock.
 
 use crate::clock::Nanos;
-use crate::connection::CloseReason;
 use crate::framing::Found;
-use crate::job::{Job, MAX_JOB_BYTES};
-use crate::service::{self, Kind, Service};
+use crate::job::{Job, JobEnd, MAX_JOB_BYTES, Session};
+use crate::reason::CloseReason;
+use crate::service::{self, Kind, Served};
 
 /// Bytes by which a buffer grows at least, up to a doubling: what is held is counted by capacity, so growth is not
 /// left to the vector.
@@ -99,10 +99,12 @@ impl Inbound {
         }
     }
 
-    /// Looks at `now` whether the frame at the front is complete, without consuming it.
-    pub(crate) fn examine(&mut self, service: &Service, now: Nanos) {
+    /// Looks at `now` whether the frame at the front is complete, without consuming it; not while it cannot be told.
+    pub(crate) fn examine(&mut self, service: &Served, session: Option<&Session>, now: Nanos) {
         if self.may_have_frame()
-            && let Found::More { scanned } = service.next_frame(self.rest(), self.scanned, false)
+            && service.knows_framing(session)
+            && let Some(framing) = service.framing(session)
+            && let Some(Found::More { scanned }) = framing.next(self.rest(), self.scanned, false)
         {
             self.scanned = scanned;
             self.set_incomplete(true, now);
@@ -110,15 +112,21 @@ impl Inbound {
     }
 
     /// Whether the service's stop line is there. Looks only at what it has not looked at before, and what may go on in it.
-    pub(crate) fn asks_for_stop(&mut self, service: &Service, ended: bool) -> bool {
+    pub(crate) fn asks_for_stop(&mut self, service: &Served, ended: bool) -> bool {
         let from = if ended { self.searched.saturating_sub(1) } else { self.searched };
         self.searched = self.len();
         service.asks_for_stop(self.rest(), from, ended)
     }
 
     /// Cuts frames off the front at `now`.
-    pub(crate) fn cut(&mut self, ended: bool, cut: Cut<'_>, now: Nanos) -> Taken {
-        let taken = cut.take(self.rest(), self.scanned, ended);
+    pub(crate) fn cut(
+        &mut self,
+        session: &mut Option<Session>,
+        ended: bool,
+        cut: Cut<'_>,
+        now: Nanos,
+    ) -> Taken {
+        let taken = cut.take(session, self.rest(), self.scanned, ended);
         if taken.consumed > 0 {
             self.incomplete_since = None;
         }
@@ -131,13 +139,19 @@ impl Inbound {
     }
 
     /// How many requests are among the frames that are here.
-    pub(crate) fn count_requests(&self, service: &Service, ended: bool) -> usize {
+    pub(crate) fn count_requests(&self, service: &Served, session: Option<&Session>, ended: bool) -> usize {
         let (mut rest, mut scanned, mut requests) = (self.rest(), self.scanned, 0);
+        let framing = service.knows_framing(session).then(|| service.framing(session)).flatten();
+        let Some(framing) = framing else { return 0 };
         while !rest.is_empty()
-            && let Found::Frame { content, consumed } = service.next_frame(rest, scanned, ended)
+            && let Some(Found::Frame { content, consumed }) = framing.next(rest, scanned, ended)
         {
-            requests +=
-                usize::from(service::classify(&*service.handler, &rest[content]) == Some(Kind::Request));
+            match service::classify(&*service.service, session, &rest[content]) {
+                Some(Kind::Request) => requests += 1,
+                // What is behind it may be framed in another way.
+                Some(Kind::Switch | Kind::Inline) => return requests + 1,
+                _ => {}
+            }
             (rest, scanned) = (&rest[consumed..], 0);
         }
         requests
@@ -167,16 +181,29 @@ fn grow(bytes: &mut Vec<u8>, additional: usize) {
     }
 }
 
+/// Handles requests where they are cut.
+pub(crate) trait HandleInline {
+    /// Handles one, and writes its reply to `job`. What it tells is [`JobEnd::Done`] where the next may follow.
+    fn handle(
+        &mut self,
+        service: &Served,
+        session: &mut Option<Session>,
+        frame: &[u8],
+        job: &mut Job,
+    ) -> JobEnd;
+}
+
 /// A job to be filled with frames, and how far.
 pub(crate) struct Cut<'a> {
-    pub(crate) service: &'a Service,
+    pub(crate) service: &'a Served,
     /// Whether this peer may stop the server.
     pub(crate) stop_allowed: bool,
     pub(crate) job: &'a mut Job,
-    /// Most requests.
+    /// Most requests in the job.
     pub(crate) room: usize,
     /// Most frames, requests or not.
     pub(crate) frames: usize,
+    pub(crate) inline: &'a mut dyn HandleInline,
 }
 
 /// What a [`Cut`] took.
@@ -185,6 +212,8 @@ pub(crate) struct Taken {
     pub(crate) consumed: usize,
     /// Frames that are in the job.
     pub(crate) requests: usize,
+    /// Requests that were handled at once. Then none is in the job but their replies, and how the last of them ended.
+    pub(crate) inline: usize,
     /// Frames that are no request.
     pub(crate) ignored: usize,
     /// Stop requests.
@@ -197,7 +226,7 @@ pub(crate) struct Taken {
 pub(crate) enum End {
     /// No whole frame is left. Of what is left, so many bytes were looked at.
     More { scanned: usize },
-    /// The job, or its share of the turn, is full. The next frame was not looked at.
+    /// The job, or its share of the turn, is full, or what follows has to wait. The next frame was not looked at.
     Full,
     /// The connection has to end for this reason behind what was taken.
     Close(CloseReason),
@@ -211,18 +240,28 @@ impl End {
 
 impl Cut<'_> {
     /// Takes frames off the front of `bytes`, of which `scanned` need not be looked at again for the first one's end.
-    pub(crate) fn take(self, bytes: &[u8], mut scanned: usize, ended: bool) -> Taken {
-        let Cut { service, stop_allowed, job, room, frames } = self;
-        let mut taken = Taken { consumed: 0, requests: 0, ignored: 0, stops: 0, end: End::Full };
+    pub(crate) fn take(
+        self,
+        session: &mut Option<Session>,
+        bytes: &[u8],
+        mut scanned: usize,
+        ended: bool,
+    ) -> Taken {
+        let Cut { service, stop_allowed, job, room, frames, inline } = self;
+        let mut taken = Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full };
+        let Some(mut framing) = service.framing(session.as_ref()) else {
+            taken.end = End::Close(CloseReason::Panic);
+            return taken;
+        };
         for _ in 0..frames {
             let rest = &bytes[taken.consumed..];
             if rest.is_empty() {
                 taken.end = End::More { scanned: 0 };
                 return taken;
             }
-            let (content, consumed) = match service.next_frame(rest, scanned, ended) {
-                Found::Frame { content, consumed } => (&rest[content], consumed),
-                Found::More { scanned } => {
+            let (content, consumed) = match framing.next(rest, scanned, ended) {
+                Some(Found::Frame { content, consumed }) => (&rest[content], consumed),
+                Some(Found::More { scanned }) => {
                     taken.end = End::More { scanned };
                     // Of a stream that has ended nothing more comes.
                     if ended {
@@ -231,18 +270,39 @@ impl Cut<'_> {
                     }
                     return taken;
                 }
-                Found::TooLong => {
+                Some(Found::TooLong) => {
                     taken.end = End::Close(CloseReason::LineTooLong);
                     return taken;
                 }
+                None => {
+                    taken.end = End::Close(CloseReason::Panic);
+                    return taken;
+                }
             };
-            match service::classify(&*service.handler, content) {
-                Some(Kind::Request) => {
-                    if taken.requests == room || job.len_bytes() >= MAX_JOB_BYTES {
+            let kind = service::classify(&*service.service, session.as_ref(), content);
+            let mut goes_on = true;
+            match kind {
+                Some(Kind::Request | Kind::Switch) => {
+                    if taken.requests == room || taken.inline > 0 || job.batch.len_bytes() >= MAX_JOB_BYTES {
                         return taken;
                     }
-                    job.push_line(content);
+                    job.batch.push_line(content);
                     taken.requests += 1;
+                    goes_on = kind != Some(Kind::Switch);
+                }
+                Some(Kind::Inline) => {
+                    if taken.requests > 0 {
+                        return taken;
+                    }
+                    job.end = inline.handle(service, session, content, job);
+                    taken.inline += 1;
+                    goes_on = job.end == JobEnd::Done;
+                    let Some(next) = service.framing(session.as_ref()) else {
+                        taken.consumed += consumed;
+                        taken.end = End::Close(CloseReason::Panic);
+                        return taken;
+                    };
+                    framing = next;
                 }
                 Some(Kind::Ignored) => taken.ignored += 1,
                 Some(Kind::Stop) => {
@@ -255,7 +315,7 @@ impl Cut<'_> {
             }
             taken.consumed += consumed;
             scanned = 0;
-            if taken.end != End::Full {
+            if !goes_on || taken.end != End::Full {
                 return taken;
             }
         }
@@ -274,23 +334,23 @@ mod tests {
     use proptest::test_runner::RngSeed;
 
     use super::*;
-    use crate::config::StopFrom;
-    use crate::connection::model::Comments;
-    use crate::job::{ConnId, Endpoint, FreeJobs, Generations};
+    use crate::config::{ServiceSettings, StopFrom};
+    use crate::connection::model::{Comments, NoInline};
+    use crate::job::{ConnId, Endpoint, FreeJobs, Slots};
 
-    fn service() -> Service {
-        Service::of_lines(Arc::new(Comments), 8, StopFrom::Any)
+    fn service() -> Served {
+        Served::new(Arc::new(Comments), ServiceSettings::of_lines(8, StopFrom::Any))
     }
 
     fn job() -> Box<Job> {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address.clone(), 0)
+        FreeJobs::new(Slots::new(1, 0)).take(id, &endpoint, endpoint.address.clone(), 0, 0)
     }
 
     fn lines(job: &mut Job) -> Vec<String> {
         let mut lines = Vec::new();
-        while let Some((line, ..)) = job.next_line() {
+        while let Some((line, _)) = job.batch.next_line() {
             lines.push(String::from_utf8_lossy(line).into_owned());
         }
         lines
@@ -308,8 +368,15 @@ mod tests {
         let mut inbound = inbound(b"#\n\n#\na\n#\nb\n");
         let mut all = (0, 0);
         for (frames, end) in [(2, End::Full), (3, End::Full), (3, End::More { scanned: 0 })] {
-            let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames };
-            let taken = inbound.cut(false, cut, 9);
+            let cut = Cut {
+                service: &service,
+                stop_allowed: true,
+                job: &mut job,
+                room: 9,
+                frames,
+                inline: &mut NoInline,
+            };
+            let taken = inbound.cut(&mut None, false, cut, 9);
             assert_eq!(taken.end, end);
             all = (all.0 + taken.requests, all.1 + taken.ignored);
         }
@@ -321,12 +388,19 @@ mod tests {
     fn what_finds_no_room_is_left_for_the_next_job() {
         let (service, mut job) = (service(), job());
         let mut inbound = inbound(b"a\nb\nc");
-        let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 1, frames: 9 };
-        let taken = inbound.cut(false, cut, 9);
+        let cut = Cut {
+            service: &service,
+            stop_allowed: true,
+            job: &mut job,
+            room: 1,
+            frames: 9,
+            inline: &mut NoInline,
+        };
+        let taken = inbound.cut(&mut None, false, cut, 9);
         assert_eq!((taken.requests, taken.consumed, taken.end), (1, 2, End::Full));
         assert!(inbound.may_have_frame());
-        assert_eq!(inbound.count_requests(&service, false), 1);
-        assert_eq!(inbound.count_requests(&service, true), 2);
+        assert_eq!(inbound.count_requests(&service, None, false), 1);
+        assert_eq!(inbound.count_requests(&service, None, true), 2);
     }
 
     #[test]
@@ -337,8 +411,15 @@ mod tests {
             (b"a\n123456789", CloseReason::LineTooLong, 0),
         ] {
             let (service, mut job) = (service(), job());
-            let cut = Cut { service: &service, stop_allowed: false, job: &mut job, room: 9, frames: 9 };
-            let taken = cut.take(bytes, 0, false);
+            let cut = Cut {
+                service: &service,
+                stop_allowed: false,
+                job: &mut job,
+                room: 9,
+                frames: 9,
+                inline: &mut NoInline,
+            };
+            let taken = cut.take(&mut None, bytes, 0, false);
             assert_eq!((taken.end, taken.stops, taken.requests), (End::Close(reason), stops, 1));
         }
     }
@@ -377,8 +458,15 @@ mod tests {
     fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
         let (service, mut job) = (service(), job());
         let mut inbound = inbound(&[&b"#\n".repeat(1000)[..], b"rest"].concat());
-        let cut = Cut { service: &service, stop_allowed: true, job: &mut job, room: 9, frames: 1001 };
-        assert_eq!(inbound.cut(false, cut, 9).end, End::More { scanned: 4 });
+        let cut = Cut {
+            service: &service,
+            stop_allowed: true,
+            job: &mut job,
+            room: 9,
+            frames: 1001,
+            inline: &mut NoInline,
+        };
+        assert_eq!(inbound.cut(&mut None, false, cut, 9).end, End::More { scanned: 4 });
         assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
         assert_eq!((inbound.len(), inbound.may_have_frame()), (4, false));
     }
@@ -451,7 +539,7 @@ mod tests {
     }
 
     /// Takes the steps, then the end of the stream. Returns the account, and whether a stop was seen ahead of its turn.
-    fn run(service: &Service, steps: &[Step], stop_allowed: bool) -> (Account, bool) {
+    fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) {
         let (mut inbound, mut job, mut account) = (Inbound::default(), job(), Account::default());
         let (mut came, mut seen) = (Vec::new(), false);
         let end = Step::Cut { room: 2, frames: 3 };
@@ -470,8 +558,9 @@ mod tests {
                     let (mut kept, mut incomplete) = (0, None);
                     if inbound.is_empty() && *frames > 0 && *room > 0 {
                         let (room, frames) = (*room, *frames);
-                        let cut = Cut { service, stop_allowed, job: &mut job, room, frames };
-                        let taken = cut.take(bytes, 0, false);
+                        let cut =
+                            Cut { service, stop_allowed, job: &mut job, room, frames, inline: &mut NoInline };
+                        let taken = cut.take(&mut None, bytes, 0, false);
                         account.add(&taken);
                         kept = taken.consumed;
                         if let End::More { scanned } = taken.end {
@@ -485,8 +574,9 @@ mod tests {
                 }
                 Step::Cut { room, frames } => {
                     let (room, frames) = (*room, *frames);
-                    let cut = Cut { service, stop_allowed, job: &mut job, room, frames };
-                    let taken = inbound.cut(ended, cut, 9);
+                    let cut =
+                        Cut { service, stop_allowed, job: &mut job, room, frames, inline: &mut NoInline };
+                    let taken = inbound.cut(&mut None, ended, cut, 9);
                     account.add(&taken);
                     assert!(taken.requests <= room && taken.requests + taken.ignored + taken.stops <= frames);
                     // Or it would be asked again and again, or never.
@@ -495,10 +585,12 @@ mod tests {
                     assert!(!goes_on || taken.end == End::Full || account.end.is_some());
                 }
                 Step::Examine => {
-                    inbound.examine(service, 9);
+                    inbound.examine(service, None, 9);
                     if !inbound.is_empty() {
-                        let whole =
-                            !matches!(service.next_frame(inbound.rest(), 0, false), Found::More { .. });
+                        let whole = !matches!(
+                            service.framing(None).unwrap().next(inbound.rest(), 0, false),
+                            Some(Found::More { .. })
+                        );
                         assert_eq!(inbound.may_have_frame(), whole);
                     }
                 }
@@ -535,7 +627,7 @@ mod tests {
                 }
                 stream
             });
-            let expected = reference(&stream, service.max_frame_bytes(), stop_allowed);
+            let expected = reference(&stream, service.max_frame_bytes(None), stop_allowed);
             let (account, seen) = run(&service, &steps, stop_allowed);
             prop_assert_eq!(&account, &expected);
             // Seen ahead is only what is there, counted in its turn unless a line before it ended everything.

@@ -13,14 +13,19 @@ mod model;
 mod outbound;
 mod peer;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use crate::address::Address;
 use crate::clock::Nanos;
-use crate::job::{Endpoint, Job, MS, to_ms};
-use crate::service::ServiceId;
-pub(crate) use ending::{CloseReason, Phase};
-pub(crate) use inbound::{Cut, End, Inbound, Taken};
+use crate::config::Timeouts;
+use crate::job::{ConnId, Endpoint, FreeJobs, Job, MS, Session, to_ms};
+use crate::mail::Completion;
+use crate::reason::CloseReason;
+use crate::service::{Served, ServiceId};
+pub(crate) use ending::Phase;
+pub(crate) use inbound::{Cut, End, HandleInline, Inbound, Taken};
 #[cfg(any(test, fuzzing))]
 pub use model::play;
 pub(crate) use outbound::Outbound;
@@ -30,19 +35,6 @@ use peer::Peer;
 const READ_AHEAD_BYTES: usize = 16 << 10;
 /// Bytes that are read of a connection that waits for `max_pending`: to look for a stop in them.
 const LOOK_AHEAD_BYTES: usize = 4 << 10;
-
-/// How long peers may take, in nanoseconds; `None`: for ever.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Timeouts {
-    /// For the rest of a line, from its first byte on, while it is read.
-    pub(crate) line: Option<Nanos>,
-    /// With nothing outstanding.
-    pub(crate) idle: Option<Nanos>,
-    /// To take any of the replies that wait.
-    pub(crate) write: Option<Nanos>,
-    /// For a handler, until its client is not kept waiting any longer.
-    pub(crate) request: Option<Nanos>,
-}
 
 /// What a connection is for. Matched where it is served, and where it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +88,10 @@ pub(crate) struct Connection {
     pub(crate) local: Arc<Endpoint>,
     peer: Peer,
     buffers: Option<Box<Buffers>>,
+    /// What its service keeps for it. With its job, while one is out.
+    pub(crate) session: Option<Session>,
+    /// When it was accepted, by the pool's clock.
+    pub(crate) opened_at: Nanos,
     /// Bytes that the account has it down for.
     pub(crate) accounted_bytes: usize,
     /// Of these, what the job holds that is out; 0 while none is.
@@ -109,6 +105,10 @@ pub(crate) struct Connection {
     pub(crate) may_stop: bool,
     /// Is in one of the reactor's lists of connections to look at.
     pub(crate) listed: bool,
+    /// A reply has begun and has not ended: nothing else may come between.
+    pub(crate) mid_reply: bool,
+    /// What those who push to it were told last: that its peer does not read.
+    pub(crate) told_choked: bool,
     /// When it was last seen to do anything, in milliseconds since the server's start, which wrap after seven weeks; kept up
     /// to date only where there is a timeout for it.
     pub(crate) active_ms: u32,
@@ -127,8 +127,17 @@ struct Buffers {
     progress_at: Nanos,
     /// Since when it is not read, for a reason of the server's own.
     paused_since: Option<Nanos>,
-    /// A job with lines left, held back while the peer does not read its replies.
+    /// A job with lines left, held back while the peer does not read its replies, or one of them is given later.
     held: Option<Box<Job>>,
+    /// A reply is given later: since when it is waited for, and whether the connection is to be closed behind it.
+    awaits: Option<(Nanos, bool)>,
+    /// What came of it, where that was sooner here than the job that it is of.
+    completion: Option<Box<Completion>>,
+    /// A handler that waits until the peer has read.
+    writer: Option<SyncSender<()>>,
+    /// What was pushed while a reply had begun and not ended, and how many bytes that are.
+    parked: VecDeque<Arc<[u8]>>,
+    parked_bytes: usize,
     /// While draining: bytes still to be read, those that were in the receive queue when the stop began.
     drain_left: Option<usize>,
 }
@@ -138,17 +147,29 @@ impl Buffers {
         self.inbound.is_empty()
             && self.outbound.is_empty()
             && self.held.is_none()
+            && self.awaits.is_none()
+            && self.completion.is_none()
+            && self.writer.is_none()
+            && self.parked.is_empty()
             && self.drain_left.is_none()
     }
 }
 
 impl Connection {
-    /// A connection of the service that listens at `local`.
-    pub(crate) fn new(local: Arc<Endpoint>, peer: &Address, may_stop: bool, role: Role) -> Connection {
+    /// A connection of the service that listens at `local`, accepted at `now`.
+    pub(crate) fn new(
+        local: Arc<Endpoint>,
+        peer: &Address,
+        may_stop: bool,
+        role: Role,
+        now: Nanos,
+    ) -> Connection {
         Connection {
             local,
             peer: Peer::new(peer),
             buffers: None,
+            session: None,
+            opened_at: now,
             accounted_bytes: 0,
             job_bytes: 0,
             role,
@@ -158,6 +179,8 @@ impl Connection {
             turn: Turn::Any,
             may_stop,
             listed: false,
+            mid_reply: false,
+            told_choked: false,
             active_ms: 0,
             look_at: 0,
         }
@@ -171,13 +194,20 @@ impl Connection {
         self.local.service
     }
 
+    /// An empty job of it, whose name is `id`, for what came at `now`.
+    pub(crate) fn new_job(&self, id: ConnId, free: &mut FreeJobs, now: Nanos) -> Box<Job> {
+        free.take(id, &self.local, self.peer(), self.opened_at, now)
+    }
+
     /// What it holds in bytes, by capacity: what has come in, what goes back, what its job carries, and the bookkeeping.
     /// Replies that a worker is writing count when they come back.
     pub(crate) fn held_bytes(&self) -> usize {
         let buffers = self.buffers.as_deref().map_or(0, |buffers| {
-            let Buffers { inbound, outbound, held, .. } = buffers;
+            let Buffers { inbound, outbound, held, completion, parked_bytes, .. } = buffers;
             let held = held.as_deref().map_or(0, Job::held_bytes);
-            size_of::<Buffers>() + inbound.capacity() + outbound.held_bytes() + held
+            let given = completion.as_deref().and_then(|completion| completion.reply.as_ref());
+            let later = given.map_or(0, Vec::capacity) + parked_bytes;
+            size_of::<Buffers>() + inbound.capacity() + outbound.held_bytes() + held + later
         });
         buffers + self.job_bytes as usize
     }
@@ -330,7 +360,24 @@ impl Connection {
 
     /// Whether a job may be handed out: no other is, and the peer reads its replies.
     pub(crate) fn may_hand_out(&self) -> bool {
-        !self.is_job_out() && !self.is_choked() && !matches!(self.phase, Phase::Lingering(_))
+        !self.is_job_out()
+            && !self.is_choked()
+            && !self.awaits_reply()
+            && !matches!(self.phase, Phase::Lingering(_))
+    }
+
+    /// Cuts frames off what has come in, at `now`; followed by [`tidy`](Self::tidy).
+    pub(crate) fn cut(&mut self, cut: Cut<'_>, now: Nanos) -> Taken {
+        let ended = self.has_ended();
+        let buffers = self.buffers.get_or_insert_default();
+        buffers.inbound.cut(&mut self.session, ended, cut, now)
+    }
+
+    /// Looks at `now` whether what has come in is a whole frame, as far as that can be told.
+    pub(crate) fn examine(&mut self, service: &Served, now: Nanos) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.inbound.examine(service, self.session.as_ref(), now);
+        }
     }
 
     /// Keeps a job with lines left until the peer has read.
@@ -356,7 +403,11 @@ impl Connection {
 
     /// Whether only bytes to write are left of the requests that were accepted.
     pub(crate) fn has_answered(&self) -> bool {
-        !self.is_job_out() && self.buffers.as_deref().is_none_or(|buffers| buffers.held.is_none())
+        !self.is_job_out()
+            && self
+                .buffers
+                .as_deref()
+                .is_none_or(|buffers| buffers.held.is_none() && buffers.awaits.is_none())
     }
 
     /// Whether anything is kept of it.
@@ -384,7 +435,7 @@ impl Connection {
     }
 
     /// Above the high watermark, and not yet below the low one.
-    fn is_choked(&self) -> bool {
+    pub(crate) fn is_choked(&self) -> bool {
         self.buffers.as_ref().is_some_and(|buffers| buffers.choked)
     }
 
@@ -411,10 +462,77 @@ impl Connection {
         if before == 0 || buffers.outbound.bytes().len() < before {
             buffers.progress_at = now;
         }
-        let weight = buffers.outbound.weight();
-        buffers.choked = weight > high || buffers.choked && weight > low;
+        self.keep_watermarks((high, low));
         self.tidy();
         result
+    }
+
+    /// Looks whether the peer has left too much unread, or has read enough of it.
+    pub(crate) fn keep_watermarks(&mut self, (high, low): (usize, usize)) {
+        if let Some(buffers) = &mut self.buffers {
+            let weight = buffers.outbound.weight() + buffers.parked_bytes;
+            buffers.choked = weight > high || buffers.choked && weight > low;
+        }
+    }
+
+    // Replies that are given later or in pieces, and what is pushed.
+
+    /// Whether a reply that is given later is waited for.
+    pub(crate) fn awaits_reply(&self) -> bool {
+        self.buffers.as_deref().is_some_and(|buffers| buffers.awaits.is_some())
+    }
+
+    /// The reply to the last request is given later: it is waited for since `now`. `close`: nothing comes behind it.
+    pub(crate) fn await_reply(&mut self, now: Nanos, close: bool) {
+        self.buffers.get_or_insert_default().awaits = Some((now, close));
+    }
+
+    /// It is not waited for any longer. Tells whether it was, and whether nothing is to come behind it.
+    pub(crate) fn end_await(&mut self) -> Option<bool> {
+        let awaits = self.buffers.as_mut()?.awaits.take();
+        self.tidy();
+        awaits.map(|(_, close)| close)
+    }
+
+    /// A reply is here that is of the job that is out.
+    pub(crate) fn keep_completion(&mut self, completion: Box<Completion>) {
+        self.buffers.get_or_insert_default().completion = Some(completion);
+    }
+
+    /// Takes out that reply.
+    pub(crate) fn take_completion(&mut self) -> Option<Box<Completion>> {
+        let completion = self.buffers.as_mut()?.completion.take();
+        self.tidy();
+        completion
+    }
+
+    /// A handler waits until the peer has read.
+    pub(crate) fn keep_writer(&mut self, writer: SyncSender<()>) {
+        self.buffers.get_or_insert_default().writer = Some(writer);
+    }
+
+    /// Takes out the handler that waits, if the peer has read enough.
+    pub(crate) fn take_writer(&mut self) -> Option<SyncSender<()>> {
+        let writer = self.buffers.as_mut().filter(|buffers| !buffers.choked)?.writer.take();
+        self.tidy();
+        writer
+    }
+
+    /// Keeps pushed bytes until the reply that has begun has ended.
+    pub(crate) fn park(&mut self, bytes: Arc<[u8]>, watermarks: (usize, usize)) {
+        let buffers = self.buffers.get_or_insert_default();
+        buffers.parked_bytes += bytes.len() + size_of::<Arc<[u8]>>();
+        buffers.parked.push_back(bytes);
+        self.keep_watermarks(watermarks);
+    }
+
+    /// Takes out the first of the bytes that were kept.
+    pub(crate) fn take_parked(&mut self) -> Option<Arc<[u8]>> {
+        let buffers = self.buffers.as_mut()?;
+        let bytes = buffers.parked.pop_front()?;
+        buffers.parked_bytes -= bytes.len() + size_of::<Arc<[u8]>>();
+        self.tidy();
+        Some(bytes)
     }
 
     // Deadlines.
@@ -463,9 +581,13 @@ impl Connection {
         let write =
             due(blocked.map(|buffers| buffers.progress_at), timeouts.write, CloseReason::WriteTimeout);
         // Also of a connection that ends once that is answered.
-        let request = match timeouts.request.filter(|_| self.is_job_out()) {
+        let awaited_since = buffers.and_then(|buffers| buffers.awaits).map(|(since, _)| since);
+        let request = match timeouts.request.filter(|_| self.is_job_out() || awaited_since.is_some()) {
             None => None,
-            after => due(Some(taken_at().unwrap_or(now)), after, CloseReason::RequestTimeout),
+            after => {
+                let since = awaited_since.unwrap_or_else(|| taken_at().unwrap_or(now));
+                due(Some(since), after, CloseReason::RequestTimeout)
+            }
         };
         if self.phase != Phase::Open || self.role != Role::Requests {
             return [write, request].into_iter().flatten().min_by_key(|(at, _)| *at);

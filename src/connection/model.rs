@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use super::{CloseReason, Connection, Cut, End, Inbound, Phase, Role, Taken, Timeouts};
+use super::{Connection, Cut, End, HandleInline, Inbound, Phase, Role, Taken};
 use crate::clock::Nanos;
-use crate::config::StopFrom;
-use crate::job::{ConnId, Endpoint, FreeJobs, Generations, Job, MS};
+use crate::config::{ServiceSettings, StopFrom, Timeouts};
+use crate::job::{Batch, ConnId, Endpoint, FreeJobs, Job, JobEnd, MS, Session, Slots};
 use crate::litter::Litter;
-use crate::service::{Handler, Kind, Reply, Request, Service};
+use crate::reason::CloseReason;
+use crate::service::{Handler, Kind, Reply, Request, Served};
 
 /// Longest line.
 const MAX_LINE: usize = 8;
@@ -62,9 +63,18 @@ impl Handler for Comments {
     }
 }
 
+/// Where no request is handled inline.
+pub(super) struct NoInline;
+
+impl HandleInline for NoInline {
+    fn handle(&mut self, _: &Served, _: &mut Option<Session>, _: &[u8], _: &mut Job) -> JobEnd {
+        unreachable!("no request is classified as one that is")
+    }
+}
+
 struct World {
     connection: Connection,
-    service: Service,
+    service: Served,
     free: FreeJobs,
     litter: Litter,
     /// The job that is out.
@@ -88,9 +98,9 @@ pub fn play(data: &[u8]) {
     let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
     let peer = endpoint.address.clone();
     let mut world = World {
-        connection: Connection::new(endpoint, &peer, stop_allowed & 1 == 1, Role::Requests),
-        service: Service::of_lines(Arc::new(Comments), MAX_LINE, StopFrom::Any),
-        free: FreeJobs::new(Generations::new(1)),
+        connection: Connection::new(endpoint, &peer, stop_allowed & 1 == 1, Role::Requests, 0),
+        service: Served::new(Arc::new(Comments), ServiceSettings::of_lines(MAX_LINE, StopFrom::Any)),
+        free: FreeJobs::new(Slots::new(1, 0)),
         litter: Litter::default(),
         job: None,
         sent: Vec::new(),
@@ -179,10 +189,17 @@ impl World {
             return;
         }
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = self.free.take(id, &self.connection.local, self.connection.peer(), self.now);
-        let (ended, stop_allowed) = (self.connection.has_ended(), self.connection.may_stop);
-        let cut = Cut { service: &self.service, stop_allowed, job: &mut job, room: frames, frames };
-        let Taken { requests, stops, end, .. } = self.connection.inbound_mut().cut(ended, cut, self.now);
+        let mut job = self.connection.new_job(id, &mut self.free, self.now);
+        let stop_allowed = self.connection.may_stop;
+        let cut = Cut {
+            service: &self.service,
+            stop_allowed,
+            job: &mut job,
+            room: frames,
+            frames,
+            inline: &mut NoInline,
+        };
+        let Taken { requests, stops, end, .. } = self.connection.cut(cut, self.now);
         self.connection.tidy();
         self.stop_seen |= stops > 0 && stop_allowed;
         if let End::Close(reason) = end {
@@ -206,33 +223,31 @@ impl World {
             return;
         }
         let (ended, may_stop) = (self.connection.has_ended(), self.connection.may_stop);
-        let inbound = self.connection.inbound_mut();
         if !ended {
-            inbound.examine(&self.service, self.now);
+            self.connection.examine(&self.service, self.now);
         }
-        self.stop_seen |= may_stop && inbound.asks_for_stop(&self.service, ended);
+        self.stop_seen |= may_stop && self.connection.inbound_mut().asks_for_stop(&self.service, ended);
     }
 
     /// A worker handles up to `count` lines of the job, and it comes back.
     fn work(&mut self, count: usize) {
         let Some(mut job) = self.job.take() else { return };
         for _ in 0..count {
-            let Some((line, _, _, replies)) = job.next_line() else { break };
+            let Some((line, to)) = job.batch.next_line() else { break };
             if line.first() != Some(&b'-') {
-                replies.extend_from_slice(line);
-                replies.push(b'\n');
-                let end = replies.len();
-                job.reply_ends.push(end);
+                to.bytes.extend_from_slice(line);
+                to.bytes.push(b'\n');
+                to.ends.push(to.bytes.len());
             }
         }
         self.connection.set_job_back();
-        if !job.reply_ends.is_empty() {
-            let Job { replies, reply_ends, .. } = &mut *job;
+        if !job.batch.reply_ends.is_empty() {
+            let Batch { replies, reply_ends, .. } = &mut job.batch;
             self.connection
                 .with_outbound(WATERMARKS, self.now, |outbound| outbound.push(replies, reply_ends, 0));
         }
         job.begin_slice();
-        match job.lines_left() {
+        match job.batch.lines_left() {
             0 => self.free.put(job, &mut self.litter),
             _ if self.connection.may_hand_out() => self.send_out(job),
             _ => self.connection.hold(job),

@@ -62,6 +62,8 @@ impl Outbound {
                 self.bytes.shrink_to(self.bytes.len());
             }
         } else {
+            // Of a reply that went ahead and waits here only the end may come.
+            let unsent = if sent == 0 { ends } else { unsent };
             self.compact();
             let base = self.bytes.len();
             self.bytes.reserve_exact(replies.len() - sent);

@@ -2,14 +2,25 @@
 //!
 //! A framing is asked for one frame at a time, of bytes that it does not own: so a connection's share of a turn can end
 //! behind any frame, and what is read ahead can be looked at without being consumed. How the bytes were cut into reads makes
-//! no difference (`framing_props::lines_are_independent_of_chunking`). No I/O, no clock, no state.
+//! no difference (`framing_props::lines_are_independent_of_chunking`, and [`verify`] for all). No I/O, no clock, no state.
+//!
+//! A service that wants other frames than lines says so in [`Service::framing`](crate::Service::framing), also differently from one
+//! request to the next.
 
+mod fixed;
+mod length;
 mod lines;
+mod terminated;
+mod verify;
 
 use std::fmt;
 use std::ops::Range;
 
+pub use fixed::Fixed;
+pub use length::{Endian, LengthPrefixed};
 pub use lines::Lines;
+pub use terminated::Terminated;
+pub use verify::verify;
 
 /// What a [`Framing`] finds at the begin of the bytes that it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +42,48 @@ pub enum Found {
     TooLong,
 }
 
-/// How bytes become requests.
+/// How bytes become requests. [`verify`] tests one of your own.
+///
+/// It runs on the event loop, so it must only look, at each byte a few times at the most.
 ///
 /// # Panics
-/// A framing must not panic: it runs on the event loop. If it does, the connection is closed as after a panic of its handler.
+/// A framing must not panic. If it does, or finds a frame beyond the bytes that it was shown or one of no bytes, the connection is
+/// closed as after a panic of its handler.
+///
+/// # Examples
+/// Netstrings: a length in decimal digits, a colon, the content, a comma.
+/// ```
+/// use tidemill::framing::{Found, Framing, verify};
+///
+/// struct Netstrings {
+///     max_bytes: usize,
+/// }
+///
+/// impl Framing for Netstrings {
+///     fn next(&self, bytes: &[u8], _: usize, _: bool) -> Found {
+///         let more = Found::More { scanned: 0 };
+///         let Some(colon) = bytes.iter().take(10).position(|byte| *byte == b':') else {
+///             return if bytes.len() < 10 { more } else { Found::TooLong };
+///         };
+///         // What is no length is a frame too: the handler says so and closes.
+///         let digits = std::str::from_utf8(&bytes[..colon]).unwrap_or_default();
+///         let Ok(length) = digits.parse::<usize>() else { return Found::Frame { content: 0..colon, consumed: colon + 1 } };
+///         if length > self.max_bytes {
+///             return Found::TooLong;
+///         }
+///         let end = colon + 1 + length;
+///         if bytes.len() <= end { more } else { Found::Frame { content: colon + 1..end, consumed: end + 1 } }
+///     }
+///
+///     fn max_bytes(&self) -> usize {
+///         self.max_bytes
+///     }
+/// }
+///
+/// let (frames, too_long) = verify(&Netstrings { max_bytes: 5 }, b"3:abc,0:,5:a:b,c,6:");
+/// assert_eq!(frames, [&b"abc"[..], b"", b"a:b,c"]);
+/// assert!(too_long);
+/// ```
 pub trait Framing: Send + Sync + 'static {
     /// Looks for the frame at the begin of `bytes`, which is not empty.
     ///

@@ -22,7 +22,7 @@ use crate::clock::{Nanos, nanos};
 use crate::hub::Hub;
 use crate::job::Job;
 use crate::replies::Wake;
-use crate::service::Service;
+use crate::service::Served;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::threads;
 use arrivals::Arrivals;
@@ -31,6 +31,7 @@ use crew::Crew;
 pub(crate) use crew::LEAVE_TIMEOUT;
 use queue::{Deques, Queue};
 use sleep::{Sleep, Which};
+pub(crate) use slice::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
 /// the wake-up itself costs. Less is done sooner by the worker that is awake.
@@ -283,6 +284,11 @@ impl JobPool {
         Arc::new(Pool::with(Deques::new()))
     }
 
+    /// Takes out the jobs that nobody has taken, of a pool whose workers have left.
+    pub(crate) fn take_left(&self) -> impl Iterator<Item = Box<Job>> {
+        self.queue.take_injected()
+    }
+
     /// Starts the thread of a worker that [`Pool::set_target`] found missing, with a stack of `stack_bytes`.
     ///
     /// # Errors
@@ -291,7 +297,7 @@ impl JobPool {
     pub(crate) fn start_worker<W: Wake>(
         self: &Arc<Self>,
         hub: &Arc<Hub<W>>,
-        services: &Arc<[Service]>,
+        services: &Arc<[Served]>,
         stack_bytes: usize,
     ) -> io::Result<()> {
         let (id, state) = self.crew.enlist(hub.clock.now());
@@ -300,7 +306,7 @@ impl JobPool {
             let (hub, services) = (Arc::clone(hub), Arc::clone(services));
             move || {
                 hub.adopt_thread();
-                worker::work(&*pool, id, &state, slice::Slices::new(&hub, &services, id));
+                worker::work(&*pool, id, &state, slice::Slices::new(hub, services, id));
             }
         };
         match threads::spawn(crew::thread_name(id), stack_bytes, run) {
@@ -336,8 +342,9 @@ mod tests {
 
     use super::*;
     use crate::clock::Clock;
-    use crate::config::StopFrom;
-    use crate::job::{ConnId, Endpoint, FreeJobs, Generations, JobEnd};
+    use crate::config::{ServiceSettings, StopFrom};
+    use crate::job::{ConnId, Endpoint, FreeJobs, JobEnd, Slots};
+    use crate::mail::Mail;
     use crate::metrics::{Counters, PoolGauges, Stats};
     use crate::service::{Handler, Reply, Request};
 
@@ -352,8 +359,8 @@ mod tests {
     fn job(line: &[u8]) -> Box<Job> {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::new(Generations::new(1)).take(id, &endpoint, endpoint.address.clone(), 0);
-        job.push_line(line);
+        let mut job = FreeJobs::new(Slots::new(1, 0)).take(id, &endpoint, endpoint.address.clone(), 0, 0);
+        job.batch.push_line(line);
         job
     }
 
@@ -361,12 +368,13 @@ mod tests {
     struct Workshop {
         pool: Arc<JobPool>,
         hub: Arc<Hub<NoReactor>>,
-        services: Arc<[Service]>,
+        services: Arc<[Served]>,
     }
 
     impl Workshop {
         fn new(handler: impl Handler, clock: Clock) -> Workshop {
-            let services = Arc::new([Service::of_lines(Arc::new(handler), 1024, StopFrom::None)]);
+            let services =
+                Arc::new([Served::new(Arc::new(handler), ServiceSettings::of_lines(1024, StopFrom::None))]);
             Workshop { pool: JobPool::new(), hub: Hub::new(NoReactor, clock), services }
         }
 
@@ -379,6 +387,17 @@ mod tests {
 
         fn submit(&self, jobs: impl IntoIterator<Item = Box<Job>>) {
             self.pool.submit(&mut jobs.into_iter().collect(), self.hub.clock.now());
+        }
+
+        /// What has come back.
+        #[expect(clippy::vec_box, reason = "it is how they come")]
+        fn collect(&self, into: &mut Vec<Box<Job>>) {
+            let mut mail = Vec::new();
+            self.hub.replies.drain(&mut mail);
+            into.extend(mail.into_iter().map(|mail| match mail {
+                Mail::Job(job) => job,
+                other => panic!("workers hand back jobs only: {other:?}"),
+            }));
         }
 
         fn census(&self) -> Census {
@@ -514,12 +533,12 @@ mod tests {
             // Several requests each, some of which are timed together.
             let mut several = job(b"1");
             several.accepted_at = shop.hub.clock.now();
-            (2..=7).for_each(|_| several.push_line(b"n"));
+            (2..=7).for_each(|_| several.batch.push_line(b"n"));
             shop.submit([several]);
             let deadline = Instant::now() + Duration::from_secs(30);
             while back.len() < count {
                 assert!(Instant::now() < deadline, "the {count}th job does not come back");
-                shop.hub.replies.drain(&mut back);
+                shop.collect(&mut back);
                 thread::yield_now();
             }
         }
@@ -562,9 +581,10 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(30);
         while back.is_empty() {
             assert!(Instant::now() < deadline, "the job does not come back");
-            shop.hub.replies.drain(&mut back);
+            shop.collect(&mut back);
         }
-        assert_eq!((back[0].end, back[0].handled, back[0].reply_ends.len()), (JobEnd::Panicked, 1, 0));
+        let batch = &back[0].batch;
+        assert_eq!((back[0].end, batch.handled, batch.reply_ends.len()), (JobEnd::Panicked, 1, 0));
         eventually("it is gone", || {
             shop.census() == Census { live: 1, last_taken: shop.census().last_taken, ..Census::default() }
         });

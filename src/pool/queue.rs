@@ -63,6 +63,11 @@ impl<T> Deques<T> {
         after.iter().chain(before).find_map(|(_, stealer)| first(|| stealer.steal()))
     }
 
+    /// Takes out all that is in the queue of all.
+    pub(super) fn take_injected(&self) -> impl Iterator<Item = T> {
+        std::iter::from_fn(|| first(|| self.injector.steal()))
+    }
+
     #[cfg(all(test, not(loom)))]
     pub(super) fn injected(&self) -> usize {
         self.injector.len()

@@ -1,4 +1,4 @@
-//! What a worker does with a job: runs a slice of its lines through the handler, and hands it to the reactor.
+//! What a worker does with a job: runs a slice of its lines through the service, and hands it to the reactor.
 
 use std::mem;
 use std::sync::Arc;
@@ -7,15 +7,16 @@ use super::census::WorkerState;
 use super::worker::Run;
 use crate::clock::Nanos;
 use crate::hub::Hub;
-use crate::job::{Job, JobEnd};
+use crate::job::{Handled, Job, JobEnd, Task};
+use crate::mail::{Mail, Post};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
-use crate::service::{self, Handled, Request, Service};
+use crate::service::{self, Connection, Mode, Request, Served, WorkerStates};
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
-const MAX_SLICE: Nanos = 1_000_000;
+pub(crate) const MAX_SLICE: Nanos = 1_000_000;
 /// Reply bytes after which it does, so that what the reactor has to write stays small.
-const MAX_SLICE_BYTES: usize = 32 << 10;
+pub(crate) const MAX_SLICE_BYTES: usize = 32 << 10;
 /// Finished jobs after which the reactor is woken even if the worker has more to do.
 const MAX_OWED: usize = 64;
 /// A job that took longer than this is worth a wake-up of its own.
@@ -24,15 +25,67 @@ const LONG_JOB: Nanos = 20_000;
 /// reading the clock costs about as much as the shortest of them.
 const MAX_LAP: usize = 4;
 
-pub(super) struct Slices<'a, W: Wake> {
-    hub: &'a Hub<W>,
-    services: &'a [Service],
+pub(super) struct Slices<W: Wake> {
+    hub: Arc<Hub<W>>,
+    /// The same.
+    post: Arc<dyn Post>,
+    services: Arc<[Served]>,
+    /// What this worker has of its own for them.
+    states: WorkerStates,
     /// The worker's number: where its times are recorded.
     id: u64,
     /// Finished jobs handed over since the reactor was last woken for them.
     owed: usize,
-    /// Times of the present slice. Kept for its capacity.
+    laps: Laps,
+}
+
+/// Times of requests that one thread handles one after the other: short ones are timed together.
+#[derive(Debug, Default)]
+pub(crate) struct Laps {
+    /// Kept for its capacity.
     laps: Vec<Lap>,
+    /// When the present lap began.
+    begun: Nanos,
+    /// Requests in it, and how many there may be.
+    requests: usize,
+    most: usize,
+}
+
+impl Laps {
+    /// The next request is handled from `now` on.
+    pub(crate) fn begin(&mut self, now: Nanos) {
+        (self.begun, self.requests, self.most) = (now, 0, 1);
+    }
+
+    /// When the present lap began.
+    pub(crate) fn begun(&self) -> Nanos {
+        self.begun
+    }
+
+    /// Whether requests are in the present lap.
+    pub(crate) fn is_open(&self) -> bool {
+        self.requests > 0
+    }
+
+    /// A request was handled. Whether the clock is to be read for it.
+    pub(crate) fn count(&mut self) -> bool {
+        self.requests += 1;
+        self.requests >= self.most
+    }
+
+    /// The present lap ends at `now`, and the next one begins; its requests had come at `accepted_at`. Returns what it took.
+    pub(crate) fn end(&mut self, now: Nanos, accepted_at: Nanos) -> Nanos {
+        let (took, requests) = (now.saturating_sub(self.begun), self.requests);
+        self.laps.push(Lap { wait: self.begun.saturating_sub(accepted_at), took, requests });
+        self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
+        (self.begun, self.requests) = (self.begun + took, 0);
+        took
+    }
+
+    /// All laps since this was last called.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Lap> {
+        self.laps.drain(..)
+    }
 }
 
 /// A job that a worker has. Handed over when dropped, also by a bug of ours that unwinds: its connection must not wait for it.
@@ -41,77 +94,51 @@ struct Held<'a, W: Wake> {
     job: Option<Box<Job>>,
 }
 
-impl<'a, W: Wake> Slices<'a, W> {
-    pub(super) fn new(hub: &'a Arc<Hub<W>>, services: &'a [Service], id: u64) -> Self {
-        Slices { hub, services, id, owed: 0, laps: Vec::new() }
+impl<W: Wake> Slices<W> {
+    /// For the worker of this number, on its thread.
+    pub(super) fn new(hub: Arc<Hub<W>>, services: Arc<[Served]>, id: u64) -> Self {
+        let post: Arc<dyn Post> = hub.clone();
+        let states = WorkerStates::of(&services);
+        Slices { hub, post, services, states, id, owed: 0, laps: Laps::default() }
     }
 }
 
-impl<W: Wake> Run<Box<Job>> for Slices<'_, W> {
+impl<W: Wake> Run<Box<Job>> for Slices<W> {
     /// Runs lines of `job` until it is done or the slice is over, and hands it to the reactor.
     fn run(&mut self, job: Box<Job>, me: &WorkerState) {
-        let Hub { clock, timings, .. } = self.hub;
+        let Slices { hub, post, services, states, laps, .. } = self;
         // From here on somebody waits for it.
         self.owed += 1;
-        let mut held = Held { hub: self.hub, job: Some(job) };
+        let mut held = Held { hub, job: Some(job) };
         let Some(job) = held.job.as_deref_mut() else { return };
         job.begin_slice();
-        let begun = clock.now();
+        let begun = hub.clock.now();
         me.begins(begun);
 
-        let accepted_at = job.accepted_at;
-        let service = &self.services[job.local.service as usize];
-        if service.times_handlers {
+        let service = &services[job.origin.local.service as usize];
+        if service.times_handlers() {
             job.set_taken(begun);
         }
-        let (mut now, mut lap, mut most) = (begun, 0, 1);
-        // Looked at before each lap: nobody may be there any more to read the replies.
-        while (lap > 0 || job.is_wanted())
-            && let Some((line, local, peer, replies)) = job.next_line()
-        {
-            // Only before a lap: `now` does not change within one.
-            if service.is_late(now.saturating_sub(accepted_at)) {
-                if service.answer_late(now.saturating_sub(accepted_at), replies) {
-                    job.reply_ends.push(job.replies.len());
-                }
-                job.late += 1;
-                continue;
+        let end = match job.task {
+            Task::Requests => {
+                laps.begin(begun);
+                let end = run_lines(
+                    job,
+                    service,
+                    states.get(services, job.origin.local.service),
+                    laps,
+                    (hub, post, me),
+                );
+                hub.timings.record(self.id, laps.drain());
+                end
             }
-            let request = Request::new(line, local, peer, &me.blocks);
-            let handled = service::call(&*service.handler, &request, replies);
-            lap += 1;
-            let replied = job.replies.len();
-            match handled {
-                Handled::Replied => job.reply_ends.push(replied),
-                Handled::Silent => {}
-                Handled::Close => {
-                    if replied > job.reply_ends.last().copied().unwrap_or(0) {
-                        job.reply_ends.push(replied);
-                    }
-                    job.end = JobEnd::Close;
-                }
-                Handled::Panicked => job.end = JobEnd::Panicked,
+            Task::Open | Task::Close(_) => {
+                open_or_close(job, services, states, post);
+                hub.clock.now()
             }
-            let full = replied >= MAX_SLICE_BYTES;
-            if lap == most || full || job.lines_left() == 0 || job.end != JobEnd::Done {
-                let took = clock.now().saturating_sub(now);
-                self.laps.push(Lap { wait: now.saturating_sub(accepted_at), took, requests: lap });
-                most = if took < SHORT_REQUEST * lap as u64 { (most * 2).min(MAX_LAP) } else { 1 };
-                (now, lap) = (now + took, 0);
-                if job.lines_left() > 0
-                    && job.end == JobEnd::Done
-                    && (full || now.saturating_sub(begun) >= MAX_SLICE)
-                {
-                    job.end = JobEnd::Unfinished;
-                }
-                if job.end != JobEnd::Done {
-                    break;
-                }
-            }
-        }
-        job.took = now.saturating_sub(begun);
+        };
+        job.took = end.saturating_sub(begun);
         let long = job.took > LONG_JOB;
-        timings.record(self.id, self.laps.drain(..));
         me.is_done(begun);
         held.hand_over();
         if long || self.owed >= MAX_OWED {
@@ -127,10 +154,90 @@ impl<W: Wake> Run<Box<Job>> for Slices<'_, W> {
     }
 }
 
+/// Runs lines of `job` through `service` until it is done or the slice is over. Returns when that was.
+fn run_lines<W: Wake>(
+    job: &mut Job,
+    service: &Served,
+    mut state: Option<&mut service::WorkerState>,
+    laps: &mut Laps,
+    (hub, post, me): (&Hub<W>, &Arc<dyn Post>, &WorkerState),
+) -> Nanos {
+    let Job { origin, session, accepted_at, batch, late, end: job_end, .. } = job;
+    let (begun, accepted_at) = (laps.begun(), *accepted_at);
+    let connection = Connection::new(origin, post);
+    // Looked at before each lap: nobody may be there any more to read the replies.
+    while (laps.is_open() || origin.is_there())
+        && let Some((line, replies)) = batch.next_line()
+    {
+        // Only before a lap: the time is not read within one.
+        let waited = laps.begun().saturating_sub(accepted_at);
+        if service.is_late(waited) {
+            service.answer_late(waited, replies.bytes);
+            batch.end_reply();
+            *late += 1;
+            continue;
+        }
+        let request = Request::new(line, &connection, &me.blocks);
+        let handled = match &mut state {
+            Some(state) => {
+                service::handle(&*service.service, session, state, &request, replies, Mode::Worker)
+            }
+            None => Handled::Panicked,
+        };
+        *job_end = batch.end_line(handled);
+        let full = batch.replies.len() >= MAX_SLICE_BYTES;
+        if laps.count() || full || batch.lines_left() == 0 || *job_end != JobEnd::Done {
+            laps.end(hub.clock.now(), accepted_at);
+            if *job_end != JobEnd::Done {
+                break;
+            }
+            if batch.lines_left() > 0 && (full || laps.begun().saturating_sub(begun) >= MAX_SLICE) {
+                *job_end = JobEnd::Unfinished;
+                break;
+            }
+        }
+    }
+    laps.begun()
+}
+
+/// Makes the session of the job's connection, or gives it back.
+pub(crate) fn open_or_close(
+    job: &mut Job,
+    services: &[Served],
+    states: &mut WorkerStates,
+    post: &Arc<dyn Post>,
+) {
+    let Job { origin, task, session, batch, end, .. } = job;
+    let connection = Connection::new(origin, post);
+    let service = &*services[origin.local.service as usize].service;
+    let state = states.get(services, origin.local.service);
+    match (task, state) {
+        (Task::Requests, _) => {}
+        (Task::Open, Some(state)) => match service::open(service, state, &connection, batch.replies()) {
+            Some((made, closes)) => {
+                *session = Some(made);
+                if closes {
+                    *end = JobEnd::Close;
+                }
+            }
+            None => *end = JobEnd::Panicked,
+        },
+        (Task::Close(reason), Some(state)) => {
+            if let Some(session) = session.take()
+                && !service::close(service, session, state, &connection, *reason)
+            {
+                tracing::error!(peer = %origin.peer, "a service panicked while it closed a connection");
+                *end = JobEnd::Panicked;
+            }
+        }
+        (Task::Open | Task::Close(_), None) => *end = JobEnd::Panicked,
+    }
+}
+
 impl<W: Wake> Held<'_, W> {
     fn hand_over(mut self) {
         if let Some(job) = self.job.take() {
-            self.hub.replies.push(job);
+            self.hub.replies.push(Mail::Job(job));
         }
     }
 }
@@ -139,7 +246,7 @@ impl<W: Wake> Drop for Held<'_, W> {
     fn drop(&mut self) {
         if let Some(mut job) = self.job.take() {
             job.fail();
-            self.hub.replies.push(job);
+            self.hub.replies.push(Mail::Job(job));
         }
     }
 }

@@ -7,7 +7,8 @@ use mio::{Interest, Token};
 
 use super::Reactor;
 use super::listener::Accepted;
-use crate::connection::{CloseReason, Connection, Phase, Role};
+use crate::connection::{Connection, Phase, Role};
+use crate::reason::CloseReason;
 
 /// What is asked for from the start. Urgent data too, which is of no interest: reads stop short at it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -42,17 +43,21 @@ impl Reactor {
             self.counters.accepted += 1;
             let service = local.service;
             let may_stop = self.services[service as usize].may_stop(&peer);
-            let turned_away = if self.counters.open >= self.settings.max_connections as u64 {
+            let limit = self.services[service as usize].settings.max_connections;
+            let turned_away = if self.counters.services[service as usize].open >= limit as u64 {
                 Some(CloseReason::Full)
-            } else if !self.peers.enter(&peer) {
+            } else if !self.peers[service as usize].enter(&peer) {
                 Some(CloseReason::PeerFull)
             } else {
                 None
             };
             let role = if turned_away.is_some() { Role::TurnedAway } else { Role::Requests };
-            let mut connection = Connection::new(local, &peer, may_stop, role);
+            let mut connection = Connection::new(local, &peer, may_stop, role, self.turn_at);
             match turned_away {
-                None => self.counters.open += 1,
+                None => {
+                    self.counters.open += 1;
+                    self.counters.services[service as usize].open += 1;
+                }
                 Some(reason) => {
                     *match reason {
                         CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
@@ -62,7 +67,7 @@ impl Reactor {
                     self.announce(reason, &peer);
                     if self.rejected >= MAX_REJECTED && !self.let_one_go() {
                         // Told, but not waited for: a reset may overtake the line.
-                        if let Some(line) = self.last_line(service, reason) {
+                        if let Some(line) = self.last_line(service, reason, 0) {
                             drop(stream.write(&line));
                         }
                         continue;
@@ -78,6 +83,9 @@ impl Reactor {
                 self.warn("cannot watch a connection", &error);
                 self.close(id, CloseReason::Reset);
                 continue;
+            }
+            if role == Role::Requests && self.has_sessions(service) {
+                self.open_session(id);
             }
             match role {
                 Role::Requests if self.drain.is_some() => self.drain(id),

@@ -9,8 +9,9 @@ use std::time::Instant;
 use super::Reactor;
 use super::table::Entry;
 use super::timeouts::told;
-use crate::connection::{CloseReason, Phase, Role};
+use crate::connection::{Phase, Role};
 use crate::job::ConnId;
+use crate::reason::CloseReason;
 use crate::service::{self, Farewell, ServiceId};
 
 /// Reads of a connection that is let go at once: more may come while it is read, from one that sends without a pause.
@@ -19,7 +20,7 @@ const LAST_READS: usize = 4;
 impl Reactor {
     /// Takes a connection to the next phase of its life if it has come to the end of the present one.
     pub(super) fn end_if_over(&mut self, id: ConnId, now: Instant) {
-        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.phase == Phase::Open {
             if connection.has_ended() && connection.is_quiet() {
                 return self.close(id, CloseReason::Eof);
@@ -27,6 +28,10 @@ impl Reactor {
             if connection.drain_left() != Some(0) || connection.may_have_frame() {
                 return;
             }
+            if self.waits_for_others(id) {
+                return;
+            }
+            let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
             // All that had come when the stop began is read. A line without terminator counts only if the end of the
             // stream had come with it.
             if connection.inbound().is_some()
@@ -52,11 +57,24 @@ impl Reactor {
         }
     }
 
+    /// Whether a connection that has had its own is kept open in a stop, as others may still push something to it.
+    fn waits_for_others(&mut self, id: ConnId) -> bool {
+        let is_open = self.drain.is_some_and(|drain| !drain.all_handled);
+        let service = self.table.get(id).map(|entry| entry.connection.service());
+        is_open && service.is_some_and(|service| self.has_sessions(service))
+    }
+
     /// Everything is answered and written: queues the last line, if the reason has one, and goes on to the end of the stream.
     fn say_farewell(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         let service = connection.service();
-        let line = self.last_line(service, reason);
+        let limit = match reason {
+            CloseReason::LineTooLong => {
+                self.services[service as usize].max_frame_bytes(connection.session.as_ref())
+            }
+            _ => 0,
+        };
+        let line = self.last_line(service, reason, limit);
         let (watermarks, turn_at) = (self.watermarks(), self.turn_at);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.phase = Phase::Leaving(reason);
@@ -82,22 +100,30 @@ impl Reactor {
         connection.phase = Phase::Lingering(reason);
         connection.set_readable();
         self.litter.drop_later(free);
+        // What the peer still does makes no difference any more.
+        self.end_session(id, reason);
         self.lingering.begin(now, id);
         self.discard(id, reason);
     }
 
-    /// What a peer is told when its connection is closed for this reason.
-    pub(super) fn last_line(&self, service: ServiceId, reason: CloseReason) -> Option<Vec<u8>> {
+    /// What a peer is told when its connection is closed for this reason. `max_frame_bytes`: what a frame may have.
+    pub(super) fn last_line(
+        &self,
+        service: ServiceId,
+        reason: CloseReason,
+        max_frame_bytes: usize,
+    ) -> Option<Vec<u8>> {
         let service = &self.services[service as usize];
+        let settings = &service.settings;
         let farewell = match reason {
-            CloseReason::LineTooLong => Farewell::LineTooLong { limit: service.max_frame_bytes() },
-            CloseReason::Full => Farewell::Full { limit: self.settings.max_connections },
+            CloseReason::LineTooLong => Farewell::LineTooLong { limit: max_frame_bytes },
+            CloseReason::Full => Farewell::Full { limit: settings.max_connections },
             CloseReason::PeerFull => {
-                Farewell::PeerFull { limit: self.settings.max_connections_per_peer.unwrap_or_default() }
+                Farewell::PeerFull { limit: settings.max_connections_per_peer.unwrap_or_default() }
             }
-            CloseReason::LineTimeout => Farewell::LineTimeout { limit: told(self.settings.timeouts.line) },
+            CloseReason::LineTimeout => Farewell::LineTimeout { limit: told(settings.timeouts.line) },
             CloseReason::RequestTimeout => {
-                Farewell::RequestTimeout { limit: told(self.settings.timeouts.request) }
+                Farewell::RequestTimeout { limit: told(settings.timeouts.request) }
             }
             CloseReason::KillRefused => Farewell::StopRefused,
             CloseReason::Panic => Farewell::Panic,
@@ -110,7 +136,7 @@ impl Reactor {
             | CloseReason::Stopping
             | CloseReason::Aborted => return None,
         };
-        service::last_line(&*service.handler, &farewell)
+        service::last_line(&*service.service, &farewell)
     }
 
     /// Lets the connection go that has been told everything and has been waited for longest: somebody else needs its place.
@@ -149,19 +175,30 @@ impl Reactor {
     /// Ends a connection now, and accounts for what is lost with it. A job that is out is accounted for when it
     /// comes back.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        self.end_session(id, reason);
         let Some(mut entry) = self.table.remove(id) else { return };
         let connection = &mut entry.connection;
+        if connection.is_job_out() && self.services[connection.service() as usize].has_sessions {
+            // Its session comes back with the job.
+            self.gone.insert(id, reason);
+        }
         let mut lost = connection.unsent_replies();
+        if connection.end_await().is_some() {
+            self.deferred -= 1;
+            lost += 1;
+        }
         if let Some(job) = connection.take_held() {
-            lost += job.lines_left();
+            lost += job.batch.lines_left();
             self.free.put(job, &mut self.litter);
         }
         self.drop_requests(lost);
         match connection.role {
             Role::Requests => {
+                let service = connection.service() as usize;
                 self.counters.open -= 1;
+                self.counters.services[service].open -= 1;
                 self.counters.closed[reason as usize] += 1;
-                self.peers.leave(&connection.peer());
+                self.peers[service].leave(&connection.peer());
             }
             // It never was open.
             Role::TurnedAway => self.rejected -= 1,

@@ -3,8 +3,9 @@
 
 use super::Reactor;
 use super::table::Entry;
-use crate::connection::{CloseReason, Role};
+use crate::connection::Role;
 use crate::job::ConnId;
+use crate::reason::CloseReason;
 
 /// So large a part of the limit may be above it before anybody is closed: bookkeeping and capacity besides the bytes
 /// themselves, so that a reply as long as the limit gets through.

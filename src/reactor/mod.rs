@@ -13,8 +13,10 @@ mod admit;
 mod budget;
 mod deadlines;
 mod farewell;
+mod inline;
 mod listener;
 mod lone;
+mod mail;
 mod memory;
 mod peers;
 mod serve;
@@ -23,7 +25,7 @@ mod stop;
 mod table;
 mod timeouts;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -34,20 +36,23 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::Settings;
-use crate::connection::{CloseReason, Phase, Turn};
+use crate::connection::{Phase, Turn};
 use crate::error::Error;
 use crate::hub::Hub;
-use crate::job::{ConnId, FreeJobs, Generations, Job};
+use crate::job::{ConnId, FreeJobs, Job, Slots};
 use crate::litter::Litter;
+use crate::mail::Mail;
 use crate::metrics::Counters;
 use crate::pool::{JobPool, LEAVE_TIMEOUT};
+use crate::reason::CloseReason;
 use crate::replies::Wake;
-use crate::service::{Service, ServiceId};
+use crate::service::{Served, ServiceId};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
 use admit::MAX_REJECTED;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
+use inline::Inline;
 use listener::Listeners;
 pub(crate) use listener::bind;
 use lone::LoneJob;
@@ -130,7 +135,7 @@ pub(crate) struct Reactor {
     listeners: Listeners,
     table: Table,
     settings: Settings,
-    services: Arc<[Service]>,
+    services: Arc<[Served]>,
     shared: Shared,
     counters: Counters,
     /// Connections in the table that were turned away and are being told so.
@@ -141,18 +146,25 @@ pub(crate) struct Reactor {
     ready: VecDeque<ConnId>,
     /// Connections that had their share in an earlier turn and can go on without an event.
     left_over: VecDeque<ConnId>,
-    /// Finished jobs that were not taken back within their turn.
-    finished: VecDeque<Box<Job>>,
+    /// Mail that was not taken in within its turn.
+    finished: VecDeque<Mail>,
+    /// All of that is jobs.
+    only_jobs: bool,
     /// What was in the mailbox; kept for its capacity.
-    #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
-    mailbox: Vec<Box<Job>>,
+    mailbox: Vec<Mail>,
     /// Connections that could go on but for `max_pending`.
     stalled: VecDeque<ConnId>,
     lingering: Expiries,
     deadlines: Deadlines,
-    peers: Peers,
+    /// By service.
+    peers: Vec<Peers>,
     /// Jobs out whose clients have been told that they took too long, by the names that their connections had.
     orphans: HashSet<ConnId>,
+    /// Connections that ended while their session was with a job, and why.
+    gone: HashMap<ConnId, CloseReason>,
+    /// Replies that are given later and are not here yet.
+    deferred: usize,
+    inline: Inline,
     free: FreeJobs,
     litter: Litter,
     budget: Budget,
@@ -183,16 +195,18 @@ impl Reactor {
     pub(crate) fn new(
         sockets: Sockets,
         settings: Settings,
-        services: Arc<[Service]>,
+        services: Arc<[Served]>,
         shared: Shared,
     ) -> Reactor {
-        let generations = Generations::new(settings.max_connections + MAX_REJECTED);
+        let slots = Slots::new(settings.max_connections + MAX_REJECTED, settings.high_watermark_bytes);
         let listener_count = sockets.listeners.len();
-        let peers = Peers::new(settings.max_connections_per_peer);
+        let peers =
+            settings.services.iter().map(|service| Peers::new(service.max_connections_per_peer)).collect();
+        let inline = Inline::new(Arc::clone(&services), Arc::clone(&shared.hub));
         Reactor {
             poll: sockets.poll,
             listeners: sockets.listeners,
-            table: Table::new(Arc::clone(&generations)),
+            table: Table::new(Arc::clone(&slots)),
             settings,
             counters: Counters::new(services.len()),
             services,
@@ -202,13 +216,17 @@ impl Reactor {
             ready: VecDeque::new(),
             left_over: VecDeque::new(),
             finished: VecDeque::new(),
+            only_jobs: true,
             mailbox: Vec::new(),
             stalled: VecDeque::new(),
             lingering: Expiries::new(LINGER),
             deadlines: Deadlines::default(),
             peers,
             orphans: HashSet::new(),
-            free: FreeJobs::new(generations),
+            gone: HashMap::new(),
+            deferred: 0,
+            inline,
+            free: FreeJobs::new(slots),
             litter: Litter::default(),
             budget: Budget::default(),
             outgoing: Vec::new(),
@@ -265,6 +283,7 @@ impl Reactor {
             self.submit();
             self.shared.tuner.look_at(&self.shared.pool);
             self.publish();
+            self.let_go_when_handled();
             let Some(drain) = self.drain else { continue };
             self.close_listeners(now);
             if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
@@ -320,18 +339,25 @@ impl Reactor {
     /// Takes finished jobs back, within the budget.
     fn collect(&mut self, now: Instant) {
         self.started_before = self.shared.pool.started();
+        self.only_jobs |= self.finished.is_empty();
         self.shared.hub.replies.drain(&mut self.mailbox);
-        for job in self.mailbox.drain(..) {
-            // Where some were left over, who has nothing else to do goes first: the others have had their share.
-            let first = !self.finished.is_empty()
-                && self.table.get(job.connection).is_some_and(|entry| !entry.connection.wants_service());
+        for mail in self.mailbox.drain(..) {
+            self.only_jobs &= matches!(mail, Mail::Job(_));
+            // Where some were left over, who has nothing else to do goes first: the others have had their share. Not past
+            // what may be for the same connection.
+            let first = self.only_jobs
+                && !self.finished.is_empty()
+                && matches!(&mail, Mail::Job(job) if self.table.get(job.origin.id)
+                    .is_some_and(|entry| !entry.connection.wants_service()));
             match first {
-                true => self.finished.push_front(job),
-                false => self.finished.push_back(job),
+                true => self.finished.push_front(mail),
+                false => self.finished.push_back(mail),
             }
         }
-        while let Some(job) = self.finished.pop_front() {
-            self.finish(job, now);
+        while let Some(mail) = self.finished.pop_front() {
+            if let Some(rest) = self.take_mail(mail, now) {
+                self.finished.push_front(rest);
+            }
             if self.is_spent() {
                 break;
             }

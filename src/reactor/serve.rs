@@ -8,8 +8,9 @@ use mio::{Interest, Token};
 use super::admit::READ_INTEREST;
 use super::table::Entry;
 use super::{Reactor, budget};
-use crate::connection::{CloseReason, Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
+use crate::connection::{Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{ConnId, Job, JobEnd};
+use crate::reason::CloseReason;
 
 /// Jobs of a turn handed to the pool together; beyond, without waiting for the end of the turn.
 const MAX_BATCH: usize = 128;
@@ -63,10 +64,20 @@ impl Reactor {
         let (sparing, now) = (self.is_sparing(), self.turn_at);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.note_pause(now);
-        if self.settings.timeouts.idle.is_some() {
+        let choked = connection.is_choked();
+        if choked != connection.told_choked {
+            connection.told_choked = choked;
+            self.free.slots().set_choked(id, choked);
+        }
+        if !choked && let Some(writer) = connection.take_writer() {
+            // Its handler may have been given up: it has ended then.
+            writer.send(()).unwrap_or_default();
+        }
+        let timeouts = &self.services[connection.service() as usize].settings.timeouts;
+        if timeouts.idle.is_some() {
             connection.set_active(now);
         }
-        let has_deadline = connection.may_have_deadline(&self.settings.timeouts);
+        let has_deadline = connection.may_have_deadline(timeouts);
         let goes_on = match connection.phase {
             Phase::Open => {
                 let cuts = connection.may_have_frame() && connection.may_hand_out();
@@ -87,30 +98,46 @@ impl Reactor {
         }
     }
 
-    /// Gives the pool the next job of a connection, if it has one and none is out. `share`: the frames that may be cut.
+    /// Gives the pool the next job of a connection, if it has one and none is out, and handles what is handled here. `share`:
+    /// the frames that may be cut.
     fn hand_out(&mut self, id: ConnId, share: &mut usize, resumed: bool) {
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        if !connection.has_buffers() || !connection.may_hand_out() {
-            return;
+        // Once more where what was handled here has made way for what is not.
+        loop {
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+            if !connection.has_buffers() || !connection.may_hand_out() {
+                return;
+            }
+            if let Some(job) = connection.take_held() {
+                return self.resubmit(job);
+            }
+            if *share == 0 || !connection.may_have_frame() {
+                return;
+            }
+            let room = self.room(resumed);
+            if room == 0 {
+                return self.stall(id);
+            }
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+            let arrived_at = connection.inbound().map_or(0, Inbound::arrived_at);
+            let service = &self.services[connection.service() as usize];
+            let mut job = connection.new_job(id, &mut self.free, arrived_at);
+            self.inline.begin();
+            let cut = Cut {
+                service,
+                stop_allowed: connection.may_stop,
+                job: &mut job,
+                room: room.min(service.settings.max_job_lines),
+                frames: *share,
+                inline: &mut self.inline,
+            };
+            let taken = connection.cut(cut, self.turn_at);
+            connection.tidy();
+            let goes_on = taken.inline > 0 && taken.end == End::Full && job.end == JobEnd::Done;
+            self.took(id, job, &taken, share);
+            if !goes_on {
+                return;
+            }
         }
-        if let Some(job) = connection.take_held() {
-            return self.resubmit(job);
-        }
-        if *share == 0 || !connection.may_have_frame() {
-            return;
-        }
-        let room = self.room(resumed);
-        if room == 0 {
-            return self.stall(id);
-        }
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        let arrived_at = connection.inbound().map_or(0, Inbound::arrived_at);
-        let (ended, service) = (connection.has_ended(), &self.services[connection.service() as usize]);
-        let mut job = self.free.take(id, &connection.local, connection.peer(), arrived_at);
-        let cut = Cut { service, stop_allowed: connection.may_stop, job: &mut job, room, frames: *share };
-        let taken = connection.inbound_mut().cut(ended, cut, self.turn_at);
-        connection.tidy();
-        self.took(id, job, &taken, share);
     }
 
     /// Requests that the next job of a connection may hold. None while others have waited longer for `max_pending`, unless
@@ -119,20 +146,20 @@ impl Reactor {
         if !self.stalled.is_empty() && !resumed {
             return 0;
         }
-        self.settings.max_pending.saturating_sub(self.lines_out).min(self.settings.max_job_lines)
+        self.settings.max_pending.saturating_sub(self.lines_out)
     }
 
     /// Frames were cut into `job`: counts them, hands it out, and obeys what they say.
     fn took(&mut self, id: ConnId, job: Box<Job>, taken: &Taken, share: &mut usize) {
-        let Taken { requests, ignored, stops, end, .. } = *taken;
-        let frames = requests + ignored + stops;
+        let Taken { requests, inline, ignored, stops, end, .. } = *taken;
+        let frames = requests + inline + ignored + stops;
         *share = share.saturating_sub(frames);
         self.budget.frames(frames);
-        let service = &mut self.counters.services[job.local.service as usize];
-        service.requests += requests as u64;
+        let service = &mut self.counters.services[job.origin.local.service as usize];
+        service.requests += (requests + inline) as u64;
         service.ignored += ignored as u64;
         service.stops += stops as u64;
-        self.counters.pending += requests as u64;
+        self.counters.pending += (requests + inline) as u64;
         self.counters.silent += (ignored + stops) as u64;
         if stops > 0 && end != End::Close(CloseReason::KillRefused) {
             self.request_stop(id);
@@ -145,8 +172,9 @@ impl Reactor {
                 self.litter.drop_later(free);
             }
         }
-        match requests {
-            0 => self.free.put(job, &mut self.litter),
+        match (requests, inline) {
+            (0, 0) => self.free.put(job, &mut self.litter),
+            (0, _) => self.handled_inline(job),
             _ => self.resubmit(job),
         }
     }
@@ -159,16 +187,23 @@ impl Reactor {
         }
     }
 
-    /// A job, new or with lines left, goes to the tail of the queue.
-    fn resubmit(&mut self, job: Box<Job>) {
-        if let Some(entry) = self.table.get(job.connection) {
+    /// A job, new or with lines left, goes to the tail of the queue, with its connection's session.
+    pub(super) fn resubmit(&mut self, mut job: Box<Job>) {
+        let id = job.origin.id;
+        if let Some(entry) = self.table.get(id) {
             entry.connection.set_job_out(job.held_bytes());
+            job.session = entry.connection.session.take();
         }
-        if self.settings.timeouts.request.is_some() {
-            self.free.generations().set_taken(job.connection, 0);
+        if self.services[job.origin.local.service as usize].times_handlers() {
+            self.free.slots().set_taken(id, 0);
         }
+        self.send_out(job);
+    }
+
+    /// A job goes to the tail of the queue.
+    pub(super) fn send_out(&mut self, job: Box<Job>) {
         self.jobs_out += 1;
-        self.lines_out += job.lines_left();
+        self.lines_out += job.batch.lines_left();
         self.outgoing.push(job);
         if self.outgoing.len() >= MAX_BATCH {
             self.submit();
@@ -252,10 +287,17 @@ impl Reactor {
         let cut =
             read > 0 && room > 0 && *share > 0 && connection.may_hand_out() && connection.inbound().is_none();
         if cut {
-            let mut job = self.free.take(id, &connection.local, connection.peer(), self.turn_at);
-            let stop_allowed = connection.may_stop;
-            let cut = Cut { service, stop_allowed, job: &mut job, room, frames: *share };
-            let taken = cut.take(&self.buffer[..read], 0, false);
+            let mut job = connection.new_job(id, &mut self.free, self.turn_at);
+            self.inline.begin();
+            let cut = Cut {
+                service,
+                stop_allowed: connection.may_stop,
+                job: &mut job,
+                room: room.min(service.settings.max_job_lines),
+                frames: *share,
+                inline: &mut self.inline,
+            };
+            let taken = cut.take(&mut connection.session, &self.buffer[..read], 0, false);
             kept = taken.consumed;
             if let End::More { scanned } = taken.end {
                 incomplete = Some(scanned);
@@ -292,73 +334,11 @@ impl Reactor {
         }
         let (ended, may_stop) = (connection.has_ended(), connection.may_stop);
         let service = &self.services[connection.service() as usize];
-        let inbound = connection.inbound_mut();
         if !ended {
-            inbound.examine(service, self.turn_at);
+            connection.examine(service, self.turn_at);
         }
-        if may_stop && inbound.asks_for_stop(service, ended) {
+        if may_stop && connection.inbound_mut().asks_for_stop(service, ended) {
             self.request_stop(id);
-        }
-    }
-
-    /// A job came back: its replies go to the socket, the connection goes on.
-    pub(super) fn finish(&mut self, mut job: Box<Job>, now: Instant) {
-        let id = job.connection;
-        let replies = job.reply_ends.len();
-        let panicked = job.end == JobEnd::Panicked;
-        self.jobs_out -= 1;
-        self.lines_out -= job.handled + job.lines_left();
-        self.budget.visit();
-        self.shared.pool.came_back((job.handled > job.late).then_some(job.took));
-
-        let silent = (job.handled - replies - usize::from(panicked)) as u64;
-        self.counters.silent += silent;
-        self.counters.pending -= silent;
-        self.counters.late += job.late as u64;
-        if panicked {
-            self.counters.panics += 1;
-            self.drop_requests(1);
-        }
-        let Some(entry) = self.table.get(id) else {
-            self.counters.stale_replies += 1;
-            self.orphans.remove(&id);
-            self.drop_requests(replies + job.lines_left());
-            self.free.put(job, &mut self.litter);
-            return;
-        };
-        entry.connection.set_job_back();
-        if replies > 0 && !self.reply(id, &mut job) {
-            // Gone in the attempt, with all that was left of this job.
-            self.drop_requests(job.lines_left());
-            self.free.put(job, &mut self.litter);
-            return;
-        }
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        match job.end {
-            JobEnd::Done => self.free.put(job, &mut self.litter),
-            JobEnd::Unfinished if connection.may_hand_out() => {
-                job.begin_slice();
-                self.resubmit(job);
-            }
-            JobEnd::Unfinished => {
-                job.begin_slice();
-                job.trim();
-                connection.hold(job);
-            }
-            JobEnd::Close | JobEnd::Panicked => {
-                let free = connection.discard_input();
-                self.litter.drop_later(free);
-                let reason = if panicked { CloseReason::Panic } else { CloseReason::Handler };
-                connection.phase = Phase::Closing(reason);
-                self.drop_requests(job.lines_left());
-                self.free.put(job, &mut self.litter);
-            }
-        }
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        // One in the list is served later in this turn; twice would be beyond its budget.
-        match connection.wants_service() && !connection.listed {
-            true => self.serve(id, now),
-            false => self.settle(id),
         }
     }
 
@@ -368,42 +348,9 @@ impl Reactor {
         self.counters.pending -= count as u64;
     }
 
-    fn count_replied(&mut self, count: usize) {
+    pub(super) fn count_replied(&mut self, count: usize) {
         self.counters.replied += count as u64;
         self.counters.pending -= count as u64;
-    }
-
-    /// Writes the replies of a job, or queues them behind what waits. `false`: the connection is gone; its replies are
-    /// accounted for.
-    fn reply(&mut self, id: ConnId, job: &mut Job) -> bool {
-        let watermarks = self.watermarks();
-        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        let mut sent = 0;
-        if connection.is_writable() && connection.outbound().is_none() {
-            let wrote = write(stream, &job.replies);
-            sent = wrote.bytes;
-            let done = job.reply_ends.partition_point(|end| *end <= sent);
-            self.counters.written_bytes += sent as u64;
-            self.budget.bytes(sent);
-            self.count_replied(done);
-            if wrote.failed {
-                self.drop_requests(job.reply_ends.len() - done);
-                self.close(id, CloseReason::Reset);
-                return false;
-            }
-            if sent == job.replies.len() {
-                return true;
-            }
-            if wrote.is_full && !self.watch_writes(id) {
-                self.drop_requests(job.reply_ends.len() - done);
-                return false;
-            }
-        }
-        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-        let Job { replies, reply_ends, .. } = job;
-        connection
-            .with_outbound(watermarks, self.turn_at, |outbound| outbound.push(replies, reply_ends, sent));
-        true
     }
 
     /// Writes what waits, if the socket may take it. `false`: the connection is gone.
@@ -437,7 +384,7 @@ impl Reactor {
     }
 
     /// The socket is full: asks for an event when it is not. `false`: the connection is gone.
-    fn watch_writes(&mut self, id: ConnId) -> bool {
+    pub(super) fn watch_writes(&mut self, id: ConnId) -> bool {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         if std::mem::replace(&mut connection.output, Output::Full) != Output::Open {
             return true;
@@ -456,15 +403,15 @@ impl Reactor {
 
 /// What came of [`write`].
 #[derive(Debug)]
-struct Wrote {
-    bytes: usize,
+pub(super) struct Wrote {
+    pub(super) bytes: usize,
     /// The socket takes no more for now.
-    is_full: bool,
-    failed: bool,
+    pub(super) is_full: bool,
+    pub(super) failed: bool,
 }
 
 /// Writes until everything is written, the socket is full, or the connection has had its share of the turn.
-fn write(stream: &mut impl Write, bytes: &[u8]) -> Wrote {
+pub(super) fn write(stream: &mut impl Write, bytes: &[u8]) -> Wrote {
     let mut wrote = Wrote { bytes: 0, is_full: false, failed: false };
     let share = &bytes[..bytes.len().min(budget::WRITE_BYTES)];
     while wrote.bytes < share.len() {

@@ -8,8 +8,9 @@ use socket2::SockRef;
 use super::Reactor;
 use super::socket::Stream;
 use super::table::Entry;
-use crate::connection::{CloseReason, Phase};
+use crate::connection::Phase;
 use crate::job::ConnId;
+use crate::reason::CloseReason;
 
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.
@@ -25,6 +26,8 @@ const MAX_HANDSHAKE: Duration = Duration::from_millis(500);
 pub(super) struct Drain {
     pub(super) from: Instant,
     pub(super) until: Instant,
+    /// Every request that was received is handled: nobody has anything more to push.
+    pub(super) all_handled: bool,
 }
 
 /// How far a stop was asked for. Only ever rises.
@@ -73,7 +76,8 @@ impl Reactor {
     /// Steps one and two of a graceful stop: shuts the door, takes what is in the accept queue, and limits each connection
     /// to what its receive queue holds now.
     pub(super) fn begin_drain(&mut self, now: Instant) {
-        self.drain = Some(Drain { from: now, until: now + self.settings.drain_timeout });
+        let until = now + self.settings.drain_timeout;
+        self.drain = Some(Drain { from: now, until, all_handled: false });
         self.listeners.shut_doors();
         self.listeners.set_all_ready();
         self.accept(FINAL_ACCEPT_BUDGET, now);
@@ -102,6 +106,19 @@ impl Reactor {
         }
     }
 
+    /// While draining: once every request that was received is handled, as far as peers read what they get, the connections are
+    /// let go that were kept for what others might push to them.
+    pub(super) fn let_go_when_handled(&mut self) {
+        let handled = self.is_idle() && self.jobs_out == 0 && self.deferred == 0;
+        let Some(drain) = self.drain.as_mut().filter(|drain| handled && !drain.all_handled) else { return };
+        if self.shared.hub.replies.is_empty() {
+            drain.all_handled = true;
+            for id in self.table.ids() {
+                self.list(id);
+            }
+        }
+    }
+
     /// While draining and listening: until when handshakes are waited for.
     pub(super) fn handshakes_until(&self) -> Option<Instant> {
         let drain = self.drain.filter(|_| !self.listeners.is_closed())?;
@@ -127,8 +144,10 @@ impl Reactor {
             slow_peers += usize::from(connection.unsent_replies() > 0);
             // Read, but in no job yet: accepted only to be dropped.
             let ended = connection.has_ended();
+            let session = connection.session.as_ref();
             let requests =
-                connection.inbound().map_or(0, |inbound| inbound.count_requests(service, ended)) as u64;
+                connection.inbound().map_or(0, |inbound| inbound.count_requests(service, session, ended))
+                    as u64;
             self.counters.services[connection.service() as usize].requests += requests;
             kept += requests;
             self.close(id, CloseReason::Aborted);
@@ -143,6 +162,8 @@ impl Reactor {
         // Those in jobs that are out, and those in no job; closing accounted for the rest.
         self.counters.dropped += self.counters.pending + kept;
         self.counters.pending = 0;
+        // Sessions that are given back: by workers that are free, or when all have left.
+        self.submit();
         self.shared.pool.stop();
         self.publish();
         dropped

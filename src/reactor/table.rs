@@ -8,7 +8,7 @@ use slab::Slab;
 
 use super::socket::Stream;
 use crate::connection::Connection;
-use crate::job::{ConnId, Generations};
+use crate::job::{ConnId, Slots};
 
 /// A connection and its socket.
 #[derive(Debug)]
@@ -22,15 +22,15 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Table {
     slab: Slab<Entry>,
-    generations: Arc<Generations>,
+    slots: Arc<Slots>,
     /// Given to the next connection. Wraps after four billion; a job is not out that long.
     next_generation: u32,
 }
 
 impl Table {
-    /// Without connections. `generations` is what others are told of them.
-    pub(super) fn new(generations: Arc<Generations>) -> Table {
-        Table { slab: Slab::new(), generations, next_generation: 0 }
+    /// Without connections. `slots` is what others are told of them.
+    pub(super) fn new(slots: Arc<Slots>) -> Table {
+        Table { slab: Slab::new(), slots, next_generation: 0 }
     }
 
     pub(super) fn insert(&mut self, stream: Stream, connection: Connection) -> ConnId {
@@ -38,7 +38,7 @@ impl Table {
         self.next_generation = generation.wrapping_add(1);
         let slot = self.slab.insert(Entry { stream, generation, connection });
         let id = ConnId { slot: u32::try_from(slot).expect("max_connections is below 2^30"), generation };
-        self.generations.set(id);
+        self.slots.set(id);
         id
     }
 
@@ -49,7 +49,7 @@ impl Table {
         entry.generation = generation;
         self.next_generation = generation.wrapping_add(1);
         let id = ConnId { generation, ..id };
-        self.generations.set(id);
+        self.slots.set(id);
         id
     }
 
@@ -66,7 +66,7 @@ impl Table {
 
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Entry> {
         self.get(id)?;
-        self.generations.clear(id);
+        self.slots.clear(id);
         Some(self.slab.remove(id.slot as usize))
     }
 
@@ -97,10 +97,10 @@ mod tests {
             let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let address = Address::from(([127, 0, 0, 1], 1));
             let connection =
-                Connection::new(Endpoint::new(address.clone(), 0), &address, false, Role::Requests);
+                Connection::new(Endpoint::new(address.clone(), 0), &address, false, Role::Requests, 0);
             (Stream::Tcp(stream), connection)
         };
-        let mut table = Table::new(Generations::new(1));
+        let mut table = Table::new(Slots::new(1, 0));
         let (stream, connection) = connect();
         let old = table.insert(stream, connection);
         assert!(table.remove(old).is_some());
@@ -116,6 +116,6 @@ mod tests {
     fn an_idle_connection_is_small() {
         // mio's debug builds carry a selector's number in each socket.
         let debug = if cfg!(debug_assertions) { 16 } else { 0 };
-        assert!(size_of::<Entry>() <= 80 + debug, "{}", size_of::<Entry>());
+        assert!(size_of::<Entry>() <= 112 + debug, "{}", size_of::<Entry>());
     }
 }

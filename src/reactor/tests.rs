@@ -10,7 +10,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::Output;
-use crate::service::{Handler, Kind, Reply, Request};
+use crate::service::{Handler, Kind, Reply, Request, Served};
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -48,8 +48,7 @@ impl Bench {
         let address = sockets[0].local_addr().unwrap().tcp().unwrap();
         let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
         let (sockets, waker) = Sockets::new(sockets).unwrap();
-        let service =
-            Service::of_lines(Arc::new(handler), settings.max_line_bytes, settings.stop_from.clone());
+        let service = Served::new(Arc::new(handler), settings.services[0].clone());
         let shared = Shared {
             hub: Hub::new(waker, Clock::start()),
             pool: JobPool::new(),

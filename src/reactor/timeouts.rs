@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use super::Reactor;
 use super::table::Entry;
 use crate::clock::Nanos;
-use crate::connection::{CloseReason, Phase};
+use crate::connection::Phase;
 use crate::job::ConnId;
+use crate::mail::Mail;
 use crate::metrics::Counters;
+use crate::reason::CloseReason;
 
 impl Reactor {
     /// Sees that a connection is looked at when its earliest deadline is due.
@@ -31,8 +33,10 @@ impl Reactor {
     fn deadline_of(&mut self, id: ConnId) -> Option<(Nanos, CloseReason)> {
         let now = self.turn_at;
         let Entry { connection, .. } = self.table.get(id)?;
-        let generations = self.free.generations();
-        connection.deadline(&self.settings.timeouts, now, || generations.taken_at(id, now))
+        let slots = self.free.slots();
+        connection.deadline(&self.services[connection.service() as usize].settings.timeouts, now, || {
+            slots.taken_at(id, now)
+        })
     }
 
     /// The entry of a connection that was due at `at` came up.
@@ -49,7 +53,7 @@ impl Reactor {
             self.catch_up(id, now);
         }
         match self.is_due(id) {
-            Some(CloseReason::RequestTimeout) if self.finished.iter().any(|job| job.connection == id) => {
+            Some(CloseReason::RequestTimeout) if self.has_mail_of(id) => {
                 // It is answered, and its turn comes.
                 self.look_again_next_turn(id);
             }
@@ -81,6 +85,15 @@ impl Reactor {
         }
     }
 
+    /// Whether something of this connection is here that was not taken in yet.
+    fn has_mail_of(&self, id: ConnId) -> bool {
+        self.finished.iter().any(|mail| match mail {
+            Mail::Job(job) => job.origin.id == id,
+            Mail::Completion(completion) => completion.connection == id,
+            Mail::Piece(_) | Mail::Push(_) => false,
+        })
+    }
+
     fn look_again_next_turn(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.look_at = self.turn_at + 1;
@@ -97,7 +110,15 @@ impl Reactor {
                 self.list(id);
             }
             CloseReason::RequestTimeout => {
-                let id = self.orphan(id);
+                let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+                let id = if connection.end_await().is_some() {
+                    // What will be given is for nobody.
+                    self.deferred -= 1;
+                    self.drop_requests(1);
+                    id
+                } else {
+                    self.orphan(id)
+                };
                 let Some(Entry { connection, .. }) = self.table.get(id) else { return };
                 connection.phase = Phase::Closing(reason);
                 let free = connection.discard_input();
@@ -119,6 +140,9 @@ impl Reactor {
         self.orphans.insert(id);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return id };
         connection.set_job_back();
+        if self.services[connection.service() as usize].has_sessions {
+            self.gone.insert(id, CloseReason::RequestTimeout);
+        }
         // Both hold the old name.
         (connection.listed, connection.look_at) = (false, 0);
         self.table.rename(id)

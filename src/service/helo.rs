@@ -20,6 +20,8 @@ const KEPT_TAILS: usize = 8;
 pub struct Helo {
     student_id: String,
     advertise: Advertise,
+    /// Requests are handled on the event loop.
+    inline: bool,
     /// What follows the text in each reply, by the local address, in the order in which clients reached them.
     tails: Arc<[OnceLock<Tail>; KEPT_TAILS]>,
 }
@@ -36,6 +38,7 @@ impl Helo {
         Helo {
             student_id: Self::STUDENT_ID.to_owned(),
             advertise: Advertise::default(),
+            inline: false,
             tails: Arc::default(),
         }
     }
@@ -61,6 +64,13 @@ impl Helo {
     pub fn advertise_port(mut self, port: u16) -> Self {
         self.advertise.port = Some(port);
         self.tails = Arc::default();
+        self
+    }
+
+    /// Answers on the event loop instead of on a worker: nothing of it blocks, so that is the faster way.
+    #[must_use]
+    pub fn inline(mut self, inline: bool) -> Self {
+        self.inline = inline;
         self
     }
 
@@ -112,7 +122,10 @@ impl Handler for Helo {
     }
 
     fn classify(&self, line: &[u8]) -> Kind {
-        protocol::classify(line)
+        match protocol::classify(line) {
+            Kind::Request if self.inline => Kind::Inline,
+            kind => kind,
+        }
     }
 
     fn stop_line(&self) -> Option<&[u8]> {

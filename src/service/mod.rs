@@ -3,10 +3,19 @@
 //! A server has one service or more; listeners, connections and jobs carry the index of theirs. The reactor asks what a frame
 //! is and what a peer is told at the end, the workers call the handler. [`Helo`] is one of them, and the core knows of none.
 
+mod connection;
+mod erased;
 mod handler;
 mod helo;
+mod push;
+mod reply;
+mod request;
+mod traits;
+mod words;
+mod workers;
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,76 +23,94 @@ use memchr::memmem::Finder;
 
 use crate::address::Address;
 use crate::clock::Nanos;
-use crate::config::StopFrom;
+use crate::config::ServiceSettings;
 use crate::framing::{Found, Framing, Lines};
-use crate::job::MS;
-pub use handler::{Farewell, Handler, Kind, Reply, Request};
-pub(crate) use handler::{Handled, call, classify, last_line};
+pub(crate) use crate::job::ServiceId;
+use crate::job::{MS, Session};
+pub use connection::{Connection, ConnectionId};
+pub(crate) use erased::{Erased, WorkerState, classify, close, handle, last_line, open};
+pub use handler::Handler;
 pub use helo::{Delay, Helo};
+pub use push::{Group, PushError, Pusher};
+pub(crate) use reply::Mode;
+pub use reply::{Deferred, Reply};
+pub use request::Request;
+pub use traits::Service;
+pub use words::{Farewell, Kind, Place};
+pub(crate) use workers::WorkerStates;
 
-/// Which of the server's services.
-pub(crate) type ServiceId = u16;
+/// Bytes that a framing of the user's own may ask for beyond its limit: lengths and terminators.
+const MAX_OVERHEAD_BYTES: usize = 64 << 10;
 
 /// One service of a server, with everything that is set for it.
-pub(crate) struct Service {
+pub(crate) struct Served {
     /// The label in the statistics.
     pub(crate) name: String,
-    pub(crate) handler: Arc<dyn Handler>,
-    framing: Lines,
+    pub(crate) service: Arc<dyn Erased>,
+    /// Connections have a session.
+    pub(crate) has_sessions: bool,
+    /// Where sessions are opened and closed.
+    pub(crate) place: Place,
+    lines: Lines,
     /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
     stop_line: Option<Finder<'static>>,
-    stop_from: StopFrom,
-    /// A request that has waited longer than that is not run, in nanoseconds; the maximum: it always is.
-    queue_timeout: Nanos,
-    /// Workers tell when they take a request.
-    pub(crate) times_handlers: bool,
+    pub(crate) settings: ServiceSettings,
 }
 
-impl Service {
-    /// A service of lines.
-    pub(crate) fn of_lines(handler: Arc<dyn Handler>, max_line_bytes: usize, stop_from: StopFrom) -> Service {
-        Service {
-            queue_timeout: Nanos::MAX,
-            times_handlers: false,
-            name: handler.name().to_owned(),
-            framing: Lines::new(max_line_bytes),
-            stop_line: handler.stop_line().map(|line| Finder::new(line).into_owned()),
-            stop_from,
-            handler,
+impl Served {
+    /// `service` as it is set.
+    pub(crate) fn new(service: Arc<dyn Erased>, settings: ServiceSettings) -> Served {
+        Served {
+            name: service.name().to_owned(),
+            has_sessions: service.has_sessions(),
+            place: service.place(),
+            lines: Lines::new(settings.max_line_bytes),
+            stop_line: service.stop_line().map(|line| Finder::new(line).into_owned()),
+            settings,
+            service,
         }
     }
 
-    /// See [`Framing::next`]: how this service's bytes become frames.
-    pub(crate) fn next_frame(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found {
-        self.framing.next(bytes, scanned, ended)
+    /// How a connection's bytes become frames now. `None`: the service panicked.
+    pub(crate) fn framing<'a>(&'a self, session: Option<&'a Session>) -> Option<Cutter<'a>> {
+        // Unwind safety: it only had shared references.
+        let custom = panic::catch_unwind(AssertUnwindSafe(|| self.service.framing(session)));
+        let custom = custom.map_err(erased::discard).ok()?;
+        Some(Cutter { lines: self.lines, custom })
     }
 
-    /// Most content bytes of a frame.
-    pub(crate) fn max_frame_bytes(&self) -> usize {
-        self.framing.max_bytes()
+    /// Most content bytes of a frame of a connection.
+    pub(crate) fn max_frame_bytes(&self, session: Option<&Session>) -> usize {
+        let framing = self.knows_framing(session).then(|| self.framing(session)).flatten();
+        framing.map_or(self.lines.max_bytes(), |framing| framing.max_bytes())
     }
 
-    /// The same with limits of time for its requests: to wait for a worker, and whether they are timed when one has them.
-    pub(crate) fn with_timeouts(self, queue: Option<Nanos>, times_handlers: bool) -> Service {
-        Service { queue_timeout: queue.unwrap_or(Nanos::MAX), times_handlers, ..self }
+    /// Whether it can be told how a connection's bytes become frames: not while its state is elsewhere.
+    pub(crate) fn knows_framing(&self, session: Option<&Session>) -> bool {
+        session.is_some() || !self.has_sessions
     }
 
     /// Whether a request that has waited for so long is not to be run.
     pub(crate) fn is_late(&self, waited: Nanos) -> bool {
-        waited > self.queue_timeout
+        self.settings.queue_timeout.is_some_and(|limit| waited > limit)
+    }
+
+    /// Workers tell when they take a request.
+    pub(crate) fn times_handlers(&self) -> bool {
+        self.settings.timeouts.request.is_some()
     }
 
     /// Writes what is told in place of the reply to a request that is late. `false`: nothing is.
     pub(crate) fn answer_late(&self, waited: Nanos, replies: &mut Vec<u8>) -> bool {
         // To the millisecond, as a person reads it.
-        let line = handler::busy_line(&*self.handler, Duration::from_millis(waited / MS)).unwrap_or_default();
+        let line = erased::busy_line(&*self.service, Duration::from_millis(waited / MS)).unwrap_or_default();
         replies.extend_from_slice(&line);
         !line.is_empty()
     }
 
     /// Whether a peer at `address` may stop the server.
     pub(crate) fn may_stop(&self, address: &Address) -> bool {
-        self.stop_from.allows(address)
+        self.settings.stop_from.allows(address)
     }
 
     /// Whether the stop line stands in `bytes`, which begins with a frame, where its end is beyond `from`.
@@ -92,11 +119,49 @@ impl Service {
     }
 }
 
-impl fmt::Debug for Service {
+impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Service")
-            .field("name", &self.name)
-            .field("framing", &self.framing)
-            .finish_non_exhaustive()
+        f.debug_struct("Served").field("name", &self.name).field("lines", &self.lines).finish_non_exhaustive()
+    }
+}
+
+/// The framing of a connection as it is now: lines, or one of the service's own, which is not trusted.
+pub(crate) struct Cutter<'a> {
+    lines: Lines,
+    custom: Option<&'a dyn Framing>,
+}
+
+impl Cutter<'_> {
+    /// See [`Framing::next`]. `None`: the service's framing panicked, or said what cannot be.
+    #[inline]
+    pub(crate) fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Option<Found> {
+        match self.custom {
+            None => Some(self.lines.next(bytes, scanned, ended)),
+            Some(framing) => next_of(framing, bytes, scanned, ended),
+        }
+    }
+
+    /// Most content bytes of a frame.
+    pub(crate) fn max_bytes(&self) -> usize {
+        self.custom.map_or(self.lines.max_bytes(), Framing::max_bytes)
+    }
+}
+
+/// The next frame by a framing of somebody else's.
+fn next_of(framing: &dyn Framing, bytes: &[u8], scanned: usize, ended: bool) -> Option<Found> {
+    // Unwind safety: it only had shared references.
+    let next = || (framing.next(bytes, scanned, ended), framing.max_bytes());
+    let (found, max_bytes) = panic::catch_unwind(AssertUnwindSafe(next)).map_err(erased::discard).ok()?;
+    match &found {
+        Found::Frame { content, consumed } => {
+            let fits = content.start <= content.end && content.end <= bytes.len();
+            (fits && (1..=bytes.len()).contains(consumed)).then_some(found)
+        }
+        // It would ask for more for ever.
+        Found::More { .. } if bytes.len() > max_bytes.saturating_add(MAX_OVERHEAD_BYTES) => {
+            Some(Found::TooLong)
+        }
+        Found::More { scanned } => Some(Found::More { scanned: (*scanned).min(bytes.len()) }),
+        Found::TooLong => Some(found),
     }
 }

@@ -17,6 +17,7 @@
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
 //! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
 //! | `stops` | a hundred stops at random moments under load |
+//! | `services` | state, framings, the event loop, later replies, push: what a service can do |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -55,6 +56,7 @@ mod pool;
 mod protocol;
 mod regressions;
 mod scripts;
+mod services;
 mod simulate_tool;
 mod slow_reader;
 mod sockets;

@@ -50,6 +50,9 @@ pub(crate) struct ServeArgs {
     /// Make the handler block that long for each request: to see and to test the pool at work
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(super) handler_delay: Duration,
+    /// Answer on the event loop instead of on workers, as nothing here blocks: less CPU for each request
+    #[arg(long, conflicts_with = "handler_delay")]
+    pub(super) inline: bool,
     /// Defaults for clients on other machines: --bind 0.0.0.0 --kill-from any
     #[arg(long)]
     pub(super) assignment: bool,

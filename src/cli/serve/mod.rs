@@ -138,7 +138,7 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     config.max_connections = possible_connections(args.max_connections, config.listen.len())?;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
-    let mut service = Helo::new().student_id(&args.student_id);
+    let mut service = Helo::new().student_id(&args.student_id).inline(args.inline);
     if let Some(ip) = args.advertise_ip {
         service = service.advertise_ip(ip);
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tidemill::{Handler, Reply, Request, Server, Stats};
+use tidemill::{Reply, Request, Server, Service, Stats};
 
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
 pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, freeze, program, scratch, serve};
@@ -45,16 +45,16 @@ pub(crate) fn skipped(why: &str) {
 }
 
 /// A server in this process, on a port of its own.
-pub(crate) fn embed(handler: impl Handler) -> Server {
-    configure(handler, |_| {})
+pub(crate) fn embed(service: impl Service) -> Server {
+    configure(service, |_| {})
 }
 
 /// As [`embed`], with other settings.
-pub(crate) fn configure(handler: impl Handler, change: impl FnOnce(&mut tidemill::Config)) -> Server {
+pub(crate) fn configure(service: impl Service, change: impl FnOnce(&mut tidemill::Config)) -> Server {
     let mut config = tidemill::Config::default();
     config.listen = vec![([127, 0, 0, 1], 0).into()];
     change(&mut config);
-    Server::builder(handler).config(config).start().unwrap()
+    Server::builder(service).config(config).start().unwrap()
 }
 
 /// A handler that answers each line with itself.

@@ -1,0 +1,68 @@
+//! What comes to the reactor from other threads, through its mailbox (`replies`): finished jobs, pieces of replies, replies
+//! that were given later, and what is pushed.
+//!
+//! The mailbox is one queue, so all that is for one connection leaves it in the order in which it was given.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use crate::clock::Nanos;
+use crate::job::{ConnId, Job};
+
+/// One piece of mail. Each is boxed, as it moves between queues.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A worker is done with it, for now or altogether.
+    Job(Box<Job>),
+    Piece(Box<Piece>),
+    Completion(Box<Completion>),
+    Push(Box<Push>),
+}
+
+/// What a handler has written so far of a reply, and the replies before it in the same job.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) connection: ConnId,
+    pub(crate) bytes: Vec<u8>,
+    /// Where in `bytes` those replies end that are complete.
+    pub(crate) ends: Vec<usize>,
+    /// Told once the peer has read enough for more; dropped if the connection ends before.
+    pub(crate) go_on: SyncSender<()>,
+}
+
+/// What became of a reply that was to be given later.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) connection: ConnId,
+    /// The rest of the reply; `None`: nobody will give it.
+    pub(crate) reply: Option<Vec<u8>>,
+    /// The connection is to be closed behind it.
+    pub(crate) close: bool,
+}
+
+/// Bytes for one connection or more, between their replies.
+#[derive(Debug)]
+pub(crate) struct Push {
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) to: Vec<ConnId>,
+    /// How many of them have it.
+    pub(crate) given: usize,
+    /// They are to be closed behind it.
+    pub(crate) close: bool,
+}
+
+/// The way to the reactor, and its clock, for whoever does not care how it is woken.
+pub(crate) trait Post: Send + Sync + 'static {
+    /// Hands `mail` over and wakes the reactor for it.
+    fn post(&self, mail: Mail);
+
+    /// The pool's clock.
+    fn now(&self) -> Nanos;
+}
+
+impl fmt::Debug for dyn Post {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Post")
+    }
+}

@@ -1,0 +1,193 @@
+//! Requests that are handled on this thread, and its part in sessions.
+//!
+//! A handler that keeps the loop for long holds up every connection, so it is measured, as all requests are: longer than
+//! [`MAX_HELD`] is counted, and named in the log.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
+
+use super::{Reactor, ReactorHub, WARNING_INTERVAL};
+use crate::clock::{Nanos, nanos};
+use crate::connection::HandleInline;
+use crate::job::{ConnId, Handled, Job, JobEnd, Session, Task};
+use crate::mail::Post;
+use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
+use crate::reason::CloseReason;
+use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, WorkerStates};
+
+/// Nothing on this thread should take longer.
+const MAX_HELD: Duration = Duration::from_millis(1);
+/// Bytes of a frame that are logged.
+const MAX_LOGGED_BYTES: usize = 64;
+/// Where the times of this thread are recorded: workers count from 1.
+const OWN_NUMBER: u64 = 0;
+
+/// What this thread has of its own for the services, and the requests of the present cut.
+#[derive(Debug)]
+pub(super) struct Inline {
+    services: Arc<[Served]>,
+    hub: Arc<ReactorHub>,
+    /// The same.
+    post: Arc<dyn Post>,
+    states: WorkerStates,
+    laps: Laps,
+    /// When the present cut handled its first request, and how many it has.
+    begun: Nanos,
+    handled: usize,
+    /// For [`Request::blocking`], which tells nobody here.
+    blocks: AtomicUsize,
+    /// How often the loop was held up, in the present cut.
+    overruns: u64,
+    warned: Option<Instant>,
+}
+
+impl Inline {
+    pub(super) fn new(services: Arc<[Served]>, hub: Arc<ReactorHub>) -> Inline {
+        Inline {
+            services,
+            post: hub.clone(),
+            hub,
+            states: WorkerStates::none(),
+            laps: Laps::default(),
+            begun: 0,
+            handled: 0,
+            blocks: AtomicUsize::new(0),
+            overruns: 0,
+            warned: None,
+        }
+    }
+
+    /// Frames are about to be cut.
+    pub(super) fn begin(&mut self) {
+        (self.handled, self.overruns) = (0, 0);
+    }
+
+    /// They were. Records the times of those that were handled here, which had come at `accepted_at`. Returns how many those are,
+    /// and how many times they held up the loop.
+    fn end(&mut self, accepted_at: Nanos) -> (usize, u64) {
+        if self.laps.is_open() {
+            let now = self.hub.clock.now();
+            self.overruns += u64::from(self.laps.end(now, accepted_at) > nanos(MAX_HELD));
+        }
+        self.hub.timings.record(OWN_NUMBER, self.laps.drain());
+        (self.handled, self.overruns)
+    }
+
+    /// Makes the session of the job's connection, or gives it back.
+    fn open_or_close(&mut self, job: &mut Job) {
+        open_or_close(job, &self.services, &mut self.states, &self.post);
+    }
+
+    fn has_held_up(&mut self, service: &Served, took: Nanos, job: &Job, frame: &[u8]) {
+        self.overruns += 1;
+        let now = Instant::now();
+        if self.warned.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {
+            self.warned = Some(now);
+            let shown = frame[..frame.len().min(MAX_LOGGED_BYTES)].escape_ascii();
+            tracing::warn!(
+                service = service.name,
+                peer = %job.origin.peer,
+                frame = %shown,
+                took = ?Duration::from_nanos(took),
+                "a request held up the event loop"
+            );
+        }
+    }
+}
+
+impl HandleInline for Inline {
+    fn handle(
+        &mut self,
+        service: &Served,
+        session: &mut Option<Session>,
+        frame: &[u8],
+        job: &mut Job,
+    ) -> JobEnd {
+        if self.handled == 0 {
+            self.begun = self.hub.clock.now();
+            self.laps.begin(self.begun);
+        }
+        self.handled += 1;
+        let connection = Connection::new(&job.origin, &self.post);
+        let request = Request::new(frame, &connection, &self.blocks);
+        let handled = match self.states.get(&self.services, job.origin.local.service) {
+            Some(state) => {
+                let to = job.batch.replies();
+                service::handle(&*service.service, session, state, &request, to, Mode::Loop)
+            }
+            None => Handled::Panicked,
+        };
+        let end = job.batch.end_line(handled);
+        let full = job.batch.replies.len() >= MAX_SLICE_BYTES;
+        if self.laps.count() || full || end != JobEnd::Done {
+            let took = self.laps.end(self.hub.clock.now(), job.accepted_at);
+            if took > nanos(MAX_HELD) {
+                self.has_held_up(service, took, job, frame);
+            }
+            if end == JobEnd::Done && (full || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE) {
+                return JobEnd::Unfinished;
+            }
+        }
+        end
+    }
+}
+
+impl Reactor {
+    /// Requests of a connection were handled here: their replies go to the socket.
+    pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
+        let (handled, overruns) = self.inline.end(job.accepted_at);
+        job.batch.handled = handled;
+        self.counters.inline_overruns += overruns;
+        if job.end == JobEnd::Unfinished {
+            // No line of it is left: the rest was not cut.
+            job.end = JobEnd::Done;
+        }
+        self.count_unreplied(&job);
+        self.deliver(job);
+    }
+
+    /// A connection has come: its session is made.
+    pub(super) fn open_session(&mut self, id: ConnId) {
+        let Some(entry) = self.table.get(id) else { return };
+        let place = self.services[entry.connection.service() as usize].place;
+        let mut job = entry.connection.new_job(id, &mut self.free, self.turn_at);
+        job.task = Task::Open;
+        match place {
+            Place::Worker => self.resubmit(job),
+            Place::Loop => {
+                self.inline.open_or_close(&mut job);
+                entry.connection.session = job.session.take();
+                self.count_unreplied(&job);
+                self.deliver(job);
+            }
+        }
+    }
+
+    /// A connection has ended, or nothing more will be handled for it: its session is given back, once.
+    pub(super) fn end_session(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(entry) = self.table.get(id) else { return };
+        let Some(session) = entry.connection.session.take() else { return };
+        let mut job = entry.connection.new_job(id, &mut self.free, self.turn_at);
+        job.session = Some(session);
+        self.give_back(job, reason);
+    }
+
+    /// Gives back the session that a job holds.
+    pub(super) fn give_back(&mut self, mut job: Box<Job>, reason: CloseReason) {
+        job.become_closing(reason);
+        match self.services[job.origin.local.service as usize].place {
+            Place::Worker => self.send_out(job),
+            Place::Loop => {
+                self.inline.open_or_close(&mut job);
+                self.counters.panics += u64::from(job.end == JobEnd::Panicked);
+                self.free.put(job, &mut self.litter);
+            }
+        }
+    }
+
+    /// Which place a service has for its sessions, if its connections have any.
+    pub(super) fn has_sessions(&self, service: ServiceId) -> bool {
+        self.services[service as usize].has_sessions
+    }
+}

@@ -1,0 +1,337 @@
+//! What comes through the mailbox: finished jobs, pieces of replies, replies that were given later, and what is pushed.
+//!
+//! All of it is one queue, so that what is for one connection is taken in the order in which it was given. What was pushed while
+//! a reply has begun and not ended waits with the connection.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Reactor;
+use super::serve::write;
+use super::table::Entry;
+use crate::connection::Phase;
+use crate::job::{ConnId, Job, JobEnd, Task};
+use crate::mail::{Completion, Mail, Piece, Push};
+use crate::reason::CloseReason;
+
+impl Reactor {
+    /// Takes in one piece of mail. `Some`: what is left of it, as the turn is over.
+    pub(super) fn take_mail(&mut self, mail: Mail, now: Instant) -> Option<Mail> {
+        match mail {
+            Mail::Job(job) => self.finish(job, now),
+            Mail::Piece(piece) => self.take_piece(*piece),
+            Mail::Completion(completion) => self.complete(completion, now),
+            Mail::Push(push) => return self.push(push, now),
+        }
+        None
+    }
+
+    /// A job came back: its replies go to the socket, the connection goes on.
+    fn finish(&mut self, mut job: Box<Job>, now: Instant) {
+        let id = job.origin.id;
+        self.jobs_out -= 1;
+        self.lines_out -= job.batch.handled + job.batch.lines_left();
+        self.budget.visit();
+        let ran = job.task != Task::Requests || job.batch.handled > job.late;
+        self.shared.pool.came_back(ran.then_some(job.took));
+        self.counters.late += job.late as u64;
+        if let Task::Close(_) = job.task {
+            self.counters.panics += u64::from(job.end == JobEnd::Panicked);
+            return self.free.put(job, &mut self.litter);
+        }
+        self.count_unreplied(&job);
+        let Some(Entry { connection, .. }) = self.table.get(id) else {
+            self.counters.stale_replies += 1;
+            self.orphans.remove(&id);
+            self.drop_requests(job.batch.reply_ends.len() + job.batch.lines_left());
+            let reason = self.gone.remove(&id).unwrap_or(CloseReason::Reset);
+            return match job.session {
+                Some(_) => self.give_back(job, reason),
+                None => self.free.put(job, &mut self.litter),
+            };
+        };
+        connection.set_job_back();
+        connection.session = job.session.take();
+        if self.deliver(job) {
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+            // One in the list is served later in this turn; twice would be beyond its budget.
+            match connection.wants_service() && !connection.listed {
+                true => self.serve(id, now),
+                false => self.settle(id),
+            }
+        }
+    }
+
+    /// Counts those requests of a job that have come to no reply in it.
+    pub(super) fn count_unreplied(&mut self, job: &Job) {
+        let panicked = job.end == JobEnd::Panicked && job.task == Task::Requests;
+        let deferred = matches!(job.end, JobEnd::Deferred { .. });
+        let replies = job.batch.reply_ends.len() + job.batch.sent_ahead;
+        let silent = job.batch.handled - replies - usize::from(panicked) - usize::from(deferred);
+        self.counters.silent += silent as u64;
+        self.counters.pending -= silent as u64;
+        self.counters.panics += u64::from(job.end == JobEnd::Panicked);
+        self.drop_requests(usize::from(panicked));
+    }
+
+    /// Gives the replies of a job to its connection, and does what its end says. `false`: the connection is gone.
+    pub(super) fn deliver(&mut self, mut job: Box<Job>) -> bool {
+        let id = job.origin.id;
+        let batch = &mut job.batch;
+        let rest = batch.replies.len() > batch.reply_ends.last().copied().unwrap_or(0);
+        if (rest || !batch.reply_ends.is_empty()) && !self.reply(id, &mut batch.replies, &batch.reply_ends) {
+            // Gone in the attempt, with all that was left of this job.
+            let lost = batch.lines_left() + usize::from(matches!(job.end, JobEnd::Deferred { .. }));
+            self.drop_requests(lost);
+            self.free.put(job, &mut self.litter);
+            return false;
+        }
+        let is_deferred = matches!(job.end, JobEnd::Deferred { .. });
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        connection.mid_reply &= is_deferred;
+        connection.mid_reply |= is_deferred && rest;
+        match job.end {
+            JobEnd::Done => self.free.put(job, &mut self.litter),
+            JobEnd::Unfinished if connection.may_hand_out() => {
+                job.begin_slice();
+                self.resubmit(job);
+            }
+            JobEnd::Unfinished => {
+                job.begin_slice();
+                job.batch.trim();
+                connection.hold(job);
+            }
+            JobEnd::Deferred { close } => {
+                connection.await_reply(self.turn_at, close);
+                self.deferred += 1;
+                if job.batch.lines_left() > 0 {
+                    job.begin_slice();
+                    job.batch.trim();
+                    connection.hold(job);
+                } else {
+                    self.free.put(job, &mut self.litter);
+                }
+                if let Some(Entry { connection, .. }) = self.table.get(id)
+                    && let Some(completion) = connection.take_completion()
+                    && !self.answer(*completion)
+                {
+                    return false;
+                }
+            }
+            JobEnd::Close | JobEnd::Panicked => {
+                let reason =
+                    if job.end == JobEnd::Panicked { CloseReason::Panic } else { CloseReason::Handler };
+                self.drop_requests(job.batch.lines_left());
+                self.free.put(job, &mut self.litter);
+                self.begin_closing(id, reason);
+            }
+        }
+        self.unpark_pushes(id)
+    }
+
+    /// Nothing more of a connection is handled; what was accepted is answered.
+    fn begin_closing(&mut self, id: ConnId, reason: CloseReason) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        drop(connection.take_completion());
+        let held = connection.take_held();
+        if connection.phase == Phase::Open {
+            connection.phase = Phase::Closing(reason);
+        }
+        let free = connection.discard_input();
+        self.litter.drop_later(free);
+        if let Some(job) = held {
+            self.drop_requests(job.batch.lines_left());
+            self.free.put(job, &mut self.litter);
+        }
+    }
+
+    /// Takes in what a handler has written so far.
+    fn take_piece(&mut self, mut piece: Piece) {
+        let id = piece.connection;
+        self.budget.visit();
+        if self.table.get(id).is_none() {
+            return self.drop_requests(piece.ends.len());
+        }
+        let rest = piece.bytes.len() > piece.ends.last().copied().unwrap_or(0);
+        if !self.reply(id, &mut piece.bytes, &piece.ends) {
+            return;
+        }
+        if let Some(Entry { connection, .. }) = self.table.get(id) {
+            connection.mid_reply |= rest;
+            connection.keep_writer(piece.go_on);
+        }
+        self.settle(id);
+    }
+
+    /// Takes in a reply that was given later, or the news that it will not be.
+    fn complete(&mut self, completion: Box<Completion>, now: Instant) {
+        let id = completion.connection;
+        self.budget.visit();
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if connection.is_job_out() {
+            // Its handler has not returned.
+            return connection.keep_completion(completion);
+        }
+        if self.answer(*completion) {
+            self.serve(id, now);
+        }
+    }
+
+    /// Gives a connection the reply that it waits for. `false`: it is gone.
+    fn answer(&mut self, completion: Completion) -> bool {
+        let id = completion.connection;
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        // It may have been told that it took too long.
+        let Some(closes) = connection.end_await() else { return true };
+        self.deferred -= 1;
+        let begun = std::mem::take(&mut connection.mid_reply);
+        let reason = match completion.reply {
+            Some(mut reply) if begun || !reply.is_empty() => {
+                let end = reply.len();
+                if !self.reply(id, &mut reply, &[end]) {
+                    return false;
+                }
+                CloseReason::Handler
+            }
+            Some(_) => {
+                self.counters.silent += 1;
+                self.counters.pending -= 1;
+                CloseReason::Handler
+            }
+            None => {
+                self.counters.panics += 1;
+                self.drop_requests(1);
+                CloseReason::Panic
+            }
+        };
+        if closes || completion.close || reason == CloseReason::Panic {
+            self.begin_closing(id, reason);
+        }
+        self.unpark_pushes(id)
+    }
+
+    /// Takes in what was pushed. `Some`: what is left of it, as the turn is over.
+    fn push(&mut self, mut push: Box<Push>, now: Instant) -> Option<Mail> {
+        while let Some(id) = push.to.get(push.given).copied() {
+            if push.given > 0 && self.is_spent() {
+                return Some(Mail::Push(push));
+            }
+            push.given += 1;
+            self.budget.visit();
+            self.free.slots().took_in(id, push.bytes.len());
+            let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+            if !matches!(connection.phase, Phase::Open | Phase::Closing(_)) {
+                continue;
+            }
+            if push.close {
+                if connection.phase == Phase::Open {
+                    let free = connection.discard_input();
+                    connection.phase = Phase::Closing(CloseReason::Handler);
+                    self.litter.drop_later(free);
+                }
+                self.list(id);
+                continue;
+            }
+            self.counters.pushed += 1;
+            if connection.mid_reply {
+                let watermarks = self.watermarks();
+                let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+                connection.park(Arc::clone(&push.bytes), watermarks);
+                self.settle(id);
+            } else if self.write_pushed(id, &push.bytes) {
+                self.end_if_over(id, now);
+                self.settle(id);
+            }
+        }
+        None
+    }
+
+    /// Writes what was pushed while a reply had begun, if it has ended. `false`: the connection is gone.
+    fn unpark_pushes(&mut self, id: ConnId) -> bool {
+        let watermarks = self.watermarks();
+        loop {
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+            if connection.mid_reply {
+                return true;
+            }
+            let Some(bytes) = connection.take_parked() else { return true };
+            connection.keep_watermarks(watermarks);
+            if !self.write_pushed(id, &bytes) {
+                return false;
+            }
+        }
+    }
+
+    /// Writes pushed bytes, or queues them behind what waits. `false`: the connection is gone.
+    fn write_pushed(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+        let sent = match self.write_now(id, bytes) {
+            Written::Now(sent) => sent,
+            Written::Waits => 0,
+            Written::Gone(_) => return false,
+        };
+        if sent < bytes.len() {
+            let (watermarks, now) = (self.watermarks(), self.turn_at);
+            let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+            connection.with_outbound(watermarks, now, |outbound| outbound.push_word(&bytes[sent..]));
+        }
+        true
+    }
+
+    /// Writes replies, which end at `ends`, or queues them behind what waits. `false`: the connection is gone; the replies are
+    /// accounted for.
+    fn reply(&mut self, id: ConnId, replies: &mut Vec<u8>, ends: &[usize]) -> bool {
+        let sent = match self.write_now(id, replies) {
+            Written::Waits => 0,
+            Written::Now(sent) => {
+                self.count_replied(ends.partition_point(|end| *end <= sent));
+                if sent == replies.len() {
+                    return true;
+                }
+                sent
+            }
+            Written::Gone(sent) => {
+                let done = ends.partition_point(|end| *end <= sent);
+                self.count_replied(done);
+                self.drop_requests(ends.len() - done);
+                return false;
+            }
+        };
+        let (watermarks, now) = (self.watermarks(), self.turn_at);
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        connection.with_outbound(watermarks, now, |outbound| outbound.push(replies, ends, sent));
+        true
+    }
+
+    /// Writes `bytes`, where nothing waits before them and the socket may take them.
+    fn write_now(&mut self, id: ConnId, bytes: &[u8]) -> Written {
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return Written::Gone(0) };
+        if connection.outbound().is_some() {
+            return Written::Waits;
+        }
+        if !connection.is_writable() {
+            return Written::Now(0);
+        }
+        let wrote = write(stream, bytes);
+        self.counters.written_bytes += wrote.bytes as u64;
+        self.budget.bytes(wrote.bytes);
+        if wrote.failed {
+            self.close(id, CloseReason::Reset);
+            return Written::Gone(wrote.bytes);
+        }
+        match wrote.is_full && !self.watch_writes(id) {
+            true => Written::Gone(wrote.bytes),
+            false => Written::Now(wrote.bytes),
+        }
+    }
+}
+
+/// What came of [`Reactor::write_now`].
+#[derive(Clone, Copy, Debug)]
+enum Written {
+    /// Nothing: other bytes are before them.
+    Waits,
+    /// So many bytes were written.
+    Now(usize),
+    /// The same, and the connection is gone.
+    Gone(usize),
+}

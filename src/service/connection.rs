@@ -1,0 +1,65 @@
+//! What a service sees of a connection: who it is, and how to reach it from elsewhere.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::Address;
+use crate::job::{ConnId, Origin};
+use crate::mail::Post;
+use crate::service::push::Pusher;
+
+/// The name of a connection within its server. None other ever has it, until four billion have come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub(crate) ConnId);
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnectionId({self})")
+    }
+}
+
+/// The number of the connection, counted from 0 over all that the server has accepted.
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.generation.fmt(f)
+    }
+}
+
+/// A connection, as its service sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Connection<'a> {
+    origin: &'a Origin,
+    pub(super) post: &'a Arc<dyn Post>,
+}
+
+impl<'a> Connection<'a> {
+    pub(crate) fn new(origin: &'a Origin, post: &'a Arc<dyn Post>) -> Self {
+        Connection { origin, post }
+    }
+
+    /// Its name.
+    pub fn id(&self) -> ConnectionId {
+        ConnectionId(self.origin.id)
+    }
+
+    /// The address that the peer reached: the accepted socket's local address.
+    pub fn local_addr(&self) -> &'a Address {
+        &self.origin.local.address
+    }
+
+    /// The peer's address.
+    pub fn peer_addr(&self) -> &'a Address {
+        &self.origin.peer
+    }
+
+    /// How long ago it was accepted.
+    pub fn age(&self) -> Duration {
+        Duration::from_nanos(self.post.now().saturating_sub(self.origin.opened_at))
+    }
+
+    /// A handle that pushes bytes to it, from any thread and for as long as it is kept.
+    pub fn pusher(&self) -> Pusher {
+        Pusher::new(self.origin.id, Arc::clone(&self.origin.slots), Arc::clone(self.post))
+    }
+}

@@ -1,0 +1,181 @@
+//! Bytes to a connection that it did not ask for: pushed from any thread, between its replies, never inside one.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+use super::connection::ConnectionId;
+use crate::job::{ConnId, Refused, Slots};
+use crate::mail::{Mail, Post, Push};
+
+/// Pushes bytes to one connection, from any thread. Cheap to clone; it keeps nothing of the connection alive.
+///
+/// Pushed bytes leave in the order in which they were pushed, and in order with replies: a reply is given when its handler
+/// returns, or with [`Reply::flush`](crate::Reply#method.flush). They never stand inside a reply that was begun. They are no
+/// replies in the statistics.
+///
+/// # Examples
+/// ```
+/// use std::sync::Mutex;
+/// use tidemill::{Pusher, Reply, Request, Server};
+///
+/// // Every line goes to everybody who has ever said one.
+/// let all: Mutex<Vec<Pusher>> = Mutex::default();
+/// let service = move |request: &Request<'_>, _: &mut Reply<'_>| {
+///     let mut all = all.lock().unwrap();
+///     if !all.iter().any(|pusher| pusher.id() == request.connection().id()) {
+///         all.push(request.connection().pusher());
+///     }
+///     let line = [request.line(), b"\n"].concat();
+///     all.retain(|pusher| pusher.push(&line[..]).is_ok());
+/// };
+/// let server = Server::builder(service).listen("127.0.0.1:0".parse()?).start()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Pusher {
+    id: ConnId,
+    slots: Arc<Slots>,
+    post: Arc<dyn Post>,
+}
+
+/// Why bytes were not pushed. They are not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PushError {
+    /// The connection has ended.
+    Gone,
+    /// The peer does not read: what waits for it is above [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes).
+    /// It may be tried again later, left out, or the connection closed.
+    Full,
+}
+
+impl fmt::Display for PushError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PushError::Gone => "the connection has ended",
+            PushError::Full => "the peer does not read what waits for it",
+        })
+    }
+}
+
+impl Error for PushError {}
+
+impl From<Refused> for PushError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Gone => PushError::Gone,
+            Refused::Full => PushError::Full,
+        }
+    }
+}
+
+impl Pusher {
+    pub(crate) fn new(id: ConnId, slots: Arc<Slots>, post: Arc<dyn Post>) -> Pusher {
+        Pusher { id, slots, post }
+    }
+
+    /// The connection's name.
+    pub fn id(&self) -> ConnectionId {
+        ConnectionId(self.id)
+    }
+
+    /// Pushes `bytes`, which are sent as they are. Does not block. Taken is not sent: of what was taken the peer gets nothing if
+    /// its connection ends before.
+    ///
+    /// # Errors
+    /// [`PushError`]; nothing was taken then. One push of any length is taken while less than the watermark waits.
+    pub fn push(&self, bytes: impl Into<Arc<[u8]>>) -> Result<(), PushError> {
+        let bytes = bytes.into();
+        self.slots.post(self.id, bytes.len())?;
+        self.send(bytes, false);
+        Ok(())
+    }
+
+    /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What is
+    /// with a handler is answered first; what waits behind it is dropped.
+    pub fn close(&self) {
+        if self.slots.post(self.id, 0) != Err(Refused::Gone) {
+            self.send(Arc::default(), true);
+        }
+    }
+
+    /// Whether the connection is open, as far as is known.
+    pub fn is_open(&self) -> bool {
+        self.slots.has(self.id)
+    }
+
+    fn send(&self, bytes: Arc<[u8]>, close: bool) {
+        self.post.post(Mail::Push(Box::new(Push { bytes, to: vec![self.id], given: 0, close })));
+    }
+}
+
+impl fmt::Debug for Pusher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pusher").field("id", &self.id()).finish_non_exhaustive()
+    }
+}
+
+/// Connections of one server that get the same bytes: one copy of them, and one wake-up, however many they are.
+///
+/// A plain value: who shares one between threads puts a lock around it, and holds it while pushing where all are to see the
+/// same order.
+#[derive(Clone, Debug, Default)]
+pub struct Group {
+    members: BTreeMap<ConnectionId, Pusher>,
+}
+
+impl Group {
+    /// Without members.
+    pub fn new() -> Group {
+        Group::default()
+    }
+
+    /// Adds a connection. `false`: it is a member already.
+    ///
+    /// # Panics
+    /// If it is of another server than the members: names mean nothing there.
+    pub fn insert(&mut self, pusher: Pusher) -> bool {
+        let is_known = |other: &Pusher| Arc::ptr_eq(&other.slots, &pusher.slots);
+        assert!(self.members.values().next().is_none_or(is_known), "a group is of one server");
+        self.members.insert(pusher.id(), pusher).is_none()
+    }
+
+    /// Takes a connection out. `None`: it is no member.
+    pub fn remove(&mut self, id: ConnectionId) -> Option<Pusher> {
+        self.members.remove(&id)
+    }
+
+    /// Whether a connection is a member.
+    pub fn contains(&self, id: ConnectionId) -> bool {
+        self.members.contains_key(&id)
+    }
+
+    /// How many members there are, those included whose connections have ended and who were not taken out.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Pushes `bytes` to every member. Returns those that did not take it, with the reason. Does not block; the others have it
+    /// as by [`Pusher::push`], in the same order relative to everything else that is pushed.
+    pub fn push(&self, bytes: impl Into<Arc<[u8]>>) -> Vec<(ConnectionId, PushError)> {
+        let bytes = bytes.into();
+        let (mut to, mut refused) = (Vec::with_capacity(self.members.len()), Vec::new());
+        for pusher in self.members.values() {
+            match pusher.slots.post(pusher.id, bytes.len()) {
+                Ok(()) => to.push(pusher.id),
+                Err(reason) => refused.push((pusher.id(), reason.into())),
+            }
+        }
+        if let Some(pusher) = self.members.values().next().filter(|_| !to.is_empty()) {
+            pusher.post.post(Mail::Push(Box::new(Push { bytes, to, given: 0, close: false })));
+        }
+        refused
+    }
+}

@@ -1,0 +1,155 @@
+//! Long replies in pieces: memory is bounded by the watermark, whatever their length.
+
+use std::io::{self, Write};
+use std::sync::Mutex;
+use std::sync::mpsc::{Sender, channel};
+
+use tidemill::{Pusher, Reply, Request};
+
+use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel};
+
+/// Bytes of a piece.
+const PIECE: usize = 16 << 10;
+
+/// Answers `N` with so many pieces and a line feed.
+fn pieces(request: &Request<'_>, reply: &mut Reply<'_>) {
+    let count: usize = std::str::from_utf8(request.line()).unwrap().parse().unwrap();
+    for _ in 0..count {
+        reply.push(&[b'x'; PIECE]);
+        if reply.flush().is_err() {
+            return;
+        }
+    }
+    reply.push(b"\n");
+}
+
+#[test]
+fn they_arrive_whole_and_in_order_between_other_replies() {
+    let server = embed(pieces);
+    in_parallel(4, |_| {
+        let reply = Peer::connect(server.local_addr()).exchange(b"0\n3\n0\n1\n400\n0\n");
+        let lengths: Vec<usize> = reply.split(|byte| *byte == b'\n').map(<[u8]>::len).collect();
+        assert_eq!(lengths, [0, 3 * PIECE, 0, PIECE, 400 * PIECE, 0, 0]);
+    });
+    let handle = server.handle();
+    eventually("all are gone", || handle.stats().connections == 0);
+    let stats = handle.stats();
+    assert_eq!(stats.replies_total, 24);
+    assert_adds_up(&stats);
+}
+
+#[test]
+fn who_does_not_read_holds_no_more_than_the_watermark_and_a_piece() {
+    let server = configure(pieces, |config| config.write_timeout = None);
+    let mut peer = Peer::with_small_buffer(server.local_addr(), 4 << 10);
+    // A gigabyte.
+    peer.send(b"65536\n");
+    let handle = server.handle();
+    eventually("its writer waits", || handle.stats().held_bytes > 32 << 10);
+    for _ in 0..1000 {
+        let held = handle.stats().held_bytes;
+        assert!(held < (64 << 10) + 2 * PIECE as u64, "{held}");
+    }
+    assert_eq!(handle.stats().pool_busy, 1);
+    peer.reset();
+    eventually("its writer is told and gives up", || handle.stats().requests_pending == 0);
+    let stats = handle.stats();
+    assert_eq!(stats.requests_silent_total + stats.requests_dropped_total, 1);
+    assert_adds_up(&stats);
+}
+
+#[test]
+fn a_file_is_copied_by_the_standard_library() {
+    let copy = |_: &Request<'_>, reply: &mut Reply<'_>| {
+        let mut reply = io::BufWriter::with_capacity(PIECE, Flushing(reply));
+        io::copy(&mut io::repeat(b'y').take(10 << 20), &mut reply).unwrap();
+        reply.flush().unwrap();
+    };
+    use std::io::Read;
+    /// Flushes after each write.
+    struct Flushing<'a, 'b>(&'a mut Reply<'b>);
+    impl Write for Flushing<'_, '_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.push(bytes);
+            self.0.flush()?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+    let server = embed(copy);
+    assert_eq!(Peer::connect(server.local_addr()).exchange(b"\n").len(), 10 << 20);
+}
+
+#[test]
+fn what_was_flushed_stays_and_a_panic_behind_it_is_told() {
+    let server = embed(|_: &Request<'_>, reply: &mut Reply<'_>| {
+        reply.push(b"first ");
+        reply.flush().unwrap();
+        reply.push(b"never");
+        panic!("on purpose");
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect_rest(b"first ERROR internal error\n");
+    assert_adds_up(&server.handle().stats());
+}
+
+#[test]
+fn nothing_that_is_pushed_stands_inside_a_reply() {
+    let gate = Gate::closed();
+    let (pass, (sender, pushers)) = (gate.entrance(), channel::<Pusher>());
+    let sender: Mutex<Sender<Pusher>> = Mutex::new(sender);
+    let server = embed(move |request: &Request<'_>, reply: &mut Reply<'_>| {
+        reply.push(b"<");
+        reply.flush().unwrap();
+        sender.lock().unwrap().send(request.connection().pusher()).unwrap();
+        pass();
+        reply.push(b">\n");
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"<");
+    let pusher = pushers.recv().unwrap();
+    pusher.push(&b"one\n"[..]).unwrap();
+    pusher.push(&b"two\n"[..]).unwrap();
+    eventually("they are taken in", || server.handle().stats().pushed_total == 2);
+    gate.open();
+    peer.expect(b">\none\ntwo\n");
+    pusher.push(&b"three\n"[..]).unwrap();
+    peer.expect(b"three\n");
+    let stats = server.handle().stats();
+    assert_eq!((stats.pushed_total, stats.replies_total), (3, 1));
+    assert_adds_up(&stats);
+}
+
+#[test]
+fn pushes_that_wait_for_a_reply_to_end_are_bounded_too() {
+    let gate = Gate::closed();
+    let (pass, (sender, pushers)) = (gate.entrance(), channel::<Pusher>());
+    let sender: Mutex<Sender<Pusher>> = Mutex::new(sender);
+    let server = embed(move |request: &Request<'_>, reply: &mut Reply<'_>| {
+        reply.push(b"<");
+        reply.flush().unwrap();
+        sender.lock().unwrap().send(request.connection().pusher()).unwrap();
+        pass();
+        reply.push(b">\n");
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"<");
+    let pusher = pushers.recv().unwrap();
+    let mut taken = 0;
+    eventually("it is refused", || {
+        let result = pusher.push(&[b'p'; 1000][..]);
+        taken += usize::from(result.is_ok());
+        result.is_err()
+    });
+    assert!((16..200).contains(&taken), "{taken} kilobytes were taken");
+    gate.open();
+    let expected = [b">\n".to_vec(), vec![b'p'; taken * 1000]].concat();
+    peer.expect(&expected);
+    eventually("it is taken again", || pusher.push(&b"!"[..]).is_ok());
+    peer.expect(b"!");
+}

@@ -1,0 +1,213 @@
+//! Bytes that nobody asked for, to one connection and to many.
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use tidemill::{Connection, Group, PushError, Pusher, Reply, Request, Server, Service};
+
+use crate::support::{Peer, assert_adds_up, configure, embed, eventually};
+
+/// Whoever connects is in the group, and is told so.
+struct Room(Arc<Mutex<Group>>);
+
+impl Service for Room {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), connection: &Connection<'_>, reply: &mut Reply<'_>) {
+        reply.push(b"in\n");
+        self.0.lock().unwrap().insert(connection.pusher());
+    }
+
+    fn handle(&self, _: &mut (), _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(request.line());
+        reply.push(b"\n");
+    }
+
+    fn close(&self, _: (), _: &mut (), connection: &Connection<'_>, _: tidemill::CloseReason) {
+        self.0.lock().unwrap().remove(connection.id()).expect("it was in");
+    }
+}
+
+fn room(change: impl FnOnce(&mut tidemill::Config)) -> (Server, Arc<Mutex<Group>>) {
+    let group = Arc::<Mutex<Group>>::default();
+    (configure(Room(Arc::clone(&group)), change), group)
+}
+
+#[test]
+fn everybody_gets_every_message_once_in_the_same_order() {
+    const PUSHERS: usize = 4;
+    const EACH: usize = 500;
+    let (server, group) = room(|_| ());
+    let mut peers: Vec<Peer> = (0..20).map(|_| Peer::connect(server.local_addr())).collect();
+    peers.iter_mut().for_each(|peer| peer.expect(b"in\n"));
+    thread::scope(|scope| {
+        for pusher in 0..PUSHERS {
+            let group = &group;
+            scope.spawn(move || {
+                for number in 0..EACH {
+                    let message = format!("{pusher} {number}\n");
+                    let refused = group.lock().unwrap().push(message.as_bytes());
+                    assert!(refused.is_empty(), "{refused:?}");
+                }
+            });
+        }
+        // All of them go on reading.
+        let seen: Vec<Vec<u8>> = thread::scope(|readers| {
+            let read = |mut peer: Peer| {
+                let mut seen = Vec::new();
+                while seen.iter().filter(|byte| **byte == b'\n').count() < PUSHERS * EACH {
+                    seen.push(peer.byte());
+                }
+                seen
+            };
+            let readers: Vec<_> = peers.drain(..).map(|peer| readers.spawn(move || read(peer))).collect();
+            readers.into_iter().map(|reader| reader.join().unwrap()).collect()
+        });
+        for other in &seen[1..] {
+            assert!(*other == seen[0], "not the same order");
+        }
+        for pusher in 0..PUSHERS {
+            let expected: Vec<String> = (0..EACH).map(|number| format!("{pusher} {number}")).collect();
+            let text = String::from_utf8(seen[0].clone()).unwrap();
+            let own: Vec<&str> =
+                text.lines().filter(|line| line.starts_with(&format!("{pusher} "))).collect();
+            assert_eq!(own, expected);
+        }
+    });
+    let handle = server.handle();
+    eventually("all are gone", || handle.stats().connections == 0);
+    let stats = handle.stats();
+    assert_eq!((stats.pushed_total, stats.replies_total), ((20 * PUSHERS * EACH) as u64, 0));
+    assert_adds_up(&stats);
+    eventually("they are out of the group", || group.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_peer_that_does_not_read_makes_the_call_say_so_and_nobody_else_suffers() {
+    let (server, group) = room(|config| config.write_timeout = None);
+    let mut lazy = Peer::with_small_buffer(server.local_addr(), 4 << 10);
+    lazy.expect(b"in\n");
+    let mut polite = Peer::connect(server.local_addr());
+    polite.expect(b"in\n");
+    let mut sent = 0_u64;
+    let refused = loop {
+        let refused = group.lock().unwrap().push(&[b'm'; 1000][..]);
+        sent += 1;
+        polite.expect(&[b'm'; 1000]);
+        if !refused.is_empty() {
+            break refused;
+        }
+        assert!(sent < 100_000, "it is never full");
+    };
+    assert!(matches!(refused[..], [(_, PushError::Full)]), "{refused:?}");
+    let held = server.handle().stats().held_bytes;
+    assert!(held < 200 << 10, "{held}");
+    // It reads again, and has all that was taken.
+    lazy.expect(&vec![b'm'; 1000 * (usize::try_from(sent).unwrap() - 1)]);
+    let pusher = group.lock().unwrap().remove(refused[0].0).unwrap();
+    eventually("it is taken again", || pusher.push(&b"!"[..]).is_ok());
+    lazy.expect(b"!");
+    group.lock().unwrap().insert(pusher);
+}
+
+#[test]
+fn who_has_gone_is_gone() {
+    let (sender, pushers) = channel::<Pusher>();
+    let sender = Mutex::new(sender);
+    let server = embed(move |request: &Request<'_>, _: &mut Reply<'_>| {
+        sender.lock().unwrap().send(request.connection().pusher()).unwrap();
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    let pusher = pushers.recv().unwrap();
+    pusher.push(&b"hi\n"[..]).unwrap();
+    peer.expect(b"hi\n");
+    drop(peer);
+    eventually("it is known to be gone", || !pusher.is_open());
+    assert_eq!(pusher.push(&b"hi\n"[..]), Err(PushError::Gone));
+    pusher.close();
+    // Another one in its place is not taken for it.
+    let mut next = Peer::connect(server.local_addr());
+    next.send(b"x\n");
+    let its = pushers.recv().unwrap();
+    assert_eq!(pusher.push(&b"hi\n"[..]), Err(PushError::Gone));
+    its.push(&b"you\n"[..]).unwrap();
+    next.expect(b"you\n");
+    server.handle().stop();
+    next.expect_end();
+    server.wait().unwrap();
+    assert_eq!(its.push(&b"hi\n"[..]), Err(PushError::Gone));
+}
+
+#[test]
+fn whoever_pushes_may_close_behind_it() {
+    let (sender, pushers) = channel::<Pusher>();
+    let sender = Mutex::new(sender);
+    let server = embed(move |request: &Request<'_>, reply: &mut Reply<'_>| {
+        sender.lock().unwrap().send(request.connection().pusher()).unwrap();
+        reply.push(b"yes\n");
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"yes\n");
+    let pusher = pushers.recv().unwrap();
+    pusher.push(&b"last\n"[..]).unwrap();
+    pusher.close();
+    peer.expect_rest(b"last\n");
+    let handle = server.handle();
+    eventually("it is gone", || handle.stats().connections_closed_total.handler == 1);
+}
+
+#[test]
+fn a_stop_lets_what_was_received_reach_everybody_first() {
+    /// Each line goes to everybody.
+    struct Chat(Arc<Mutex<Group>>, AtomicUsize);
+    impl Service for Chat {
+        type State = ();
+        type Worker = ();
+        fn start_worker(&self) {}
+        fn open(&self, _: &mut (), connection: &Connection<'_>, reply: &mut Reply<'_>) {
+            reply.push(b"in\n");
+            self.0.lock().unwrap().insert(connection.pusher());
+        }
+        fn handle(&self, _: &mut (), _: &mut (), request: &Request<'_>, _: &mut Reply<'_>) {
+            // The last ones come when most have nothing more to do.
+            thread::sleep(std::time::Duration::from_millis(5));
+            self.1.fetch_add(1, SeqCst);
+            self.0.lock().unwrap().push(&[request.line(), b"\n"].concat()[..]);
+        }
+    }
+    let chat = Arc::new(Chat(Arc::default(), AtomicUsize::new(0)));
+    let server = configure(Arc::clone(&chat), |config| (config.min_threads, config.max_threads) = (2, 2));
+    let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
+    peers.iter_mut().for_each(|peer| peer.expect(b"in\n"));
+    for peer in &mut peers {
+        peer.send(&b"hello\n".repeat(5));
+    }
+    server.handle().stop();
+    let seen: Vec<Vec<u8>> = peers.into_iter().map(|mut peer| peer.rest()).collect();
+    assert!(server.wait().unwrap().is_clean());
+    let said = chat.1.load(SeqCst);
+    assert_eq!(said, 40);
+    for bytes in seen {
+        assert_eq!(bytes.len(), said * b"hello\n".len(), "a member did not get all");
+    }
+}
+
+#[test]
+fn a_message_reaches_hundreds() {
+    const MEMBERS: usize = 200;
+    let (server, group) = room(|config| config.max_connections = MEMBERS + 10);
+    let mut peers: Vec<Peer> = (0..MEMBERS).map(|_| Peer::connect(server.local_addr())).collect();
+    peers.iter_mut().for_each(|peer| peer.expect(b"in\n"));
+    for _ in 0..3 {
+        assert!(group.lock().unwrap().push(&b"all\n"[..]).is_empty());
+    }
+    peers.iter_mut().for_each(|peer| peer.expect(b"all\nall\nall\n"));
+    assert_eq!(server.handle().stats().pushed_total, 3 * MEMBERS as u64);
+}

@@ -1,0 +1,98 @@
+//! Several services in one server: each with listeners and limits of its own, one pool, statistics by service.
+
+use std::time::Duration;
+
+use tidemill::framing::{Endian, Framing, LengthPrefixed};
+use tidemill::{Handler, Helo, Reply, Request, Server, ServiceConfig};
+
+use crate::support::{Peer, assert_adds_up, echo, eventually, helo_reply, in_parallel};
+
+/// Frames behind a length of one byte, answered in kind.
+struct Framed(LengthPrefixed);
+
+impl Handler for Framed {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(&[u8::try_from(request.frame().len()).unwrap()]);
+        reply.push(request.frame());
+    }
+
+    fn framing(&self) -> Option<&dyn Framing> {
+        Some(&self.0)
+    }
+
+    fn name(&self) -> &str {
+        "framed"
+    }
+}
+
+fn at_any_port() -> ServiceConfig {
+    ServiceConfig::at("127.0.0.1:0".parse().unwrap())
+}
+
+#[test]
+fn each_speaks_its_own_and_is_counted_by_its_name() {
+    let framed = Framed(LengthPrefixed::new(1, Endian::Big, 255));
+    let server = Server::builder(Helo::new())
+        .listen("127.0.0.1:0".parse().unwrap())
+        .service(framed, at_any_port())
+        .service(echo, at_any_port())
+        .start()
+        .unwrap();
+    let handle = server.handle();
+    let [helo, framed, lines] = handle.local_addrs() else { panic!("three listeners") };
+    in_parallel(9, |peer| match peer % 3 {
+        0 => {
+            let mut peer = Peer::connect(helo);
+            (0..100).for_each(|_| peer.ask("x"));
+        }
+        1 => assert_eq!(
+            Peer::connect(framed).exchange(&b"\x02\n\n\x00".repeat(50)),
+            b"\x02\n\n\x00".repeat(50)
+        ),
+        _ => assert_eq!(Peer::connect(lines).exchange(&b"a\r\nHELO\n".repeat(50)), b"a\nHELO\n".repeat(50)),
+    });
+    eventually("all are gone", || handle.stats().connections == 0);
+    let stats = handle.stats();
+    assert_adds_up(&stats);
+    let counted: Vec<(&str, u64)> =
+        stats.requests_total.iter().map(|(name, requests)| (name.as_str(), requests.request)).collect();
+    assert_eq!(counted, [("framed", 300), ("helo", 300), ("service", 300)]);
+}
+
+#[test]
+fn the_limits_of_one_are_not_those_of_another() {
+    let mut config = at_any_port();
+    config.max_connections = 1;
+    config.max_line_bytes = 3;
+    config.idle_timeout = Some(Duration::from_millis(50));
+    let server = Server::builder(Helo::new())
+        .listen("127.0.0.1:0".parse().unwrap())
+        .service(echo, config)
+        .start()
+        .unwrap();
+    let handle = server.handle();
+    let [helo, small] = handle.local_addrs() else { panic!("two listeners") };
+    let mut first = Peer::connect(helo);
+    first.ask("a long line");
+    let mut one = Peer::connect(small);
+    one.send(b"abc\n");
+    one.expect(b"abc\n");
+    Peer::connect(small).expect_rest(b"ERROR server full (limit 1 connections)\n");
+    Peer::connect(helo).ask("there is room here");
+    one.expect_end();
+    drop(one);
+    eventually("its place is free", || handle.stats().connections_closed_total.idle_timeout == 1);
+    let mut two = Peer::connect(small);
+    two.send(b"abcd");
+    two.expect_rest(b"ERROR line too long (limit 3 bytes)\n");
+    assert_eq!(first.exchange(b"HELO x\n"), helo_reply(b"x", helo));
+    assert_adds_up(&handle.stats());
+}
+
+#[test]
+fn a_bad_setting_of_any_is_refused_by_name() {
+    let mut config = at_any_port();
+    config.max_line_bytes = 0;
+    let error = Server::builder(Helo::new()).service(echo, config).start().unwrap_err();
+    assert_eq!(error.to_string(), "max_line_bytes is 0, but must be 1 to 67108864");
+}
