@@ -37,10 +37,25 @@ pub(crate) type ServiceId = u16;
 /// A millisecond in nanoseconds.
 pub(crate) const MS: Nanos = 1_000_000;
 
+/// Milliseconds by which a moment may be ahead of the one from which it is seen: an hour, as no turn takes so long.
+const MAX_AHEAD_MS: u32 = 3_600_000;
+
 /// `now` in milliseconds; wraps after seven weeks, and is only compared with what is nearby.
 #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
 pub(crate) fn to_ms(now: Nanos) -> u32 {
     (now / MS) as u32
+}
+
+/// The end of the millisecond that [`to_ms`] made `ms` of, seen from `now`: never earlier than the moment itself. That may be
+/// ahead of `now`, which is then the reading of another thread, or one from the beginning of a turn.
+pub(crate) fn from_ms(ms: u32, now: Nanos) -> Nanos {
+    let (ago, ahead) = (to_ms(now).wrapping_sub(ms), ms.wrapping_sub(to_ms(now)));
+    let now_ms = now / MS;
+    let at_ms = match ahead <= MAX_AHEAD_MS {
+        true => now_ms + Nanos::from(ahead),
+        false => now_ms.saturating_sub(ago.into()),
+    };
+    (at_ms + 1) * MS
 }
 
 /// Slots whose generations lie together.
@@ -122,10 +137,10 @@ impl Slots {
         }
     }
 
-    /// When a worker took the job of this connection, to the millisecond, seen from `now`; `None`: none has.
+    /// When a worker took the job of this connection, up to a millisecond late, seen from `now`; `None`: none has.
     pub(crate) fn taken_at(&self, id: ConnId, now: Nanos) -> Option<Nanos> {
         let taken = self.slot(id)?.taken_ms.load(Relaxed);
-        (taken > 0).then(|| now.saturating_sub(MS * Nanos::from(to_ms(now).wrapping_sub(taken))))
+        (taken > 0).then(|| from_ms(taken, now))
     }
 
     /// Whether the peer of this connection leaves too much unread. For the reactor.
@@ -533,6 +548,29 @@ mod tests {
             job.batch.lines.capacity() <= MAX_RECYCLED_BYTES
                 && job.batch.replies.capacity() <= MAX_RECYCLED_BYTES
         );
+    }
+
+    #[test]
+    fn a_moment_in_milliseconds_is_no_earlier_than_it_was_wherever_it_is_seen_from() {
+        let wrap = MS << 32;
+        for at in [0, 1, MS - 1, MS, 999 * MS + 1, wrap - 1, wrap, wrap + 7 * MS - 1, 3 * wrap + 5] {
+            let hours = 3_600_000 * MS;
+            // Before it, as the beginning of a turn may be; at it; and long after it.
+            for now in [at.saturating_sub(2 * MS), at, at + MS, at + hours, at + 1000 * hours] {
+                let seen = from_ms(to_ms(at), now);
+                assert!((at..=at + MS).contains(&seen), "{at} seen from {now}: {seen}");
+            }
+        }
+    }
+
+    /// The reading of a worker is the later one where the reactor's turn began before it. (issue 16)
+    #[test]
+    fn a_job_that_was_taken_within_this_turn_was_not_taken_weeks_ago() {
+        let slots = Slots::new(1, 0);
+        let id = ConnId { slot: 0, generation: 0 };
+        slots.set(id);
+        slots.set_taken(id, 11 * MS);
+        assert_eq!(slots.taken_at(id, 10 * MS), Some(12 * MS));
     }
 
     #[test]
