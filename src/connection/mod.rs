@@ -20,7 +20,7 @@ use std::sync::mpsc::SyncSender;
 use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::Timeouts;
-use crate::job::{ConnId, Endpoint, FreeJobs, Job, MS, Session, to_ms};
+use crate::job::{ConnId, Endpoint, FreeJobs, Job, Session, from_ms, to_ms};
 use crate::mail::Completion;
 use crate::reason::CloseReason;
 use crate::service::{Served, ServiceId};
@@ -535,23 +535,24 @@ impl Connection {
         Some(bytes)
     }
 
-    // Deadlines.
+    // Deadlines. What they begin with is read off the clock after it has happened, so that none is ever early, however long
+    // the turn is in which it happens (`reactor::tests`).
 
     /// Something has happened with it at `now`.
     pub(crate) fn set_active(&mut self, now: Nanos) {
         self.active_ms = to_ms(now);
     }
 
-    /// Takes in at `now` whether it is read, as far as that is up to the server: the time in which it is not does not count
-    /// against the peer.
-    pub(crate) fn note_pause(&mut self, now: Nanos) {
+    /// Takes in whether it is read, as far as that is up to the server: the time in which it is not does not count against the
+    /// peer. A pause that has begun did so no earlier than at `turn_at`; one that is over is over `now`.
+    pub(crate) fn note_pause(&mut self, turn_at: Nanos, now: impl FnOnce() -> Nanos) {
         let waits = self.turn == Turn::Waits;
         let Some(buffers) = &mut self.buffers else { return };
         match (buffers.choked || waits, buffers.paused_since) {
-            (true, None) => buffers.paused_since = Some(now),
+            (true, None) => buffers.paused_since = Some(turn_at),
             (false, Some(since)) => {
                 buffers.paused_since = None;
-                buffers.inbound.forgive(now.saturating_sub(since));
+                buffers.inbound.forgive(now().saturating_sub(since));
             }
             _ => {}
         }
@@ -597,10 +598,7 @@ impl Connection {
         let line = due(line_since, timeouts.line, CloseReason::LineTimeout);
         let idle = match timeouts.idle.filter(|_| self.is_quiet() && self.input != Input::Ended) {
             None => None,
-            after => {
-                let since = now.saturating_sub(MS * Nanos::from(to_ms(now).wrapping_sub(self.active_ms)));
-                due(Some(since), after, CloseReason::IdleTimeout)
-            }
+            after => due(Some(from_ms(self.active_ms, now)), after, CloseReason::IdleTimeout),
         };
         [write, line, request, idle].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -610,5 +608,26 @@ impl Connection {
         if self.buffers.as_deref().is_some_and(Buffers::is_unused) {
             self.buffers = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::MS;
+
+    #[test]
+    fn a_pause_counts_to_its_end_however_long_the_turn_is_in_which_it_ends() {
+        let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
+        let peer = endpoint.address.clone();
+        let mut connection = Connection::new(endpoint, &peer, false, Role::Requests, 0);
+        connection.inbound_mut().append(b"half", Some(4), 5 * MS);
+        connection.turn = Turn::Waits;
+        connection.note_pause(10 * MS, || 12 * MS);
+        connection.turn = Turn::Any;
+        connection.note_pause(20 * MS, || 90 * MS);
+        let timeouts = Timeouts { line: Some(10 * MS), ..Timeouts::default() };
+        let due = connection.deadline(&timeouts, 90 * MS, || None);
+        assert_eq!(due, Some(((5 + 80 + 10) * MS, CloseReason::LineTimeout)));
     }
 }

@@ -134,7 +134,7 @@ impl World {
             5 => self.take(1 + number),
             6 => {
                 self.now += MS * number as Nanos;
-                self.connection.note_pause(self.now);
+                self.connection.note_pause(self.now, || self.now);
             }
             _ => {
                 if self.connection.drain_left().is_none() && number.is_multiple_of(8) {
@@ -175,7 +175,7 @@ impl World {
             }
             self.look_ahead();
         }
-        self.connection.note_pause(self.now);
+        self.connection.note_pause(self.now, || self.now);
     }
 
     fn hand_out(&mut self, frames: usize) {

@@ -75,11 +75,11 @@ impl Reactor {
             _ => 0,
         };
         let line = self.last_line(service, reason, limit);
-        let (watermarks, turn_at) = (self.watermarks(), self.turn_at);
+        let (watermarks, told_at) = (self.watermarks(), self.now());
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.phase = Phase::Leaving(reason);
         if let Some(line) = line {
-            connection.with_outbound(watermarks, turn_at, |outbound| outbound.push_word(&line));
+            connection.with_outbound(watermarks, told_at, |outbound| outbound.push_word(&line));
             if connection.is_writable() && !self.flush(id) {
                 return;
             }

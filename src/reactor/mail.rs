@@ -102,7 +102,7 @@ impl Reactor {
                 connection.hold(job);
             }
             JobEnd::Deferred { close } => {
-                connection.await_reply(self.turn_at, close);
+                connection.await_reply(self.shared.hub.clock.now(), close);
                 self.deferred += 1;
                 if job.batch.lines_left() > 0 {
                     job.begin_slice();
@@ -270,7 +270,7 @@ impl Reactor {
             Written::Gone(_) => return false,
         };
         if sent < bytes.len() {
-            let (watermarks, now) = (self.watermarks(), self.turn_at);
+            let (watermarks, now) = (self.watermarks(), self.now());
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
             connection.with_outbound(watermarks, now, |outbound| outbound.push_word(&bytes[sent..]));
         }
@@ -296,7 +296,7 @@ impl Reactor {
                 return false;
             }
         };
-        let (watermarks, now) = (self.watermarks(), self.turn_at);
+        let (watermarks, now) = (self.watermarks(), self.now());
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         connection.with_outbound(watermarks, now, |outbound| outbound.push(replies, ends, sent));
         true

@@ -381,7 +381,9 @@ impl Reactor {
         let deadline = self.deadlines.next().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
-        let until = next.map(|at| at.saturating_duration_since(Instant::now()));
+        // By the one clock that says what is due.
+        let now = hub.clock.instant(hub.clock.now());
+        let until = next.map(|at| at.saturating_duration_since(now));
         match until {
             Some(until) if tick => Some(until.min(SAFETY_TICK)),
             None if tick => Some(SAFETY_TICK),

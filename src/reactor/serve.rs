@@ -8,6 +8,7 @@ use mio::{Interest, Token};
 use super::admit::READ_INTEREST;
 use super::table::Entry;
 use super::{Reactor, budget};
+use crate::clock::Nanos;
 use crate::connection::{Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{ConnId, Job, JobEnd};
 use crate::reason::CloseReason;
@@ -61,9 +62,9 @@ impl Reactor {
 
     /// Brings the account up to date, and puts the connection on the list if it can go on without an event.
     pub(super) fn settle(&mut self, id: ConnId) {
-        let (sparing, now) = (self.is_sparing(), self.turn_at);
+        let (sparing, clock) = (self.is_sparing(), self.shared.hub.clock);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        connection.note_pause(now);
+        connection.note_pause(self.turn_at, || clock.now());
         let choked = connection.is_choked();
         if choked != connection.told_choked {
             connection.told_choked = choked;
@@ -74,8 +75,8 @@ impl Reactor {
             writer.send(()).unwrap_or_default();
         }
         let timeouts = &self.services[connection.service() as usize].settings.timeouts;
-        if timeouts.idle.is_some() {
-            connection.set_active(now);
+        if timeouts.idle.is_some() && connection.is_quiet() {
+            connection.set_active(clock.now());
         }
         let has_deadline = connection.may_have_deadline(timeouts);
         let goes_on = match connection.phase {
@@ -130,7 +131,7 @@ impl Reactor {
                 frames: *share,
                 inline: &mut self.inline,
             };
-            let taken = connection.cut(cut, self.turn_at);
+            let taken = connection.cut(cut, self.shared.hub.clock.now());
             connection.tidy();
             let goes_on = taken.inline > 0 && taken.end == End::Full && job.end == JobEnd::Done;
             self.took(id, job, &taken, share);
@@ -214,6 +215,11 @@ impl Reactor {
         self.shared.pool.submit(&mut self.outgoing, self.turn_at);
     }
 
+    /// The pool's clock: later than the beginning of the turn.
+    pub(super) fn now(&self) -> Nanos {
+        self.shared.hub.clock.now()
+    }
+
     /// How many bytes may be read of a connection now.
     fn may_read(&mut self, id: ConnId) -> usize {
         let sparing = self.is_sparing();
@@ -287,7 +293,12 @@ impl Reactor {
         let cut =
             read > 0 && room > 0 && *share > 0 && connection.may_hand_out() && connection.inbound().is_none();
         if cut {
-            let mut job = connection.new_job(id, &mut self.free, self.turn_at);
+            // A look at the clock, where it decides whether a request has waited too long; else the beginning of the turn will do.
+            let read_at = match service.settings.queue_timeout {
+                Some(_) => self.shared.hub.clock.now(),
+                None => self.turn_at,
+            };
+            let mut job = connection.new_job(id, &mut self.free, read_at);
             self.inline.begin();
             let cut = Cut {
                 service,
@@ -312,7 +323,8 @@ impl Reactor {
             return;
         }
         if kept < read {
-            connection.inbound_mut().append(&self.buffer[kept..read], incomplete, self.turn_at);
+            let now = self.shared.hub.clock.now();
+            connection.inbound_mut().append(&self.buffer[kept..read], incomplete, now);
         }
         if connection.inbound().is_none() {
             return;
@@ -335,7 +347,7 @@ impl Reactor {
         let (ended, may_stop) = (connection.has_ended(), connection.may_stop);
         let service = &self.services[connection.service() as usize];
         if !ended {
-            connection.examine(service, self.turn_at);
+            connection.examine(service, self.shared.hub.clock.now());
         }
         if may_stop && connection.inbound_mut().asks_for_stop(service, ended) {
             self.request_stop(id);
@@ -365,8 +377,9 @@ impl Reactor {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         let Some(outbound) = connection.outbound() else { return true };
         let wrote = write(stream, outbound.bytes());
+        let now = self.shared.hub.clock.now();
         let (replied, free) =
-            connection.with_outbound(watermarks, self.turn_at, |outbound| outbound.advance(wrote.bytes));
+            connection.with_outbound(watermarks, now, |outbound| outbound.advance(wrote.bytes));
         self.litter.drop_later(free);
         self.counters.written_bytes += wrote.bytes as u64;
         self.budget.bytes(wrote.bytes);

@@ -4,12 +4,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
 use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::Output;
+use crate::job::MS;
 use crate::service::{Handler, Kind, Reply, Request, Served};
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
@@ -41,6 +43,10 @@ struct Bench {
 
 impl Bench {
     fn new(handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
+        Bench::with_clock(Clock::start(), handler, change)
+    }
+
+    fn with_clock(clock: Clock, handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
         let mut config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Config::default() };
         change(&mut config);
         let settings = config.check().unwrap();
@@ -50,7 +56,7 @@ impl Bench {
         let (sockets, waker) = Sockets::new(sockets).unwrap();
         let service = Served::new(Arc::new(handler), settings.services[0].clone());
         let shared = Shared {
-            hub: Hub::new(waker, Clock::start()),
+            hub: Hub::new(waker, clock),
             pool: JobPool::new(),
             tuner: Arc::new(Tuner::new(settings.limits, settings.policy)),
             stop: Arc::default(),
@@ -117,7 +123,7 @@ fn a_connection_is_on_one_list_once() {
 
 /// Gives the first connection a reply of 64 MiB, which its peer does not read, and turns until its socket is full.
 fn fill(bench: &mut Bench) {
-    bench.until(|reactor| reactor.table.len() == 1);
+    bench.until(|reactor| reactor.table.len() > 0);
     let (id, watermarks, now) = (bench.first(), bench.reactor.watermarks(), bench.reactor.turn_at);
     let mut reply = vec![b'x'; LONG];
     let connection = &mut bench.reactor.table.get(id).unwrap().connection;
@@ -169,4 +175,104 @@ fn what_is_only_discarded_takes_its_share_of_a_turn_and_no_more() {
         turns += 1;
     }
     assert!(turns * budget::READ_BYTES >= sent, "{sent} bytes in {turns} turns");
+}
+
+/// A line that begins with `#` is ignored, and `#slow` holds up the turn, by a clock that stands still otherwise.
+struct HoldsUp(&'static AtomicU64);
+
+/// What [`HoldsUp`] takes, and what peers are given in the tests with it.
+const HELD_UP: Nanos = 300 * MS;
+const TIMEOUT: Duration = Duration::from_millis(200);
+
+impl Handler for HoldsUp {
+    fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn classify(&self, line: &[u8]) -> Kind {
+        if line == b"#slow" {
+            self.0.fetch_add(HELD_UP, Relaxed);
+        }
+        if line.starts_with(b"#") { Kind::Ignored } else { Kind::Request }
+    }
+}
+
+/// The first connection is `prepare`d. In a turn that is held up before its share, `act` has it begin what a timeout is for: that
+/// runs out no earlier than so long after the turn, and no more than 2 ms later.
+fn is_timed_out_on_time(
+    clock: (&'static AtomicU64, fn() -> Nanos),
+    change: impl FnOnce(&mut Config),
+    prepare: impl FnOnce(&mut Bench),
+    act: impl FnOnce(&mut TcpStream),
+) {
+    let (now, read) = clock;
+    let mut bench = Bench::with_clock(Clock::reading(read), HoldsUp(now), change);
+    let mut peer = bench.peer(b"");
+    bench.until(|reactor| reactor.table.len() == 1);
+    let id = bench.first();
+    let mut slow = bench.peer(b"");
+    bench.until(|reactor| reactor.table.len() == 2);
+    prepare(&mut bench);
+    slow.write_all(b"#slow\n").unwrap();
+    act(&mut peer);
+    bench.until(|reactor| reactor.counters.silent > 0 && reactor.is_idle());
+    let mut open_after = |moment: Nanos| {
+        now.fetch_add(moment, Relaxed);
+        bench.turn();
+        bench.reactor.table.get(id).is_some_and(|entry| entry.connection.phase == Phase::Open)
+    };
+    assert!(open_after(0), "timed out from the beginning of the turn on");
+    assert!(open_after(199 * MS), "timed out too early");
+    assert!(!open_after(3 * MS), "not timed out");
+}
+
+#[test]
+fn the_time_of_a_line_begins_when_it_has_come_however_long_the_turn_is() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    is_timed_out_on_time(
+        (&NOW, || NOW.load(Relaxed)),
+        |config| config.line_timeout = Some(TIMEOUT),
+        |_| (),
+        |peer| peer.write_all(b"half").unwrap(),
+    );
+}
+
+#[test]
+fn idling_begins_when_all_is_done_however_long_the_turn_is() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    is_timed_out_on_time(
+        (&NOW, || NOW.load(Relaxed)),
+        |config| config.idle_timeout = Some(TIMEOUT),
+        |_| (),
+        |peer| peer.write_all(b"#\n").unwrap(),
+    );
+}
+
+#[test]
+fn the_time_to_read_replies_begins_anew_when_some_are_taken_however_long_the_turn_is() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    is_timed_out_on_time(
+        (&NOW, || NOW.load(Relaxed)),
+        |config| {
+            config.write_timeout = Some(TIMEOUT);
+            // So that what is taken is written in one turn, and it is full again.
+            config.send_buffer_bytes = Some(16 << 10);
+        },
+        fill,
+        |peer| {
+            peer.set_nonblocking(true).unwrap();
+            peer.read_to_end(&mut Vec::new()).unwrap_err();
+        },
+    );
+}
+
+#[test]
+fn waiting_begins_when_a_request_is_read_however_long_the_turn_is() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    let clock = Clock::reading(|| NOW.load(Relaxed));
+    let mut bench = Bench::with_clock(clock, HoldsUp(&NOW), |config| config.queue_timeout = Some(TIMEOUT));
+    let (mut slow, mut peer) = (bench.peer(b""), bench.peer(b""));
+    bench.until(|reactor| reactor.table.len() == 2);
+    slow.write_all(b"#slow\n").unwrap();
+    peer.write_all(b"x\n").unwrap();
+    bench.until(|reactor| !reactor.outgoing.is_empty());
+    assert_eq!(bench.reactor.outgoing[0].accepted_at, NOW.load(Relaxed));
 }

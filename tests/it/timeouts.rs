@@ -2,11 +2,14 @@
 //!
 //! Clocks are set to a fraction of a second; that they are exact is for the benchmarks.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tidemill::{Reply, Request};
 
-use crate::support::{Gate, Peer, allow_files, assert_adds_up, configure, echo, eventually, resolved, serve};
+use crate::support::{
+    Gate, Peer, allow_files, assert_adds_up, configure, echo, eventually, in_parallel, resolved, serve,
+};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -94,6 +97,40 @@ fn an_idle_connection_is_closed_without_a_word_and_a_busy_one_is_not() {
     waits.expect_end();
     asks.expect_end();
     eventually("they are counted", || handle.stats().connections_closed_total.idle_timeout == 3);
+}
+
+/// By the clock of who waits: each time is counted from before the server can know of it.
+#[test]
+fn nobody_is_timed_out_early_beside_those_who_keep_the_loop_busy() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let server = configure(echo, |config| {
+        (config.line_timeout, config.idle_timeout) = (Some(TIMEOUT), Some(TIMEOUT));
+    });
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let lines = b"busy\n".repeat(1000);
+                let mut busy = Peer::connect(server.local_addr());
+                while !over.load(Relaxed) {
+                    busy.send(&lines);
+                    busy.expect(&lines);
+                }
+            });
+        }
+        in_parallel(48, |number| {
+            let mut peer = Peer::connect(server.local_addr());
+            let (line, rest) = match number % 2 {
+                0 => ("x\nhalf", "x\nERROR line not completed within 1s\n"),
+                _ => ("x\n", "x\n"),
+            };
+            let begun = Instant::now();
+            peer.send(line.as_bytes());
+            peer.expect_rest(rest.as_bytes());
+            assert!(begun.elapsed() >= TIMEOUT, "after {:?}", begun.elapsed());
+        });
+        over.store(true, Relaxed);
+    });
 }
 
 #[test]
