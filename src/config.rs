@@ -46,7 +46,8 @@ pub const MAX_THREAD_STACK_BYTES: usize = 1 << 30;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Where to listen. Port 0 lets the system pick one. `[::]` serves IPv4 too, unless an IPv4 address with the same port is
+    /// Where to listen. Port 0 lets the system pick one, the same for all addresses with port 0, where one is free at all of
+    /// them; the same address twice gets two. `[::]` serves IPv4 too, unless an IPv4 address with the same port is
     /// in the list. Default: none, which means `127.0.0.1:8000`.
     pub listen: Vec<Address>,
     /// Least workers at any time, 1 to [`MAX_WORKERS`]. Default: 4.

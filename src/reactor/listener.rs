@@ -24,6 +24,8 @@ use crate::service::ServiceId;
 /// Longest listen backlog to ask for; the system cuts it to its own limit. mio's own `bind` asks for 128, which a burst
 /// of connects overruns.
 const LISTEN_BACKLOG: i32 = i32::MAX;
+/// How often another port is tried where the one that the system picked for one address is taken at another.
+const SAME_PORT_TRIES: usize = 16;
 /// First pause after the system refused to accept, as without file descriptors; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -41,22 +43,45 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// Binds a listener to each address. Accepted sockets have `TCP_NODELAY` and `SO_KEEPALIVE`, which Linux lets them inherit.
 ///
-/// `[::]` serves both families, but IPv6 only where an IPv4 listener of the same port stands beside it.
+/// `[::]` serves both families, but IPv6 only where an IPv4 listener of the same port stands beside it. Port 0 is the same
+/// free port at all addresses that ask for it; where none is, as at the same address twice, a port each.
 ///
 /// # Errors
 /// [`Error::Bind`] with the address and what the system said.
 pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
+    let mut same_port_tries = SAME_PORT_TRIES;
+    let sockets = loop {
+        match bind_all(settings, same_port_tries > 0) {
+            Err(Error::Bind { address, source })
+                if same_port_tries > 0
+                    && source.kind() == ErrorKind::AddrInUse
+                    && address.tcp().is_some_and(|address| address.port() == 0) =>
+            {
+                same_port_tries -= 1;
+            }
+            bound => break bound?,
+        }
+    };
+    for address in settings.listen.iter().filter_map(Address::tcp) {
+        if address.is_ipv6() && address.ip().is_unspecified() {
+            let only_v6 = has_ipv4_beside(address, &settings.listen);
+            let families = if only_v6 { "IPv6" } else { "IPv4 and IPv6" };
+            tracing::info!(%address, families, "listening on every address");
+        }
+    }
+    Ok(sockets)
+}
+
+/// The same. `same_port`: port 0 is what the system picks at the first address that asks for it, whether that is taken at
+/// the others or not; else it picks one for each.
+fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, Error> {
     let addresses = &settings.listen;
-    let tcp = |address: SocketAddr| {
+    let mut picked = 0;
+    let mut tcp = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // Said either way: the system's default is a setting of the machine.
-            let only_v6 = has_ipv4_beside(address, addresses);
-            socket.set_only_v6(only_v6)?;
-            if address.ip().is_unspecified() {
-                let families = if only_v6 { "IPv6" } else { "IPv4 and IPv6" };
-                tracing::info!(%address, families, "listening on every address");
-            }
+            socket.set_only_v6(has_ipv4_beside(address, addresses))?;
         }
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
@@ -65,9 +90,17 @@ pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
             socket.set_send_buffer_size(bytes)?;
         }
         socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
+        let mut bound = address;
+        if address.port() == 0 {
+            bound.set_port(picked);
+        }
+        socket.bind(&bound.into())?;
         socket.listen(LISTEN_BACKLOG)?;
-        Ok(ListenSocket::Tcp(TcpListener::from_std(socket.into())))
+        let listener = TcpListener::from_std(socket.into());
+        if same_port && address.port() == 0 {
+            picked = listener.local_addr()?.port();
+        }
+        Ok(ListenSocket::Tcp(listener))
     };
     let unix = |path: &PathBuf| {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -88,14 +121,14 @@ pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
         SockRef::from(&socket).listen(LISTEN_BACKLOG)?;
         Ok(socket)
     };
-    let bind = |address: &Address| {
+    let mut bind = |address: &Address| {
         let bound = match address {
             Address::Tcp(address) => tcp(*address),
             Address::Unix(path) => unix(path),
         };
         bound.map_err(|source| Error::Bind { address: address.clone(), source })
     };
-    addresses.iter().map(bind).collect()
+    addresses.iter().map(&mut bind).collect()
 }
 
 /// Whether the file at `path` is a socket that nobody listens on any more.
@@ -368,6 +401,19 @@ mod tests {
         listeners.retry_due(now + FIRST_PAUSE);
         assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + 2 * FIRST_PAUSE));
+    }
+
+    #[test]
+    fn port_0_is_one_port_for_all_and_at_the_same_address_one_each() {
+        let ports = |addresses: &[&str]| -> Vec<u16> {
+            let listen = addresses.iter().map(|address| address.parse().unwrap()).collect();
+            let settings = Config { listen, ..Config::default() }.check().unwrap();
+            bind(&settings).unwrap().iter().map(|socket| socket.local_addr().unwrap().port()).collect()
+        };
+        let same = ports(&["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"]);
+        assert!(same[0] > 0 && same == [same[0]; 3], "{same:?}");
+        let each = ports(&["127.0.0.1:0", "127.0.0.1:0"]);
+        assert!(each[0] > 0 && each[1] > 0 && each[0] != each[1], "{each:?}");
     }
 
     #[test]
