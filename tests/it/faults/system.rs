@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, prlimit};
 use rustix::thread::{CpuSet, sched_getaffinity};
@@ -13,7 +13,7 @@ use super::Connects::{Often, Once};
 use super::{beside, settle};
 use crate::support::{
     Ended, Peer, Serving, allow_files, assert_json_adds_up, eventually, helo_reply, in_parallel, program,
-    serve, skipped,
+    scratch, serve, skipped,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -244,6 +244,112 @@ fn a_process_that_was_stopped_for_longer_than_its_timeouts() {
     let (_, stats) = settle(serving);
     let closed = &stats["connections_closed_total"];
     assert_eq!((&closed["line_timeout"], &closed["write_timeout"]), (&0.into(), &0.into()));
+}
+
+/// The machine's clock is set, ahead and back, by more than any timeout. Nothing here may go by it but what the log says of the
+/// time of day.
+#[test]
+fn a_clock_that_jumps() {
+    let clock = match FakeClock::new() {
+        Ok(clock) => clock,
+        Err(why) => return skipped(&why),
+    };
+    let timeouts = ["line", "idle", "write", "queue", "request"].map(|name| format!("--{name}-timeout 1m"));
+    let mut command =
+        clock.program(&format!("--stats-every 20ms --handler-delay 1ms {}", timeouts.join(" ")));
+    command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    let serving = Serving::start(command);
+    let (mut half, mut idle) = (serving.connect(), serving.connect());
+    half.send(b"HELO ha");
+    beside(&serving, Often, || {
+        for hours in [1, -1, 0, 10_000, -10_000, 0] {
+            clock.set(hours);
+            eventually("the log tells the new time", || {
+                serving.stats();
+                hours_ahead(&serving.log()) == hours
+            });
+            // It goes on to do what is due now and then, and to follow the load.
+            let lines = serving.output().lines().count();
+            in_parallel(16, |_| (0..10).for_each(|_| serving.connect().ask("x")));
+            eventually("statistics come", || serving.output().lines().count() > lines + 2);
+        }
+    });
+    half.send(b"lf\n");
+    half.expect_reply("half");
+    idle.ask("y");
+    drop((half, idle));
+    // Also while it stops.
+    clock.set(1);
+    let (_, stats) = settle(serving);
+    for (reason, count) in stats["connections_closed_total"].as_object().unwrap() {
+        assert!(count == 0 || ["eof", "reset"].contains(&reason.as_str()), "{reason}: {stats}");
+    }
+}
+
+/// The one that the server goes by never does, says the system. Where it does all the same, timeouts are wrong by so much, and
+/// no more than that.
+#[test]
+fn a_clock_that_jumps_though_it_must_not() {
+    let clock = match FakeClock::new() {
+        Ok(clock) => clock,
+        Err(why) => return skipped(&why),
+    };
+    let serving = Serving::start(clock.program("--handler-delay 1ms"));
+    beside(&serving, Often, || {
+        for hours in [1, 0, 10_000, -1, 0] {
+            clock.set(hours);
+            eventually("the log tells the new time", || {
+                serving.stats();
+                hours_ahead(&serving.log()) == hours
+            });
+            in_parallel(16, |_| (0..10).for_each(|_| serving.connect().ask("x")));
+        }
+    });
+    settle(serving);
+}
+
+/// A clock of its own for a program: the system's, so many hours ahead.
+struct FakeClock {
+    library: PathBuf,
+    offset: PathBuf,
+}
+
+impl FakeClock {
+    /// Why there is none, if there is none.
+    fn new() -> Result<FakeClock, String> {
+        let library = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+            .map(|directory| Path::new(directory).join("faketime/libfaketimeMT.so.1"))
+            .into_iter()
+            .find(|path| path.exists())
+            .ok_or("there is no libfaketime")?;
+        let clock = FakeClock { library, offset: scratch("clock").join("offset") };
+        clock.set(0);
+        Ok(clock)
+    }
+
+    fn set(&self, hours: i64) {
+        // Whole, whenever it is read.
+        let new = self.offset.with_extension("new");
+        std::fs::write(&new, format!("{:+}", hours * 3600)).unwrap();
+        std::fs::rename(new, &self.offset).unwrap();
+    }
+
+    fn program(&self, options: &str) -> Command {
+        let mut command = program();
+        command.args(["serve", "0"]).args(options.split_whitespace());
+        command.env("LD_PRELOAD", &self.library).env("FAKETIME_NO_CACHE", "1");
+        command.env("FAKETIME_TIMESTAMP_FILE", &self.offset);
+        command
+    }
+}
+
+/// By how many hours the last line of a log is ahead of this machine's clock.
+fn hours_ahead(log: &str) -> i64 {
+    let told = log.lines().last().and_then(|line| line.split(' ').next()).unwrap();
+    let told = humantime::parse_rfc3339_weak(told).unwrap();
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    let ahead = seconds(told) - seconds(SystemTime::now());
+    (ahead + 1800).div_euclid(3600)
 }
 
 #[test]
