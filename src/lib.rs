@@ -25,9 +25,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A [`Service`] can do more than that: keep a state for each connection and each worker, greet, speak frames other than lines and
+//! change them on the way, give replies later or in pieces, push, handle what never blocks on the event loop. The [`guide`]
+//! grows one from these lines to a chat.
+//!
 //! # Map of the modules
 //!
-//! Start with [`Server`], [`Handler`] and [`Config`]. How the pool is sized is documented in [`controller`], the cutting of
+//! Start with [`Server`], [`Handler`], [`Service`] and [`Config`]. How the pool is sized is documented in [`controller`], the cutting of
 //! bytes into lines in [`framing`], the HELO protocol in [`protocol`]; [`client`] is a small blocking client. What
 //! happens between a socket and a handler is told in [`architecture`].
 //!
@@ -36,6 +40,13 @@
 //! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
 //! - `simulate`: the modules `simulate` and `schedule`, which play the pool's rule in simulated time. Part of `cli`.
 //! - `serde`: [`Stats`] and [`Decision`] can be serialized.
+//!
+//! # Versions
+//!
+//! The oldest Rust that builds it is in `Cargo.toml` (`rust-version`). It rises only with a new minor version, to one that is half
+//! a year old at least. Breaking changes of the API come with a new major version, before 1.0 with a new
+//! minor one, and the changelog names each; what may grow is `#[non_exhaustive]`, traits grow by methods with defaults. No type of
+//! another crate is part of the API but [`IpNet`] of `ipnet`.
 //!
 //! # Logs
 //!
@@ -46,6 +57,9 @@
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+#[doc = include_str!("GUIDE.md")]
+pub mod guide {}
 
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}

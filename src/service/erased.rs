@@ -57,8 +57,13 @@ fn state<T: 'static>(session: Option<&Session>) -> &T {
     .expect(OF_ITS_TYPE)
 }
 
-fn worker_state<T: 'static>(worker: &mut WorkerState) -> &mut T {
-    worker.downcast_mut().expect("a worker has a state of each service")
+fn worker_state<'a, T: 'static>(worker: &'a mut WorkerState, none: &'a mut ()) -> &'a mut T {
+    // Told at compile time where a worker has nothing of its own.
+    match (none as &mut dyn Any).downcast_mut() {
+        Some(none) => Some(none),
+        None => worker.downcast_mut(),
+    }
+    .expect("a worker has a state of each service")
 }
 
 impl<S: Service> Erased for S {
@@ -67,7 +72,7 @@ impl<S: Service> Erased for S {
     }
 
     fn open(&self, worker: &mut WorkerState, connection: &Connection<'_>, reply: &mut Reply<'_>) -> Session {
-        Box::new(Service::open(self, worker_state(worker), connection, reply))
+        Box::new(Service::open(self, worker_state(worker, &mut ()), connection, reply))
     }
 
     fn handle(
@@ -82,7 +87,7 @@ impl<S: Service> Erased for S {
             Some(session) => session.downcast_mut(),
             None => (&mut none as &mut dyn Any).downcast_mut(),
         };
-        Service::handle(self, state.expect(OF_ITS_TYPE), worker_state(worker), request, reply);
+        Service::handle(self, state.expect(OF_ITS_TYPE), worker_state(worker, &mut ()), request, reply);
     }
 
     fn close(
@@ -93,7 +98,7 @@ impl<S: Service> Erased for S {
         reason: CloseReason,
     ) {
         let state = *session.downcast().expect(OF_ITS_TYPE);
-        Service::close(self, state, worker_state(worker), connection, reason);
+        Service::close(self, state, worker_state(worker, &mut ()), connection, reason);
     }
 
     fn framing<'a>(&'a self, session: Option<&'a Session>) -> Option<&'a dyn Framing> {

@@ -45,7 +45,7 @@ pub trait Handler: Send + Sync + 'static {
     /// As there.
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>);
 
-    /// How bytes become frames. `None`, which is the default: lines of up to
+    /// How bytes become frames, the same at every call. `None`, which is the default: lines of up to
     /// [`Config::max_line_bytes`](crate::Config::max_line_bytes).
     fn framing(&self) -> Option<&dyn Framing> {
         None

@@ -52,6 +52,8 @@ pub(crate) struct Served {
     /// Where sessions are opened and closed.
     pub(crate) place: Place,
     lines: Lines,
+    /// Frames are lines, always: it need not be asked.
+    only_lines: bool,
     /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
     stop_line: Option<Finder<'static>>,
     pub(crate) settings: ServiceSettings,
@@ -65,6 +67,7 @@ impl Served {
             has_sessions: service.has_sessions(),
             place: service.place(),
             lines: Lines::new(settings.max_line_bytes),
+            only_lines: !service.has_sessions() && service.framing(None).is_none(),
             stop_line: service.stop_line().map(|line| Finder::new(line).into_owned()),
             settings,
             service,
@@ -72,7 +75,15 @@ impl Served {
     }
 
     /// How a connection's bytes become frames now. `None`: the service panicked.
+    #[inline]
     pub(crate) fn framing<'a>(&'a self, session: Option<&'a Session>) -> Option<Cutter<'a>> {
+        match self.only_lines {
+            true => Some(Cutter { lines: self.lines, custom: None }),
+            false => self.ask_for_framing(session),
+        }
+    }
+
+    fn ask_for_framing<'a>(&'a self, session: Option<&'a Session>) -> Option<Cutter<'a>> {
         // Unwind safety: it only had shared references.
         let custom = panic::catch_unwind(AssertUnwindSafe(|| self.service.framing(session)));
         let custom = custom.map_err(erased::discard).ok()?;
