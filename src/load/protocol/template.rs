@@ -1,0 +1,158 @@
+//! Bytes in which a number is the only thing that changes.
+
+/// How the number is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Digits {
+    /// Sixteen hexadecimal digits: a request of HELO always has the same length, which makes a comparison cheap.
+    Hex,
+    Decimal,
+}
+
+/// A number as text.
+struct Written {
+    digits: [u8; 20],
+    len: usize,
+}
+
+impl Written {
+    fn new(mut number: u64, digits: Digits) -> Self {
+        let mut written = Self { digits: [b'0'; 20], len: 16 };
+        if digits == Digits::Hex {
+            written.digits[..8].copy_from_slice(&hex(number >> 32));
+            written.digits[8..16].copy_from_slice(&hex(number & 0xffff_ffff));
+            return written;
+        }
+        let mut at = written.digits.len();
+        loop {
+            at -= 1;
+            written.digits[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        written.digits.copy_within(at.., 0);
+        written.len = 20 - at;
+        written
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.digits[..self.len]
+    }
+}
+
+/// Bytes with a number in some places, kept as they were last written.
+#[derive(Debug, Clone)]
+pub(super) struct Template {
+    /// What stands between the numbers.
+    pub(super) parts: Vec<Vec<u8>>,
+    pub(super) digits: Digits,
+    pub(super) bytes: Vec<u8>,
+    /// Where the numbers stand in `bytes`, and how long they are.
+    slots: Vec<usize>,
+    width: usize,
+    /// The number that stands there.
+    number: u64,
+}
+
+impl Template {
+    pub(super) fn new(parts: Vec<Vec<u8>>, digits: Digits) -> Self {
+        let mut template = Self { parts, digits, bytes: Vec::new(), slots: Vec::new(), width: 0, number: 0 };
+        template.rebuild(&Written::new(0, digits));
+        template
+    }
+
+    fn rebuild(&mut self, number: &Written) {
+        self.bytes.clear();
+        self.slots.clear();
+        self.width = number.len;
+        for (at, part) in self.parts.iter().enumerate() {
+            if at > 0 {
+                self.slots.push(self.bytes.len());
+                self.bytes.extend_from_slice(number.bytes());
+            }
+            self.bytes.extend_from_slice(part);
+        }
+    }
+
+    /// Has the bytes behind the number in place `at` be others from now on.
+    pub(super) fn replace_part(&mut self, at: usize, part: Vec<u8>) {
+        self.parts[at] = part;
+        self.number = 0;
+        self.rebuild(&Written::new(0, self.digits));
+    }
+
+    /// Where the lower half of the number stands, if nothing else differs between the bytes as they are and those for `number`.
+    ///
+    /// What is done for every request and every reply goes by this. Bytes that were just written are slow to be read again in
+    /// larger pieces, so these are not written to.
+    fn lower_half(&self, number: u64) -> Option<usize> {
+        match self.slots[..] {
+            [slot] if self.digits == Digits::Hex && self.number >> 32 == number >> 32 => Some(slot + 8),
+            _ => None,
+        }
+    }
+
+    /// Appends the bytes for `number` to `out`.
+    pub(super) fn append(&mut self, number: u64, out: &mut Vec<u8>) {
+        if let Some(at) = self.lower_half(number) {
+            let from = out.len();
+            out.extend_from_slice(&self.bytes);
+            out[from + at..from + at + 8].copy_from_slice(&hex(number & 0xffff_ffff));
+            return;
+        }
+        self.write(number);
+        out.extend_from_slice(&self.bytes);
+    }
+
+    /// Whether `bytes` begin with those for `number`; `None` where that is to be found out in another way.
+    pub(super) fn is_prefix_of(&self, bytes: &[u8], number: u64) -> Option<bool> {
+        let at = self.lower_half(number)?;
+        let bytes = bytes.get(..self.bytes.len())?;
+        let is_same = |range: std::ops::Range<usize>| bytes[range.clone()] == self.bytes[range];
+        let digits = bytes[at..at + 8] == hex(number & 0xffff_ffff);
+        Some(digits && is_same(at + 8..bytes.len()) && is_same(0..at))
+    }
+
+    /// The bytes for `number`. Tells whether their length may have changed.
+    pub(super) fn write(&mut self, number: u64) -> bool {
+        if self.slots.is_empty() || self.number == number {
+            return false;
+        }
+        self.number = number;
+        let number = Written::new(number, self.digits);
+        if number.len != self.width {
+            self.rebuild(&number);
+            return true;
+        }
+        for &slot in &self.slots {
+            self.bytes[slot..slot + number.len].copy_from_slice(number.bytes());
+        }
+        false
+    }
+}
+
+/// Eight hexadecimal digits of a number of 32 bits, without a loop or a table: they are written twice for every request.
+fn hex(value: u64) -> [u8; 8] {
+    let mut x = (value | value << 16) & 0x0000_ffff_0000_ffff;
+    x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    x = (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = ((x + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    (x + 0x3030_3030_3030_3030 + letters * u64::from(b'a' - b'0' - 10)).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_is_what_the_standard_library_writes() {
+        for value in [0, 1, 9, 10, 15, 16, 0xdead_beef, 0x0123_4567, 0x89ab_cdef, u64::from(u32::MAX)] {
+            assert_eq!(hex(value).to_vec(), format!("{value:08x}").into_bytes());
+        }
+        for number in [0, 7, 10, 99, 100, u64::from(u32::MAX) + 1, u64::MAX] {
+            assert_eq!(Written::new(number, Digits::Decimal).bytes(), number.to_string().as_bytes());
+            assert_eq!(Written::new(number, Digits::Hex).bytes(), format!("{number:016x}").as_bytes());
+        }
+    }
+}
