@@ -7,6 +7,7 @@ use std::net::Shutdown;
 
 use mio::net::TcpStream;
 
+use super::Stamp;
 use super::ledger::{Ledger, Read};
 use super::protocol::{Match, Protocol};
 use super::tally::{Kind, Tally};
@@ -214,12 +215,12 @@ impl Connection {
         &mut self,
         buffer: &mut [u8],
         protocol: &mut Protocol,
-        clock: &impl Fn() -> u64,
+        stamp: &mut Stamp,
         tally: &mut Tally,
     ) -> (u64, Outcome) {
-        let Some(stream) = &mut self.stream else { return (clock(), Outcome::Drained) };
+        let Some(stream) = &mut self.stream else { return (stamp.of_read(), Outcome::Drained) };
         let got = stream.read(buffer);
-        let now = clock();
+        let now = stamp.of_read();
         let got = match got {
             Ok(0) if self.reset => {
                 return (now, Outcome::Ended(Ending::Failed(ErrorKind::ConnectionReset.into())));

@@ -30,9 +30,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use histogram::Latencies;
 
@@ -181,18 +182,18 @@ pub(crate) fn run(
     watch: &mut dyn FnMut(&Progress),
 ) -> io::Result<Outcome> {
     let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
-    let (started, start) = (std::time::SystemTime::now(), Instant::now());
+    let (started, clock) = (std::time::SystemTime::now(), Clock::start());
     let mut series = Series::new();
     let mut progress = Progress::new(plan);
     let mut collect = |row: Row| {
-        progress.add(&row, start.elapsed());
+        progress.add(&row, Duration::from_nanos(clock.now()));
         series.add(row);
         watch(&progress);
     };
     let share = |thread| share(plan, thread, threads);
     if threads == 1 {
         // No second thread: a process of one saves every system call the counting of who uses its descriptors.
-        let done = Worker::new(plan, share(0), start, interrupts, &mut collect)?.run()?;
+        let done = Worker::new(plan, share(0), clock, interrupts, &mut collect)?.run()?;
         return Ok(put_together(plan, started, vec![done], series, Usage::default()));
     }
     let before = Usage::of_thread();
@@ -204,7 +205,7 @@ pub(crate) fn run(
             let flood = move || {
                 // Nobody listens when another thread has failed: this one is told by its own error soon.
                 let mut send = |row| drop(rows.send(row));
-                Worker::new(plan, share, start, interrupts, &mut send)?.run()
+                Worker::new(plan, share, clock, interrupts, &mut send)?.run()
             };
             let spawned = thread::Builder::new().name(format!("load-{thread}")).spawn_scoped(scope, flood);
             handles.push(spawned?);
@@ -305,6 +306,71 @@ fn share(plan: &Plan, thread: u32, threads: u32) -> Share {
 pub(crate) fn tag(seed: u64) -> [u8; 4] {
     let mut random = fastrand::Rng::with_seed(seed);
     std::array::from_fn(|_| *random.choice(b"abcdefghijklmnopqrstuvwxyz0123456789").unwrap_or(&b'x'))
+}
+
+/// Time since the start of a run. It is read for every reply, so it is a number from the first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self { start: monotonic() }
+    }
+
+    /// Nanoseconds since the start.
+    fn now(self) -> u64 {
+        monotonic().saturating_sub(self.start)
+    }
+}
+
+/// So many reads one after the other share one look at the clock. Between the first and the last of them lies a fraction of what
+/// it takes to wake up; as the next request is sent at the same time by the same clock, latencies are no longer and no
+/// shorter for it in the mean.
+const READS_A_STAMP: u32 = 4;
+
+/// The time as a thread of the generator knows it.
+#[derive(Debug)]
+pub(crate) struct Stamp {
+    clock: Clock,
+    last: u64,
+    /// Reads that may still take it for the time.
+    left: u32,
+}
+
+impl Stamp {
+    fn new(clock: Clock) -> Self {
+        Self { clock, last: 0, left: 0 }
+    }
+
+    /// The time now.
+    fn now(&mut self) -> u64 {
+        self.last = self.clock.now();
+        self.left = READS_A_STAMP - 1;
+        self.last
+    }
+
+    /// The time of a read, which has just been.
+    fn of_read(&mut self) -> u64 {
+        if self.left == 0 {
+            return self.now();
+        }
+        self.left -= 1;
+        self.last
+    }
+
+    /// Time has passed: the next read is told the time anew.
+    fn expire(&mut self) {
+        self.left = 0;
+    }
+}
+
+/// Nanoseconds of the system's clock that only goes forward.
+#[expect(clippy::cast_sign_loss, reason = "it begins at 0")]
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
 }
 
 /// A duration as nanoseconds; 585 years fit.

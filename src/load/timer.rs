@@ -1,7 +1,8 @@
 //! Wakes the event loop at a moment finer than the milliseconds that its own timeout counts in.
 //!
-//! Linux has `timerfd` for it. Elsewhere the loop's timeout has to do, and the lateness that comes of it is measured and
-//! reported as any other.
+//! Linux has `timerfd` for it, which is also cheaper: it is set once for a moment, where a timeout is set and taken back by the
+//! system for every sleep. Elsewhere the loop's timeout has to do, and the lateness that comes of it is measured and reported
+//! as any other.
 
 #[cfg(target_os = "linux")]
 mod imp {
@@ -20,6 +21,8 @@ mod imp {
     #[derive(Debug)]
     pub(crate) struct Timer {
         fd: OwnedFd,
+        /// When it goes off, in nanoseconds since the start of the run. What lies in the past may have.
+        at: u64,
     }
 
     impl Timer {
@@ -27,11 +30,16 @@ mod imp {
             let fd =
                 timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
             registry.register(&mut SourceFd(&fd.as_raw_fd()), token, Interest::READABLE)?;
-            Ok(Self { fd })
+            Ok(Self { fd, at: 0 })
         }
 
-        /// The next poll returns after `delay` at the latest; what the poll's own timeout must be for it.
-        pub(crate) fn wake_in(&self, delay: Duration) -> io::Result<Option<Duration>> {
+        /// The next poll returns at `at`, or soon if that is past; what the poll's own timeout must be for it.
+        pub(crate) fn wake_at(&mut self, at: u64, now: u64) -> io::Result<Option<Duration>> {
+            if self.at == at && at > now {
+                return Ok(None);
+            }
+            self.at = at;
+            let delay = Duration::from_nanos(at.saturating_sub(now));
             let never = Timespec { tv_sec: 0, tv_nsec: 0 };
             let tv_sec = i64::try_from(delay.as_secs()).unwrap_or(i64::MAX);
             let it_value = Timespec { tv_sec, tv_nsec: i64::from(delay.subsec_nanos()).max(1) };
@@ -59,9 +67,9 @@ mod imp {
             Ok(Self)
         }
 
-        /// What the poll's own timeout must be so that it returns after `delay`.
-        pub(crate) fn wake_in(&self, delay: Duration) -> io::Result<Option<Duration>> {
-            Ok(Some(delay))
+        /// What the poll's own timeout must be so that it returns at `at`.
+        pub(crate) fn wake_at(&mut self, at: u64, now: u64) -> io::Result<Option<Duration>> {
+            Ok(Some(Duration::from_nanos(at.saturating_sub(now))))
         }
     }
 }

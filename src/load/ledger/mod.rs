@@ -128,22 +128,19 @@ impl Ledger {
         self.last_words.take()
     }
 
-    /// Appends the next `count` requests to `out`. Their numbers begin at `first`, above all of before.
-    pub(crate) fn ask(
+    /// Takes down `count` requests, and returns their bytes. Their numbers begin at `first`, above all of before.
+    pub(crate) fn ask<'a>(
         &mut self,
         asked: Asked,
         first: u64,
         count: u64,
-        protocol: &mut Protocol,
-        out: &mut Vec<u8>,
+        protocol: &'a mut Protocol,
         tally: &mut Tally,
-    ) {
-        for at in 0..count {
-            protocol.append_request(first + at * self.step, out);
-        }
+    ) -> &'a [u8] {
         self.asked += count;
         self.outstanding.push(asked, Run { first, count }, self.step);
         tally.sent(asked, count);
+        protocol.requests(first, self.step, usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Matches the bytes at the front of the connection's stream with what was asked.
@@ -155,11 +152,20 @@ impl Ledger {
         tally: &mut Tally,
     ) -> Read {
         let mut at = 0;
+        // Once something was not as expected, replies are looked at one by one.
+        let mut is_plain = true;
         while at < bytes.len() {
             if let (None, None, Some((asked, run))) =
                 (self.inside_wrong, &self.last_words, self.outstanding.front())
             {
                 let (mut right, mut next) = (0, Match::No);
+                if is_plain
+                    && let Some((count, len)) =
+                        protocol.compare_many(&bytes[at..], run.first, self.step, run.count)
+                {
+                    (right, next) = (count, Match::Whole(len));
+                    at += len;
+                }
                 while right < run.count {
                     next = protocol.compare(&bytes[at..], run.first + right * self.step);
                     let Match::Whole(len) = next else { break };
@@ -176,6 +182,7 @@ impl Ledger {
                     Match::No => {}
                 }
             }
+            is_plain = false;
             match self.unexpected(&bytes[at..], protocol, now, tally) {
                 Step::Consumed(n) => at += n,
                 Step::Wait => break,

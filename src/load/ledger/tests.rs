@@ -21,12 +21,11 @@ impl Fixture {
     /// Requests with every third number.
     fn of(protocol: Protocol, count: u64) -> Self {
         let mut fixture = Self { ledger: Ledger::new(7, STEP), protocol, tally: Tally::new(0) };
-        let mut out = Vec::new();
         for number in 0..count {
             // Pairs share an entry.
             let asked = Asked { due: 0, sent: number / 2 };
             let first = number * STEP;
-            fixture.ledger.ask(asked, first, 1, &mut fixture.protocol, &mut out, &mut fixture.tally);
+            fixture.ledger.ask(asked, first, 1, &mut fixture.protocol, &mut fixture.tally);
         }
         fixture
     }
@@ -61,8 +60,7 @@ fn counts(sent: u64, right: u64) -> Requests {
 fn silence_counts_from_the_last_progress_and_what_is_missing_from_when_it_was_overtaken() {
     let mut fixture = Fixture::with_requests(0);
     let Fixture { ledger, protocol, tally } = &mut fixture;
-    let mut out = Vec::new();
-    ledger.ask(Asked { due: 0, sent: 10 }, 0, 4, protocol, &mut out, tally);
+    let out = ledger.ask(Asked { due: 0, sent: 10 }, 0, 4, protocol, tally).to_vec();
     let asked: Vec<u8> = (0..4).flat_map(|at| protocol.request(at * STEP).to_vec()).collect();
     assert_eq!(text(&out), text(&asked), "four numbers in a row");
     let state = |ledger: &Ledger| (ledger.outstanding(), ledger.waits_since(), ledger.misses_since());
@@ -95,6 +93,38 @@ fn right_replies_are_right_in_pieces_of_any_size() {
         let mut fixture = Fixture::with_requests(3);
         let bytes = fixture.replies(&[0, 1, 2]);
         assert_eq!(fixture.counts(&bytes, piece, End::Broken), counts(3, 3), "pieces of {piece}");
+    }
+}
+
+#[test]
+fn replies_that_come_together_are_judged_one_by_one_where_they_are_not_all_right() {
+    // All of one entry, of which a row of replies is compared at once, and all begins of a row that goes on.
+    let asked = Asked { due: 0, sent: 1 };
+    for (count, come, wrong) in
+        [(9, 9, None), (9, 4, None), (9, 9, Some(0)), (9, 9, Some(5)), (9, 7, Some(6))]
+    {
+        let mut fixture = Fixture::with_requests(0);
+        let Fixture { ledger, protocol, tally } = &mut fixture;
+        ledger.ask(asked, 0, count, protocol, tally);
+        let mut bytes = fixture.replies(&(0..come).collect::<Vec<_>>());
+        let each = bytes.len() / usize::try_from(come).unwrap();
+        if let Some(wrong) = wrong {
+            // In the tail, behind the number.
+            bytes[wrong * each + 30] ^= 1;
+        }
+        let bad = u64::from(wrong.is_some());
+        // A piece that ends inside of a reply has whole ones before it.
+        for piece in [1, each, 2 * each, 2 * each + 7, bytes.len()] {
+            let mut fixture = Fixture::with_requests(0);
+            let Fixture { ledger, protocol, tally } = &mut fixture;
+            ledger.ask(asked, 0, count, protocol, tally);
+            let expected = Requests { wrong: bad, lost: count - come, ..counts(count, come - bad) };
+            assert_eq!(
+                fixture.counts(&bytes, piece, End::Broken),
+                expected,
+                "{come} of {count}, {wrong:?}, {piece}"
+            );
+        }
     }
 }
 

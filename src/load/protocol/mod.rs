@@ -99,9 +99,9 @@ impl Protocol {
         }
     }
 
-    /// Appends the bytes of a request to `out`.
-    pub(crate) fn append_request(&mut self, number: u64, out: &mut Vec<u8>) {
-        self.request.append(number, out);
+    /// The bytes of `count` requests from number `first` on, each by `step` above the one before.
+    pub(crate) fn requests(&mut self, first: u64, step: u64, count: usize) -> &[u8] {
+        self.request.row(first, step, count)
     }
 
     /// The bytes of a request.
@@ -131,6 +131,22 @@ impl Protocol {
     /// How `bytes` compare with the reply to a request.
     pub(crate) fn compare(&mut self, bytes: &[u8], number: u64) -> Match {
         self.reply.compare(bytes, number)
+    }
+
+    /// How many whole replies to `most` requests from `first` on stand at the front of `bytes`, and their length, if that is told
+    /// by one comparison. `None`: they are to be looked at one by one.
+    pub(crate) fn compare_many(
+        &mut self,
+        bytes: &[u8],
+        first: u64,
+        step: u64,
+        most: u64,
+    ) -> Option<(u64, usize)> {
+        let there = (bytes.len() / self.reply.template.bytes.len().max(1)) as u64;
+        // One by itself is compared without being written first.
+        let count = Some(most.min(there)).filter(|&count| count > 1)?;
+        let len = self.reply.compare_row(bytes, first, step, usize::try_from(count).ok()?)?;
+        Some((count, len))
     }
 
     /// Whose reply `bytes` begin with.
@@ -196,6 +212,37 @@ mod tests {
         }
         let mut protocol = custom(r"ms {n} 1\r\nx\x41\\\{n}\r", "HD");
         assert_eq!(text(protocol.request(5)), r"ms 5 1\r\nxA\\{n}\r\n");
+    }
+
+    #[test]
+    fn requests_in_a_row_are_those_one_by_one() {
+        let tail = Tail { advertise: Default::default(), student_id: "1".to_owned() };
+        let helo = Protocol::helo(*b"abcd", tail, ([127, 0, 0, 1], 8000).into());
+        // Where the upper half of the number changes, before, in and behind the row; the row longer and shorter than before.
+        let limit = 1_u64 << 32;
+        for protocol in [helo, custom("x{n} {n}", "y{n}"), custom("x", "y")] {
+            let is_helo = protocol.tail.is_some();
+            let (mut rows, mut single) = (protocol.clone(), protocol);
+            for (first, step, count) in [
+                (0, 1, 3),
+                (7, 3, 5),
+                (limit - 4, 2, 4),
+                (limit, 1, 2),
+                (limit - 9, 1, 3),
+                (3, 1, 1),
+                (9, 1, 0),
+            ] {
+                let numbers = (0..count as u64).map(|at| first + at * step);
+                let expected: Vec<u8> =
+                    numbers.clone().flat_map(|number| single.request(number).to_vec()).collect();
+                assert_eq!(text(rows.requests(first, step, count)), text(&expected), "{count} from {first}");
+                let replies: Vec<u8> = numbers.flat_map(|number| single.reply(number).to_vec()).collect();
+                let last = first + step * (count as u64).saturating_sub(1);
+                let at_once = is_helo && count > 1 && first >> 32 == last >> 32;
+                let found = at_once.then_some((count as u64, replies.len()));
+                assert_eq!(rows.compare_many(&replies, first, step, 9), found, "{count} from {first}");
+            }
+        }
     }
 
     #[test]

@@ -70,6 +70,12 @@ impl Reply {
         }
     }
 
+    /// The length of `count` replies in a row, if `bytes` begin with exactly those and one comparison tells.
+    pub(super) fn compare_row(&mut self, bytes: &[u8], first: u64, step: u64, count: usize) -> Option<usize> {
+        let is_row = self.exact && self.template.is_row_prefix_of(bytes, first, step, count);
+        is_row.then(|| count * self.template.bytes.len())
+    }
+
     pub(super) fn compare(&mut self, bytes: &[u8], number: u64) -> Match {
         if self.exact && self.template.is_prefix_of(bytes, number) == Some(true) {
             return Match::Whole(self.template.bytes.len());

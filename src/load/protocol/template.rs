@@ -53,11 +53,24 @@ pub(super) struct Template {
     width: usize,
     /// The number that stands there.
     number: u64,
+    /// The bytes so many times, each with a number of its own: what several requests or replies in a row are. Whoever asks for
+    /// them has the lower half of each number written; the rest stays from one time to the next.
+    row: Vec<u8>,
+    copies: usize,
 }
 
 impl Template {
     pub(super) fn new(parts: Vec<Vec<u8>>, digits: Digits) -> Self {
-        let mut template = Self { parts, digits, bytes: Vec::new(), slots: Vec::new(), width: 0, number: 0 };
+        let mut template = Self {
+            parts,
+            digits,
+            bytes: Vec::new(),
+            slots: Vec::new(),
+            width: 0,
+            number: 0,
+            row: Vec::new(),
+            copies: 0,
+        };
         template.rebuild(&Written::new(0, digits));
         template
     }
@@ -66,6 +79,7 @@ impl Template {
         self.bytes.clear();
         self.slots.clear();
         self.width = number.len;
+        self.copies = 0;
         for (at, part) in self.parts.iter().enumerate() {
             if at > 0 {
                 self.slots.push(self.bytes.len());
@@ -93,16 +107,49 @@ impl Template {
         }
     }
 
-    /// Appends the bytes for `number` to `out`.
-    pub(super) fn append(&mut self, number: u64, out: &mut Vec<u8>) {
-        if let Some(at) = self.lower_half(number) {
-            let from = out.len();
-            out.extend_from_slice(&self.bytes);
-            out[from + at..from + at + 8].copy_from_slice(&hex(number & 0xffff_ffff));
-            return;
+    /// The bytes for `count` numbers from `first` on, each by `step` above the one before.
+    pub(super) fn row(&mut self, first: u64, step: u64, count: usize) -> &[u8] {
+        let len = match self.write_copies(first, step, count) {
+            Some(len) => len,
+            None => {
+                self.row.clear();
+                self.copies = 0;
+                for at in 0..count as u64 {
+                    self.write(first + at * step);
+                    self.row.extend_from_slice(&self.bytes);
+                }
+                self.row.len()
+            }
+        };
+        &self.row[..len]
+    }
+
+    /// Whether `bytes` begin with those for `count` numbers; `false` also where that is to be found out in another way.
+    pub(super) fn is_row_prefix_of(&mut self, bytes: &[u8], first: u64, step: u64, count: usize) -> bool {
+        let len = self.write_copies(first, step, count);
+        len.is_some_and(|len| bytes.get(..len) == Some(&self.row[..len]))
+    }
+
+    /// Writes the numbers into that many copies, if nothing else differs between them. Returns their length.
+    fn write_copies(&mut self, first: u64, step: u64, count: usize) -> Option<usize> {
+        if self.digits == Digits::Hex && self.number >> 32 != first >> 32 {
+            self.write(first);
         }
-        self.write(number);
-        out.extend_from_slice(&self.bytes);
+        let at = self.lower_half(first)?;
+        self.lower_half(first + step * (count as u64).saturating_sub(1))?;
+        if self.copies == 0 {
+            self.row.clear();
+        }
+        for _ in self.copies..count {
+            self.row.extend_from_slice(&self.bytes);
+            self.copies += 1;
+        }
+        let (len, mut number) = (self.bytes.len(), first);
+        for copy in self.row[..count * len].chunks_exact_mut(len) {
+            copy[at..at + 8].copy_from_slice(&hex(number & 0xffff_ffff));
+            number += step;
+        }
+        Some(count * len)
     }
 
     /// Whether `bytes` begin with those for `number`; `None` where that is to be found out in another way.
@@ -118,6 +165,9 @@ impl Template {
     pub(super) fn write(&mut self, number: u64) -> bool {
         if self.slots.is_empty() || self.number == number {
             return false;
+        }
+        if self.number >> 32 != number >> 32 {
+            self.copies = 0;
         }
         self.number = number;
         let number = Written::new(number, self.digits);

@@ -1,18 +1,18 @@
 //! One thread of the generator: an event loop that opens connections (`opening`), sends what is due, reads what comes, and
 //! looks now and then whether all is well (`upkeep`).
 //!
-//! A ready connection costs one `recv`, one clock read and one `send`; nothing is allocated for a request.
+//! A ready connection costs one `recv` and one `send`, and a look at the clock for every few; nothing is allocated for a request.
 //!
 //! A run is bounded in time, whatever the server does: a connection by the timeout while something is outstanding and by a
 //! second while it closes, what waits for a connection by half the timeout after the run's end, and everything by
-//! [`Worker::settle_by`]. Held by `load_tool::whatever_the_server_does_a_run_ends_in_time`.
+//! [`Worker::settle_by`]. Held by `load_tool::ends::whatever_the_server_does_a_run_ends_in_time`.
 
 mod opening;
 mod upkeep;
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::event::Event;
 use mio::{Events, Poll, Token};
@@ -26,7 +26,7 @@ use super::protocol::Protocol;
 use super::series::Point;
 use super::tally::Tally;
 use super::timer::Timer;
-use super::{EndedEarly, Interrupts, Plan, nanoseconds};
+use super::{Clock, EndedEarly, Interrupts, Plan, Stamp, nanoseconds};
 use tidemill::schedule::{Arrivals, Curve};
 
 /// One row of the series covers so much at first: short enough to show a burst, long enough to count in.
@@ -81,7 +81,7 @@ pub(crate) struct Done {
 /// The event loop.
 pub(crate) struct Worker<'a> {
     plan: &'a Plan,
-    start: Instant,
+    stamp: Stamp,
     interrupts: &'a Interrupts,
     rows: &'a mut dyn FnMut(Row),
     poll: Poll,
@@ -125,6 +125,7 @@ pub(crate) struct Worker<'a> {
     timeout: u64,
     /// Connections that ended badly since a reply came.
     failures: usize,
+    next_housekeeping: u64,
     next_expiry: u64,
     lateness: Latencies,
     /// The row that is being filled, when it began, and what had been used by then.
@@ -141,7 +142,7 @@ impl<'a> Worker<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         share: Share,
-        start: Instant,
+        clock: Clock,
         interrupts: &'a Interrupts,
         rows: &'a mut dyn FnMut(Row),
     ) -> io::Result<Self> {
@@ -164,7 +165,7 @@ impl<'a> Worker<'a> {
         };
         Ok(Self {
             plan,
-            start,
+            stamp: Stamp::new(clock),
             interrupts,
             rows,
             poll,
@@ -198,6 +199,7 @@ impl<'a> Worker<'a> {
             settle_by: deadline.saturating_add(timeout),
             timeout,
             failures: 0,
+            next_housekeeping: 0,
             next_expiry: 0,
             lateness: Latencies::new(),
             row: 0,
@@ -210,20 +212,20 @@ impl<'a> Worker<'a> {
         })
     }
 
-    fn now(&self) -> u64 {
-        nanoseconds(self.start.elapsed())
+    fn now(&mut self) -> u64 {
+        self.stamp.now()
     }
 
     /// Runs until everything is sent and answered, or given up.
     pub(crate) fn run(mut self) -> io::Result<Done> {
         let mut events = Events::with_capacity(1024);
         let mut measured_from = (self.measure_from == 0).then(Usage::of_thread);
-        let (mut next_housekeeping, mut ended) = (0, None);
+        let mut ended = None;
         let mut now = self.now();
         let mut last_woke = now;
         loop {
-            if now >= next_housekeeping {
-                next_housekeeping = now + nanoseconds(HOUSEKEEPING);
+            if now >= self.next_housekeeping {
+                self.next_housekeeping = now + nanoseconds(HOUSEKEEPING);
                 self.housekeeping(now);
                 if measured_from.is_none() && now >= self.measure_from {
                     let usage = Usage::of_thread();
@@ -244,12 +246,13 @@ impl<'a> Worker<'a> {
                     break;
                 }
             }
-            let timeout = self.sleep()?;
+            let timeout = self.sleep(now)?;
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
             self.first_read = None;
+            self.stamp.expire();
             let mut handled = 0;
             for slot in std::mem::take(&mut self.unread) {
                 self.read(slot);
@@ -265,6 +268,11 @@ impl<'a> Worker<'a> {
             let woke = self.first_read.take().unwrap_or_else(|| self.now());
             now = if handled > 1 { self.now() } else { woke };
             self.absent = self.absent.max(woke.saturating_sub(last_woke + nanoseconds(HOUSEKEEPING)));
+            if now.saturating_sub(last_woke) > self.timeout / 4 {
+                // This process did not run for long, perhaps between a look at the clock and a send that goes by it: what was
+                // sent since then has had no time to be answered.
+                self.next_expiry = self.next_expiry.max(now + self.timeout / 2);
+            }
             last_woke = woke;
             if handled > 0 && now >= self.measure_from && matches!(self.pace, Pace::Closed(_)) {
                 // Each of these replies may have waited here for as long as this turn took.
@@ -289,22 +297,20 @@ impl<'a> Worker<'a> {
         })
     }
 
-    /// How long the poll may sleep; a finer timer is set where that counts in milliseconds.
-    fn sleep(&mut self) -> io::Result<Option<Duration>> {
+    /// How long the poll may sleep, apart from the timer.
+    fn sleep(&mut self, now: u64) -> io::Result<Option<Duration>> {
         if !self.unread.is_empty() {
             return Ok(Some(Duration::ZERO));
         }
+        let (mut until, mut now) = (self.next_housekeeping, now);
         if let (true, Pace::Open(open)) = (self.offering, &self.pace) {
-            let (due, now) = (open.next_due(), self.now());
-            if due <= now.saturating_add(SPIN_NANOS) {
+            now = self.stamp.now();
+            until = until.min(open.next_due());
+            if until <= now.saturating_add(SPIN_NANOS) {
                 return Ok(Some(Duration::ZERO));
             }
-            let delay = Duration::from_nanos(due - now);
-            if delay < HOUSEKEEPING {
-                return Ok(Some(self.timer.wake_in(delay)?.unwrap_or(HOUSEKEEPING)));
-            }
         }
-        Ok(Some(HOUSEKEEPING))
+        self.timer.wake_at(until, now)
     }
 
     /// Whether requests that were offered are not sent yet.
@@ -347,10 +353,8 @@ impl<'a> Worker<'a> {
             if was == Phase::Idle || was == Phase::Connecting && !connection.awaits_greeting() {
                 return;
             }
-            let start = self.start;
-            let clock = || nanoseconds(start.elapsed());
             let (now, outcome) =
-                connection.read(&mut self.buffer, &mut self.protocol, &clock, &mut self.tally);
+                connection.read(&mut self.buffer, &mut self.protocol, &mut self.stamp, &mut self.tally);
             self.first_read.get_or_insert(now);
             if self.tally.last_reply == now {
                 self.failures = 0;
@@ -417,9 +421,11 @@ impl<'a> Worker<'a> {
 
     /// Closed loop: sends requests that are due because there is room for them.
     fn send_now(&mut self, slot: usize, count: u64, now: u64) {
-        self.scratch.clear();
-        self.ask(slot, Asked { due: now, sent: now }, count);
-        self.connections[slot].send(&self.scratch);
+        let first = self.take_numbers(count);
+        let connection = &mut self.connections[slot];
+        let asked = Asked { due: now, sent: now };
+        let bytes = connection.ledger.ask(asked, first, count, &mut self.protocol, &mut self.tally);
+        connection.send(bytes);
         if self.pace.is_used_up(now) {
             self.offering = false;
         }
@@ -429,22 +435,24 @@ impl<'a> Worker<'a> {
     fn send_due(&mut self, slot: usize, now: u64) {
         self.scratch.clear();
         for at in 0..self.due.len() {
-            let due = self.due[at];
-            let free_since = self.connections[slot].free_since;
+            let (due, first) = (self.due[at], self.take_numbers(1));
+            let connection = &mut self.connections[slot];
             if let Pace::Open(open) = &mut self.pace {
-                open.sent(due, free_since, now);
+                open.sent(due, connection.free_since, now);
             }
-            self.ask(slot, Asked { due, sent: now }, 1);
+            let asked = Asked { due, sent: now };
+            let bytes = connection.ledger.ask(asked, first, 1, &mut self.protocol, &mut self.tally);
+            self.scratch.extend_from_slice(bytes);
         }
         self.due.clear();
         self.connections[slot].send(&self.scratch);
     }
 
-    fn ask(&mut self, slot: usize, asked: Asked, count: u64) {
+    /// Numbers for so many requests, of which the first is returned.
+    fn take_numbers(&mut self, count: u64) -> u64 {
         let first = self.next_number;
         self.next_number += count * u64::from(self.threads);
-        let ledger = &mut self.connections[slot].ledger;
-        ledger.ask(asked, first, count, &mut self.protocol, &mut self.scratch, &mut self.tally);
+        first
     }
 
     fn flush(&mut self, slot: usize) {
@@ -476,7 +484,7 @@ impl<'a> Worker<'a> {
             && !open.backlog.is_empty()
             && let Some(slot) = open.ready.pop_front()
         {
-            let (now, connection) = (nanoseconds(self.start.elapsed()), &mut self.connections[slot]);
+            let (now, connection) = (self.stamp.now(), &mut self.connections[slot]);
             connection.queued = false;
             match connection.phase {
                 Phase::Idle if self.plan.reconnect && slot < self.wanted => {
