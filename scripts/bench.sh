@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Compares tidemill with other servers on this machine: requests/s, CPU time and latency, paired with tokio's.
 #
-#   scripts/bench.sh                                 everything: 13 workloads, 7 rounds, about 25 minutes; then redis-server
-#                                                    and memcached, if installed, with their own lines
+#   scripts/bench.sh                                 everything: 13 workloads, 7 rounds, about 25 minutes
 #   scripts/bench.sh --quick                         a look: 3 short rounds against tokio and the floor
 #   scripts/bench.sh --workloads 64x1,64x16          only these; --servers tidemill,tokio likewise; --rounds N
 #   scripts/bench.sh --scaling                       one request at a time on one connection to 10 000
 #   scripts/bench.sh --server 'old=./old serve {port}' --reference old     one build against another
-#   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with pictures; --markdown FILE.md the README's table
-#   scripts/bench.sh scale                           only redis-server and memcached beside ours
+#   scripts/bench.sh --workloads 64x1,64x16 --servers tidemill,redis,memcached    for scale, each with its own lines
+#   scripts/bench.sh --json FILE --page FILE.html    all figures; a page with all tables; --markdown FILE.md the README's
 #   scripts/bench.sh --help                          all options
 #
 # It wants a quiet machine: what a neighbour disturbs is measured again. Exits with 1 when any reply was wrong or lost.
@@ -18,20 +17,5 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
 need_program
-need_bench scripts/bench.sh
-if [[ ${1-} == scale ]]; then
-  shift
-  exec "$bench/scale" --tidemill "$tidemill" "$@"
-fi
-status=0
-"$bench/bench" --tidemill "$tidemill" "$@" || status=$?
-case " $* " in
-*" --quick "* | *" --workloads"* | *" --server"* | *" --scaling "* | *" -h "* | *" --help "* | *" -V "* | *" --version "*) ;;
-*)
-  if [[ $status -eq 0 ]] && { command -v redis-server || command -v memcached; } >/dev/null; then
-    echo
-    "$bench/scale" --tidemill "$tidemill" || status=$?
-  fi
-  ;;
-esac
-exit $status
+need_bench scripts/bench.sh --bins
+exec "$bench/bench" --tidemill "$tidemill" "$@"

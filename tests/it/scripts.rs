@@ -20,7 +20,7 @@ const CARGO: &str = r#"#!/bin/sh
 target=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-target}}
 release=$target/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release
 mkdir -p "$release"
-for program in tidemill bench cost elasticity scale; do
+for program in tidemill bench elasticity overload; do
     cp "$ECHO" "$release/$program"
 done
 "#;
@@ -161,8 +161,8 @@ fn they_find_their_checkout_whatever_cdpath_says_and_through_symbolic_links() {
         ("scripts/client.sh", &["K", "::1", "1"], "tidemill client K ::1 1\n"),
         ("scripts/load.sh", &["::1:1", "-n", "1"], "tidemill load ::1:1 -n 1 --report "),
         ("scripts/bench.sh", &["--quick"], "bench --tidemill "),
-        ("scripts/cost.sh", &["--only", "calls"], "cost --tidemill "),
         ("scripts/elasticity.sh", &["--quick"], "elasticity --tidemill "),
+        ("scripts/overload.sh", &["--patience", "1s"], "overload --tidemill "),
     ] {
         let name = script.rsplit('/').next().unwrap();
         // A link to a link, the second one relative.
@@ -199,11 +199,14 @@ fn the_program_is_found_where_cargo_was_told_to_put_it() {
         assert_eq!(line_of(command("start.sh").arg("1")), "tidemill serve --assignment 1", "{name}={value}");
         let client = line_of(command("scripts/client.sh").args(["K", "::1", "1"]));
         assert_eq!(client, "tidemill client K ::1 1", "{name}={value}");
-        for program in ["bench", "cost", "elasticity"] {
-            // No option of it makes the benchmarks call redis-server or memcached.
+        for program in ["bench", "elasticity", "overload"] {
             let said = line_of(command(&format!("scripts/{program}.sh")).arg("--help"));
             assert!(said.starts_with(&format!("{program} --tidemill /")), "{name}={value}: {said}");
         }
+        // It starts the program itself, which here does not say where it listens.
+        let cost = Ended::of(command("scripts/cost.sh").arg("idle"));
+        assert_eq!((cost.status.code(), cost.stderr.lines().count()), (Some(1), 1), "{}", cost.stderr);
+        assert!(cost.stderr.contains("/release/tidemill serve 0"), "{name}={value}: {}", cost.stderr);
         let load = Ended::of(command("scripts/load.sh").args(["::1:1"]));
         assert_eq!(load.status.code(), Some(0), "{name}={value}: {}", load.stderr);
     }

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::flood::{Amount, Flood, Report};
+use crate::flood::Flood;
 use crate::machine::{CpuClock, MachineTime, softirq_threads};
 use crate::neighbours::{Beside, Neighbours};
+use crate::report::load::{Latency, LoadReport, Verdict};
 use crate::server::ServerSpec;
 use crate::workload::{Pace, Workload};
 
@@ -150,10 +151,10 @@ impl Clocks {
 /// If server or generator cannot be run, or if a reply was wrong or lost.
 pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Option<f64>) -> Result<Run> {
     let wrapper = workload.wrapper()?;
-    let server = spec.start(&workload.server_options(), &wrapper)?;
+    let mut server = spec.start(&workload.server_options(), &wrapper)?;
     let neighbours = Neighbours::start(workload.beside, server.address)?;
     let began = Instant::now();
-    let running = flood.start(server.address, workload, Amount::Time, rate, &wrapper)?;
+    let running = flood.start(server.address, workload, rate, spec.asks, &wrapper)?;
     let clocks = Clocks {
         server: CpuClock::of(server.pid())?,
         generator: CpuClock::of(running.pid())?,
@@ -166,36 +167,39 @@ pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Opti
     let last = clocks.read()?;
     let report = running.report()?;
     drop(neighbours);
-    match workload.beside {
-        Beside::Flooders(_) => server.kill()?,
-        Beside::Nobody | Beside::Loops(_) => server.stop()?,
-    };
+    // What flooders have left in its receive queues would take a graceful stop long.
+    if !matches!(workload.beside, Beside::Flooders(_)) {
+        server.stop()?;
+    }
     Ok(run(&first, &last, report))
 }
 
-fn run(first: &Reading, last: &Reading, report: Report) -> Run {
+fn run(first: &Reading, last: &Reading, report: LoadReport) -> Run {
+    let complaints = if report.verdict == Verdict::Invalid { report.generator.reasons } else { Vec::new() };
+    let run = of_window(first, last, report.requests_per_second);
+    let Latency { p50, p99, p999, .. } = report.latency_us;
+    Run { p50_us: p50, p99_us: p99, p999_us: p999, generator_complaints: complaints, ..run }
+}
+
+/// What the clocks say, without latencies.
+fn of_window(first: &Reading, last: &Reading, requests_per_second: f64) -> Run {
     let elapsed = (last.at - first.at).as_secs_f64();
     let cpus =
         |part: fn(&Reading) -> Duration| part(last).saturating_sub(part(first)).as_secs_f64() / elapsed;
     let (server, generator) = (cpus(|at| at.server), cpus(|at| at.generator));
     let busy = cpus(|at| at.machine.busy);
     Run {
-        requests_per_second: report.requests_per_second,
-        cpu_us_per_request: server * 1e6 / report.requests_per_second,
-        p50_us: report.latency_us.p50,
-        p99_us: report.latency_us.p99,
-        p999_us: report.latency_us.p999,
+        requests_per_second,
+        cpu_us_per_request: server * 1e6 / requests_per_second,
+        p50_us: None,
+        p99_us: None,
+        p999_us: None,
         generator_cpus: generator,
         other_cpus: (busy - server - generator - cpus(|at| at.softirq)).max(0.0),
         stolen_cpus: cpus(|at| at.machine.stolen),
-        generator_complaints: if report.generator.valid { Vec::new() } else { complaints(report) },
+        generator_complaints: Vec::new(),
         repeated: 0,
     }
-}
-
-fn complaints(report: Report) -> Vec<String> {
-    let reasons = report.generator.reasons;
-    if reasons.is_empty() { vec![report.verdict] } else { reasons }
 }
 
 /// Measures until a measurement is clean, `tries` times at most; then the least disturbed one counts.
@@ -226,20 +230,12 @@ mod tests {
         Reading { at, server, generator, softirq, machine: MachineTime { busy, stolen } }
     }
 
-    fn report(valid: bool) -> Report {
-        let text = format!(
-            r#"{{"requests": {{"right":1,"wrong":0,"lost":0}}, "requests_per_second": 100000.0,
-            "latency_us": {{"p50":1,"p99":2,"p999":null}}, "generator": {{"valid":{valid}}}, "verdict": "invalid"}}"#
-        );
-        serde_json::from_str(&text).unwrap()
-    }
-
     #[test]
     fn cpu_per_request_and_the_share_of_others_come_from_the_same_window() {
         let start = Instant::now();
         let first = reading(start, [100, 200, 0, 1000, 0]);
         let last = reading(start + Duration::from_secs(2), [1300, 2000, 100, 4200, 20]);
-        let run = run(&first, &last, report(true));
+        let run = of_window(&first, &last, 100_000.0);
         assert!((run.cpu_us_per_request - 6.0).abs() < 1e-9, "{run:?}");
         assert!((run.generator_cpus - 0.9).abs() < 1e-9, "{run:?}");
         assert!((run.other_cpus - 0.05).abs() < 1e-9, "{run:?}");
@@ -251,7 +247,7 @@ mod tests {
         let now = Instant::now();
         let first = reading(now, [0; 5]);
         let last = reading(now + Duration::from_secs(1), [0; 5]);
-        Run { other_cpus, ..run(&first, &last, report(true)) }
+        Run { other_cpus, ..of_window(&first, &last, 1.0) }
     }
 
     #[test]
@@ -270,10 +266,7 @@ mod tests {
 
     #[test]
     fn generator_that_goes_by_the_clock_has_to_keep_up() {
-        let now = Instant::now();
-        let (first, last) = (reading(now, [0; 5]), reading(now + Duration::from_secs(1), [0; 5]));
-        let run = run(&first, &last, report(false));
-        assert_eq!(run.generator_complaints, ["invalid"]);
+        let run = Run { generator_complaints: vec!["late".to_owned()], ..disturbed_by(0.0) };
         assert!(!run.is_clean(Pace::HalfLoad));
         assert!(run.is_clean(Pace::Closed));
     }

@@ -1,15 +1,19 @@
-//! The servers that are compared: how each is started, and one that runs.
+//! The servers that are measured: how each is started, and one that runs, with what it says of itself.
 
-use std::io::{BufRead, BufReader, Error, ErrorKind, Result};
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::machine::signed;
 
 /// How long a server that says nothing may take until it accepts.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,9 +36,16 @@ pub struct ServerSpec {
     pub command: Vec<String>,
     /// It prints `listening on ADDRESS` once clients can connect; any other is tried until it accepts.
     pub announces: bool,
+    /// What the load generator is told where the server does not speak HELO.
+    pub asks: &'static [&'static str],
 }
 
 impl ServerSpec {
+    fn new(name: &str, words: &[&str]) -> Self {
+        let command = words.iter().map(|word| (*word).to_owned()).collect();
+        ServerSpec { name: name.to_owned(), command, announces: true, asks: &[] }
+    }
+
     /// A server from `NAME=COMMAND`, as given on the command line.
     ///
     /// # Errors
@@ -44,14 +55,11 @@ impl ServerSpec {
         if !command.contains("{port}") {
             return Err("the command must contain {port}".to_owned());
         }
-        Ok(ServerSpec {
-            name: name.to_owned(),
-            command: command.split_whitespace().map(str::to_owned).collect(),
-            announces: true,
-        })
+        Ok(ServerSpec::new(name, &command.split_whitespace().collect::<Vec<_>>()))
     }
 
-    /// All servers that are known by name: `tidemill` from its binary, the peers from the folder of this program.
+    /// All servers that are known by name: `tidemill` from its binary, the peers from the folder of this program, and for
+    /// scale two that everybody knows, each asked in its own protocol.
     ///
     /// # Errors
     /// If that folder cannot be told.
@@ -60,26 +68,39 @@ impl ServerSpec {
         let peers = own.parent().ok_or(ErrorKind::NotFound)?;
         let ours = |name: &str, options: &[&str]| {
             let program = tidemill.display().to_string();
-            let words = ["serve", "{port}", "--log-level", "warn"].into_iter().chain(options.iter().copied());
-            let command = std::iter::once(program).chain(words.map(str::to_owned)).collect();
-            ServerSpec { name: name.to_owned(), command, announces: true }
+            let words = [&[&*program, "serve", "{port}", "--log-level", "warn"][..], options].concat();
+            ServerSpec::new(name, &words)
         };
         let peer = |name: &str| {
             let program = peers.join(format!("peer-{name}")).display().to_string();
-            ServerSpec { name: name.to_owned(), command: vec![program, "{port}".to_owned()], announces: true }
+            ServerSpec::new(name, &[&program, "{port}"])
+        };
+        let other = |name: &str, words: &[&str], asks: &'static [&'static str]| ServerSpec {
+            announces: false,
+            asks,
+            ..ServerSpec::new(name, words)
         };
         Ok(vec![
             ours(OURS, &[]),
             peer("tokio"),
             peer("floor"),
             peer("channel"),
-            peer("threads"),
             ours("tidemill-max4", &["--max-threads", "4"]),
             ours("tidemill-max64", &["--max-threads", "64"]),
+            other(
+                "redis",
+                &["redis-server", "--bind", "127.0.0.1", "--port", "{port}", "--save", ""],
+                &["--request", "PING", "--expect", "+PONG"],
+            ),
+            other(
+                "memcached",
+                &["memcached", "-l", "127.0.0.1", "-p", "{port}", "-t", "2", "-c", "12000", "-u", "nobody"],
+                &["--request", "version", "--expect", "VERSION *"],
+            ),
         ])
     }
 
-    /// Starts the server and waits until it says that clients can connect.
+    /// Starts the server and waits until clients can connect.
     ///
     /// # Errors
     /// If it cannot be started or does not say so.
@@ -89,21 +110,14 @@ impl ServerSpec {
         let words: Vec<String> = wrapper.iter().cloned().chain(own).chain(options.iter().cloned()).collect();
         let (program, arguments) = words.split_first().ok_or(ErrorKind::InvalidInput)?;
         let said = |error: Error| Error::new(error.kind(), format!("{}: {program}: {error}", self.name));
-        let stdout = if self.announces { Stdio::piped() } else { Stdio::null() };
-        let process = Command::new(program).args(arguments).stdout(stdout).stdin(Stdio::null()).spawn();
-        let mut server = Server { process: process.map_err(said)?, address: ([127, 0, 0, 1], port).into() };
-        if !self.announces {
-            server.wait_until_it_accepts().map_err(said)?;
-            return Ok(server);
-        }
-        let mut line = String::new();
-        let stdout = server.process.stdout.take().expect("it is piped");
-        BufReader::new(stdout).read_line(&mut line).map_err(said)?;
-        match line.trim_end().strip_prefix("listening on ").and_then(|address| address.parse().ok()) {
-            Some(address) => server.address = address,
-            None => return Err(Error::other(format!("{}: said {line:?} instead of its address", self.name))),
-        }
-        Ok(server)
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let server = if self.announces {
+            Server::start(&mut command)
+        } else {
+            Server::start_silent(&mut command, ([127, 0, 0, 1], port).into())
+        };
+        server.map_err(said)
     }
 }
 
@@ -121,63 +135,113 @@ fn free_port() -> Result<u16> {
     }
 }
 
-/// A server that runs. Dropped, it is stopped.
+/// A server that runs. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Server {
     process: Child,
     /// Where it listens.
     pub address: SocketAddr,
+    /// The last line of statistics that it printed.
+    last: Arc<Mutex<Value>>,
+    /// Its standard error, if that was piped.
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands each line to `take`, on a thread of its own that ends with the server.
+fn read_lines(from: impl Read + Send + 'static, mut take: impl FnMut(String) + Send + 'static) {
+    thread::spawn(move || BufReader::new(from).lines().map_while(Result::ok).for_each(&mut take));
 }
 
 impl Server {
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Asks the server to stop, by SIGTERM, and waits for its end; blocks for 5 s at most, then kills it.
+    /// Starts a server that announces its address, and then may print statistics. Its standard error may be piped.
     ///
     /// # Errors
-    /// If it had ended before, or had to be killed.
-    pub fn stop(mut self) -> Result<ExitStatus> {
-        self.stop_by(Signal::SIGTERM)
+    /// If it cannot be started, or says something else.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let mut server = Server::of(process, ([0, 0, 0, 0], 0).into());
+        let mut stdout = BufReader::new(server.process.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        match line.trim_end().strip_prefix("listening on ").and_then(|address| address.parse().ok()) {
+            Some(address) => server.address = address,
+            None => {
+                let mut why = String::new();
+                server.process.stderr.take().map(|mut stderr| stderr.read_to_string(&mut why)).transpose()?;
+                return Err(Error::other(format!("said {line:?} instead of its address: {why}")));
+            }
+        }
+        let (last, errors) = (Arc::clone(&server.last), Arc::clone(&server.errors));
+        read_lines(stdout, move |line| {
+            if let Ok(value @ Value::Object(_)) = serde_json::from_str(&line) {
+                *lock(&last) = value;
+            }
+        });
+        if let Some(stderr) = server.process.stderr.take() {
+            read_lines(stderr, move |line| lock(&errors).push(line));
+        }
+        Ok(server)
     }
 
-    /// Ends the server without more ado: what flooders have left in its receive queues would take a graceful stop long.
-    ///
-    /// # Errors
-    /// If it had ended before.
-    pub fn kill(mut self) -> Result<ExitStatus> {
-        self.stop_by(Signal::SIGKILL)
-    }
-
-    fn wait_until_it_accepts(&self) -> Result<()> {
+    /// Starts a server that is to listen on `address` and does not say when it does.
+    fn start_silent(command: &mut Command, address: SocketAddr) -> Result<Self> {
+        let server = Server::of(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?, address);
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            match TcpStream::connect(self.address) {
-                Ok(_) => return Ok(()),
+            match TcpStream::connect(address) {
+                Ok(_) => return Ok(server),
                 Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => thread::sleep(Duration::from_millis(10)),
             }
         }
     }
 
-    fn stop_by(&mut self, signal: Signal) -> Result<ExitStatus> {
+    fn of(process: Child, address: SocketAddr) -> Self {
+        Server { process, address, last: Arc::default(), errors: Arc::default() }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// A number of its last statistics, by JSON pointer; NaN while there is none.
+    pub fn figure(&self, pointer: &str) -> f64 {
+        lock(&self.last).pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)
+    }
+
+    /// Its last statistics.
+    pub fn statistics(&self) -> Value {
+        lock(&self.last).clone()
+    }
+
+    /// What it said on standard error so far.
+    pub fn errors(&self) -> Vec<String> {
+        lock(&self.errors).clone()
+    }
+
+    /// Asks the server to stop, by SIGTERM, and waits for its end; blocks for 5 s at most, then kills it.
+    ///
+    /// # Errors
+    /// If it had ended before, or had to be killed.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.process.try_wait()? {
             return Err(Error::other(format!("the server had ended: {status}")));
         }
-        let pid = Pid::from_raw(i32::try_from(self.process.id()).map_err(|_| ErrorKind::InvalidData)?);
-        kill(pid, signal)?;
+        kill(Pid::from_raw(signed(self.pid())?), Signal::SIGTERM)?;
         wait_until(&mut self.process, Instant::now() + STOP_TIMEOUT)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Ok(None) = self.process.try_wait() {
-            // A server that cannot be stopped has been killed, and there is nobody to tell.
-            let _ = self.stop_by(Signal::SIGTERM);
-        }
+        // It may have ended already.
+        drop(self.process.kill());
+        drop(self.process.wait());
     }
 }
 
@@ -214,6 +278,20 @@ mod tests {
     fn server_that_does_not_say_where_it_listens_is_an_error() {
         let spec = ServerSpec::parse("echo=echo port {port}").unwrap();
         let error = spec.start(&[], &[]).unwrap_err();
-        assert!(error.to_string().starts_with("echo: said"), "{error}");
+        assert!(error.to_string().starts_with("echo: echo: said"), "{error}");
+    }
+
+    #[test]
+    fn what_a_server_says_of_itself_is_kept() {
+        let mut shell = Command::new("sh");
+        let script = "echo listening on 127.0.0.1:9; echo rubbish; echo '{\"a\":{\"b\":7}}'; echo why >&2; exec sleep 60";
+        let mut server = Server::start(shell.args(["-c", script]).stderr(Stdio::piped())).unwrap();
+        let deadline = Instant::now() + START_TIMEOUT;
+        while (server.figure("/a/b"), server.errors().len()) != (7.0, 1) {
+            assert!(Instant::now() < deadline, "{:?} {:?}", server.statistics(), server.errors());
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(server.figure("/c").is_nan());
+        assert!(!server.stop().unwrap().success());
     }
 }

@@ -7,10 +7,10 @@ use crate::machine::first_cpu;
 use crate::neighbours::Beside;
 
 /// How long the handler of the blocking workload blocks.
-pub const BLOCK: Duration = Duration::from_millis(5);
+const BLOCK: Duration = Duration::from_millis(5);
 
 /// Workers of the blocking workload.
-pub const BLOCKED_WORKERS: u32 = 32;
+const BLOCKED_WORKERS: u32 = 32;
 
 /// When the load generator sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,165 +52,105 @@ pub struct Workload {
     pub usual: bool,
 }
 
-const ALL: &[&str] = &["tidemill", "tokio", "floor", "channel", "threads"];
+/// So many connections, each with so many requests on their way, against every server.
+const fn flat_out(connections: u32, pipeline: u32, name: &'static str, about: &'static str) -> Workload {
+    Workload {
+        name,
+        about,
+        connections,
+        pipeline,
+        pace: Pace::Closed,
+        handler_delay: Duration::ZERO,
+        one_cpu: false,
+        beside: Beside::Nobody,
+        servers: &["tidemill", "tokio", "floor", "channel"],
+        usual: true,
+    }
+}
 
-const PLAIN: Workload = Workload {
-    name: "",
-    about: "",
-    connections: 64,
-    pipeline: 1,
-    pace: Pace::Closed,
-    handler_delay: Duration::ZERO,
-    one_cpu: false,
-    beside: Beside::Nobody,
-    servers: ALL,
-    usual: true,
-};
+/// Only for the question how cost scales with the number of connections.
+const fn point(connections: u32, name: &'static str, about: &'static str) -> Workload {
+    Workload { usual: false, ..flat_out(connections, 1, name, about) }
+}
+
+/// Beside two processes that use all the CPU they get.
+const fn beside_loops(pipeline: u32, name: &'static str, about: &'static str) -> Workload {
+    let servers = &["tidemill", "tokio", "floor"];
+    Workload { beside: Beside::Loops(2), servers, ..flat_out(64, pipeline, name, about) }
+}
+
+/// One client with one request at a time. Others than ours answer it seldom or never.
+const fn polite(line: &'static str, name: &'static str, about: &'static str) -> Workload {
+    Workload { beside: Beside::Flooders(line), servers: &["tidemill"], ..flat_out(1, 1, name, about) }
+}
 
 /// All workloads, in the order of the tables.
 pub const WORKLOADS: &[Workload] = &[
     Workload {
-        name: "1x1",
-        about: "one connection, one request at a time, server and client on one CPU",
-        connections: 1,
         one_cpu: true,
-        ..PLAIN
+        ..flat_out(1, 1, "1x1", "one connection, one request at a time, server and client on one CPU")
     },
     Workload {
-        name: "64x1",
-        about: "64 connections, one request at a time",
-        servers: &["tidemill", "tokio", "floor", "channel", "threads", "tidemill-max4", "tidemill-max64"],
-        ..PLAIN
+        servers: &["tidemill", "tokio", "floor", "channel", "tidemill-max4", "tidemill-max64"],
+        ..flat_out(64, 1, "64x1", "64 connections, one request at a time")
     },
-    Workload { name: "1000x1", about: "1000 connections, one request at a time", connections: 1000, ..PLAIN },
-    Workload { name: "64x16", about: "64 connections, 16 requests pipelined", pipeline: 16, ..PLAIN },
+    flat_out(1000, 1, "1000x1", "1000 connections, one request at a time"),
+    flat_out(64, 16, "64x16", "64 connections, 16 requests pipelined"),
+    flat_out(1000, 16, "1000x16", "1000 connections, 16 requests pipelined"),
+    Workload { pace: Pace::Reconnect, ..flat_out(64, 1, "reconnect", "a new connection for each request") },
     Workload {
-        name: "1000x16",
-        about: "1000 connections, 16 requests pipelined",
-        connections: 1000,
-        pipeline: 16,
-        ..PLAIN
-    },
-    Workload {
-        name: "reconnect",
-        about: "a new connection for each request",
-        pace: Pace::Reconnect,
-        ..PLAIN
-    },
-    Workload {
-        name: "half-load",
-        about: "64 connections, requests by the clock at half of the rate that the reference reached",
         pace: Pace::HalfLoad,
-        ..PLAIN
+        ..flat_out(
+            64,
+            1,
+            "half-load",
+            "64 connections, by the clock, at half of the rate that the reference reached",
+        )
     },
     Workload {
-        name: "blocking",
-        about: "64 connections, a handler that blocks 5 ms, 32 workers: 6400 requests a second are ideal",
         handler_delay: BLOCK,
         servers: &["tidemill", "tokio", "channel"],
-        ..PLAIN
+        ..flat_out(
+            64,
+            1,
+            "blocking",
+            "64 connections, 32 workers that block 5 ms: ideal are 6400 requests a second",
+        )
     },
-    Workload {
-        name: "loops-64x1",
-        about: "64 connections, one request at a time, beside two endless loops",
-        beside: Beside::Loops(2),
-        servers: &["tidemill", "tokio", "floor"],
-        ..PLAIN
-    },
-    Workload {
-        name: "loops-64x16",
-        about: "64 connections, 16 requests pipelined, beside two endless loops",
-        pipeline: 16,
-        beside: Beside::Loops(2),
-        servers: &["tidemill", "tokio", "floor"],
-        ..PLAIN
-    },
-    Workload {
-        name: "polite-empty",
-        about: "one polite client beside 500 that send empty lines without a pause",
-        connections: 1,
-        beside: Beside::Flooders("\n"),
-        // Others answer the polite one seldom or never.
-        servers: &["tidemill"],
-        ..PLAIN
-    },
-    Workload {
-        name: "polite-unknown",
-        about: "one polite client beside 500 that send lines which are no requests without a pause",
-        connections: 1,
-        beside: Beside::Flooders("unknown\n"),
-        // Others answer the polite one seldom or never.
-        servers: &["tidemill"],
-        ..PLAIN
-    },
-    Workload {
-        name: "polite-helo",
-        about: "one polite client beside 500 that send requests without a pause",
-        connections: 1,
-        beside: Beside::Flooders("HELO flood\n"),
-        // Others answer the polite one seldom or never.
-        servers: &["tidemill"],
-        ..PLAIN
-    },
-    Workload {
-        name: "free-1x1",
-        about: "one connection, one request at a time, on any CPU",
-        connections: 1,
-        usual: false,
-        ..PLAIN
-    },
-    Workload {
-        name: "4x1",
-        about: "4 connections, one request at a time",
-        connections: 4,
-        usual: false,
-        ..PLAIN
-    },
-    Workload {
-        name: "16x1",
-        about: "16 connections, one request at a time",
-        connections: 16,
-        usual: false,
-        ..PLAIN
-    },
-    Workload {
-        name: "256x1",
-        about: "256 connections, one request at a time",
-        connections: 256,
-        usual: false,
-        ..PLAIN
-    },
-    Workload {
-        name: "4000x1",
-        about: "4000 connections, one request at a time",
-        connections: 4000,
-        usual: false,
-        ..PLAIN
-    },
-    Workload {
-        name: "10000x1",
-        about: "10 000 connections, one request at a time",
-        connections: 9_900,
-        usual: false,
-        ..PLAIN
-    },
+    beside_loops(1, "loops-64x1", "64 connections, one request at a time, beside two endless loops"),
+    beside_loops(16, "loops-64x16", "64 connections, 16 requests pipelined, beside two endless loops"),
+    polite("\n", "polite-empty", "one polite client beside 500 that send empty lines without a pause"),
+    polite(
+        "unknown\n",
+        "polite-unknown",
+        "one polite client beside 500 that send lines which are no requests",
+    ),
+    polite("HELO flood\n", "polite-helo", "one polite client beside 500 that send requests without a pause"),
+    point(1, "free-1x1", "one connection, one request at a time, on any CPU"),
+    point(4, "4x1", "4 connections, one request at a time"),
+    point(16, "16x1", "16 connections, one request at a time"),
+    point(256, "256x1", "256 connections, one request at a time"),
+    point(4000, "4000x1", "4000 connections, one request at a time"),
+    point(9900, "10000x1", "nearly 10 000 connections, one request at a time"),
 ];
 
 impl Workload {
-    /// The workload called `name`.
-    pub fn find(name: &str) -> Option<&'static Workload> {
-        WORKLOADS.iter().find(|workload| workload.name == name)
-    }
-
     /// The workload called `name`, for arguments of a program.
     ///
     /// # Errors
     /// The names that there are.
     pub fn named(name: &str) -> Result<&'static Workload, String> {
-        Self::find(name).ok_or_else(|| {
-            let names: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
-            format!("there are {}", names.join(", "))
-        })
+        let names = || WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
+        WORKLOADS
+            .iter()
+            .find(|workload| workload.name == name)
+            .ok_or_else(|| format!("there are {}", names()))
+    }
+
+    /// Whether it differs from others of its kind by its connections only.
+    pub fn is_point_of_scaling(&self) -> bool {
+        let is_plain = self.handler_delay.is_zero() && !self.one_cpu && self.beside == Beside::Nobody;
+        is_plain && self.pace == Pace::Closed && self.pipeline == 1
     }
 
     /// What a server must be told for this workload, beyond its port.
@@ -247,15 +187,24 @@ mod tests {
     #[test]
     fn names_are_unique_and_found() {
         for workload in WORKLOADS {
-            assert_eq!(Workload::find(workload.name).unwrap().about, workload.about);
+            assert_eq!(Workload::named(workload.name).unwrap().about, workload.about);
         }
+        assert!(Workload::named("1x2").unwrap_err().contains("64x16, "));
     }
 
     #[test]
     fn ideal_is_set_by_workers_and_delay() {
-        let blocking = Workload::find("blocking").unwrap();
+        let blocking = Workload::named("blocking").unwrap();
         assert_eq!(blocking.ideal_rate(), Some(6400.0));
         assert_eq!(blocking.server_options(), ["--handler-delay", "5ms"]);
-        assert_eq!(Workload::find("64x1").unwrap().ideal_rate(), None);
+        assert_eq!(Workload::named("64x1").unwrap().ideal_rate(), None);
+    }
+
+    #[test]
+    fn scaling_goes_from_one_connection_to_ten_thousand() {
+        let points = WORKLOADS.iter().filter(|it| it.is_point_of_scaling());
+        let mut connections: Vec<u32> = points.map(|it| it.connections).collect();
+        connections.sort_unstable();
+        assert_eq!(connections, [1, 4, 16, 64, 256, 1000, 4000, 9900]);
     }
 }

@@ -2,60 +2,41 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
+
+use tidemill_bench::server::Server;
 
 /// A test that waits longer for a peer has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Peer {
-    process: Child,
-    port: u16,
-}
+struct Peer(Server);
 
 impl Peer {
-    fn all() -> Vec<Peer> {
-        [
+    /// Each peer as it is, and with a handler that blocks.
+    fn all() -> impl Iterator<Item = Peer> {
+        let programs = [
             env!("CARGO_BIN_EXE_peer-tokio"),
             env!("CARGO_BIN_EXE_peer-floor"),
-            env!("CARGO_BIN_EXE_peer-threads"),
             env!("CARGO_BIN_EXE_peer-channel"),
-        ]
-        .into_iter()
-        .flat_map(|program| [Peer::start(program, "0s"), Peer::start(program, "1ms")])
-        .collect()
-    }
-
-    fn start(program: &str, delay: &str) -> Peer {
-        let mut process = Command::new(program)
-            .args(["0", "--handler-delay", delay])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let port = line.trim_end().strip_prefix("listening on 127.0.0.1:").unwrap().parse().unwrap();
-        Peer { process, port }
+        ];
+        let start = |program, delay| {
+            Peer(Server::start(Command::new(program).args(["0", "--handler-delay", delay])).unwrap())
+        };
+        programs.into_iter().flat_map(move |program| ["0s", "1ms"].map(|delay| start(program, delay)))
     }
 
     fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let stream = TcpStream::connect(self.0.address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
     }
 
     fn reply(&self, text: &str) -> String {
-        format!("HELO {text}\nIP:127.0.0.1\nPort:{}\nStudentID:16336617\n", self.port)
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
+        format!("HELO {text}\nIP:127.0.0.1\nPort:{}\nStudentID:16336617\n", self.0.address.port())
     }
 }
 
@@ -117,7 +98,7 @@ fn half_closed_client_gets_all_replies_and_its_last_line_needs_no_terminator() {
 #[test]
 fn client_that_reads_late_gets_every_reply() {
     const LINES: usize = 40_000;
-    for peer in Peer::all().into_iter().step_by(2) {
+    for peer in Peer::all().step_by(2) {
         let mut stream = peer.connect();
         let mut sender = stream.try_clone().unwrap();
         let sending = std::thread::spawn(move || {

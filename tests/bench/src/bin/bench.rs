@@ -13,11 +13,10 @@ use tidemill_bench::flood::Flood;
 use tidemill_bench::machine::{Machine, raise_file_limit};
 use tidemill_bench::measure::{Metric, Run, measure, measure_quietly};
 use tidemill_bench::neighbours::Beside;
-use tidemill_bench::results::{Measured, Results, Row, Settings};
+use tidemill_bench::results::{FLOOR, Measured, Results, Row, Settings};
 use tidemill_bench::server::{OURS, ServerSpec};
 use tidemill_bench::stats::Estimate;
 use tidemill_bench::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
-use tidemill_bench::{markdown, page, scaling};
 
 /// Times that the reference's capacity is measured before the load that is half of it.
 const CALIBRATIONS: usize = 3;
@@ -59,10 +58,10 @@ struct Args {
     /// Writes everything that was measured
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes a page with pictures
+    /// Writes a page with all tables
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
-    /// Writes a small table, for the README
+    /// Writes the small tables, for BENCHMARKS.md and the README
     #[arg(long, value_name = "FILE.md")]
     markdown: Option<PathBuf>,
     /// The binary to measure, which also generates the load
@@ -133,15 +132,15 @@ impl Bench {
                 self.round(round, measured)?;
             }
         }
-        write!(stdout(), "{results}")?;
+        stdout().write_all(results.text().as_bytes())?;
         if let Some(path) = &self.args.json {
             fs::write(path, format!("{:#}\n", results.to_json()))?;
         }
         if let Some(path) = &self.args.markdown {
-            fs::write(path, markdown::render(&results))?;
+            fs::write(path, results.markdown())?;
         }
         if let Some(path) = &self.args.page {
-            fs::write(path, page::render(&results))?;
+            fs::write(path, results.page()?)?;
         }
         Ok(())
     }
@@ -149,7 +148,7 @@ impl Bench {
     /// Which servers are measured under which workloads; nothing measured yet but the half load's rate.
     fn plan(&self) -> Result<Vec<Measured>> {
         let usual = WORKLOADS.iter().filter(|workload| match self.args.scaling {
-            true => scaling::counts(workload),
+            true => workload.is_point_of_scaling(),
             false => workload.usual,
         });
         let workloads: Vec<&'static Workload> =
@@ -171,7 +170,7 @@ impl Bench {
         if !self.args.servers.is_empty() {
             return self.args.servers.clone();
         }
-        let few = |name: &str| [OURS, "floor", &self.args.reference].contains(&name);
+        let few = |name: &str| [OURS, FLOOR, &self.args.reference].contains(&name);
         let usual =
             workload.servers.iter().filter(|name| !(self.args.quick || self.args.scaling) || few(name));
         let mut names: Vec<String> = usual.map(|name| (*name).to_owned()).collect();

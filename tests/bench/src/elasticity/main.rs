@@ -154,13 +154,15 @@ fn run(options: &Options) -> Result<bool> {
     println!("\n{summary}");
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let machine = Machine::this();
-    let described = format!("{} CPUs, {}, {}", machine.cpus, machine.processor, machine.kernel);
     if let Some(path) = &options.json {
         let document = json!({"date": date, "machine": machine, "quick": options.quick, "rows": results, "broken": broken});
         fs::write(path, serde_json::to_string_pretty(&document)? + "\n")?;
     }
     if let Some(path) = &options.page {
-        fs::write(path, draw(&results, &broken, &summary, failed, &format!("{date}, {described}")).html()?)?;
+        fs::write(
+            path,
+            draw(&results, &broken, &summary, failed, &format!("{date}, {}", machine.described())).html()?,
+        )?;
     }
     if let Some(path) = &options.markdown {
         fs::write(path, markdown(&results))?;
@@ -171,20 +173,12 @@ fn run(options: &Options) -> Result<bool> {
     Ok(failed == 0)
 }
 
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Met => "met",
-        Verdict::Missed => "missed",
-        Verdict::Failed => "FAILED",
-    }
-}
-
 fn print(row: &Row) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{:>3} {}  {}", row.number, row.layer, row.workload)?;
     for check in &row.checks {
         let (value, goal) = (check.shown(), check.goal_shown());
-        writeln!(out, "         {:<48} {value:>28}   {goal:>12}   {}", check.what, word(check.verdict))?;
+        writeln!(out, "         {:<48} {value:>28}   {goal:>12}   {}", check.what, check.verdict.name())?;
     }
     out.flush()
 }
@@ -196,7 +190,7 @@ fn markdown(results: &[Row]) -> String {
         let figure = |check: &score::Check| {
             let missed = match check.verdict {
                 Verdict::Met => String::new(),
-                verdict => format!(" **{}**", word(verdict)),
+                verdict => format!(" **{}**", verdict.name()),
             };
             format!("{}: {} ({}){missed}", check.what, check.shown(), check.goal_shown())
         };
@@ -220,7 +214,7 @@ fn draw(results: &[Row], broken: &[String], summary: &str, failed: usize, footer
                 check.what.clone(),
                 check.goal_shown(),
                 check.shown(),
-                word(check.verdict).to_owned(),
+                check.verdict.name().to_owned(),
             ]
         };
         row.checks.iter().map(cell).collect::<Vec<_>>()

@@ -1,22 +1,23 @@
 //! The rows with the server in a process of its own: over loopback (layer L), or as the system sees it.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{BufRead, BufReader, Error, Read, Result, Write};
+use std::io::{Error, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Uid;
+use procfs::ProcResult;
+use procfs::process::{Process, all_processes};
 use serde_json::Value;
-use tidemill::{Address, Handler, Helo, Kind, Reply, Request, Server};
-use tidemill_bench::machine::{CpuClock, Switches};
+use tidemill::{Address, Handler, Helo, Kind, Reply, Request, Server as Tidemill};
+use tidemill_bench::machine::{CpuClock, signed, switches};
+use tidemill_bench::server::Server;
 
 use crate::lab::Lab;
 use crate::rows::{Effort, KEEP_ALIVE, LIMITS};
@@ -26,83 +27,31 @@ const MS: Duration = Duration::from_millis(1);
 /// A user without privileges, for the process whose threads are refused.
 const NOBODY: u32 = 65_534;
 
-/// The real server, and what it says of itself every 100 ms.
-struct Served {
-    process: Child,
-    address: SocketAddr,
-    last: Arc<Mutex<Value>>,
-    /// What it says on standard error besides statistics.
-    errors: Arc<Mutex<Vec<String>>>,
+/// How to start the real server, which says what it does all the time.
+fn served(tidemill: &Path, options: &str) -> Command {
+    let mut command = Command::new(tidemill);
+    command.args(["serve", "0", "--min-threads", "2", "--max-threads", "64", "--tolerance", "2"]);
+    command.args(["--log-level", "off", "--stats-every", "50ms"]).args(options.split_whitespace());
+    command
 }
 
-impl Served {
-    /// Starts `command`, which announces its address and then prints statistics.
-    fn start(command: &mut Command) -> Result<Served> {
-        let mut process =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let mut lines =
-            BufReader::new(process.stdout.take().ok_or_else(|| Error::other("no output"))?).lines();
-        let said = lines.next().transpose()?.unwrap_or_default();
-        let address = said.strip_prefix("listening on ").and_then(|address| address.parse().ok());
-        let Some(address) = address else {
-            let mut why = String::new();
-            process.stderr.take().map(|mut stderr| stderr.read_to_string(&mut why)).transpose()?;
-            return Err(Error::other(format!("the server says {said:?}: {why}")));
-        };
-        let last = Arc::new(Mutex::new(Value::Null));
-        let out = Arc::clone(&last);
-        thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| {
-                if let Ok(value @ Value::Object(_)) = serde_json::from_str(&line) {
-                    *out.lock().unwrap_or_else(PoisonError::into_inner) = value;
-                }
-            });
-        });
-        let errors = Arc::default();
-        let err: Arc<Mutex<Vec<String>>> = Arc::clone(&errors);
-        let stderr = BufReader::new(process.stderr.take().ok_or_else(|| Error::other("no errors"))?).lines();
-        thread::spawn(move || {
-            let keep = |line| err.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            stderr.map_while(Result::ok).for_each(keep);
-        });
-        Ok(Served { process, address, last, errors })
-    }
+fn workers(server: &Server) -> f64 {
+    server.figure("/pool_threads")
+}
 
-    fn tidemill(tidemill: &Path, options: &str) -> Command {
-        let mut command = Command::new(tidemill);
-        command.args(["serve", "0", "--min-threads", "2", "--max-threads", "64", "--tolerance", "2"]);
-        command.args(["--log-level", "off", "--stats-every", "50ms"]).args(options.split_whitespace());
-        command
-    }
+fn grown(server: &Server) -> f64 {
+    server.figure("/pool_resizes_total/grow")
+}
 
-    fn figure(&self, name: &str) -> f64 {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.get(name).and_then(Value::as_f64).unwrap_or(f64::NAN)
-    }
-
-    fn grown(&self) -> f64 {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.pointer("/pool_resizes_total/grow").and_then(Value::as_f64).unwrap_or(f64::NAN)
-    }
-
-    fn wait_for(&self, what: &str, holds: impl Fn(&Served) -> bool) -> Result<Duration> {
-        let begun = Instant::now();
-        while !holds(self) {
-            if begun.elapsed() > 4 * KEEP_ALIVE {
-                return Err(Error::other(format!("it does not happen: {what}")));
-            }
-            thread::sleep(5 * MS);
+fn wait_for(server: &Server, what: &str, holds: impl Fn(&Server) -> bool) -> Result<Duration> {
+    let begun = Instant::now();
+    while !holds(server) {
+        if begun.elapsed() > 4 * KEEP_ALIVE {
+            return Err(Error::other(format!("it does not happen: {what}")));
         }
-        Ok(begun.elapsed())
+        thread::sleep(5 * MS);
     }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+    Ok(begun.elapsed())
 }
 
 /// Runs `tidemill load` and returns its document.
@@ -127,10 +76,10 @@ fn over_loopback(number: u32, workload: &'static str, checks: Vec<Check>) -> Row
 }
 
 pub(crate) fn step(tidemill: &Path, effort: Effort) -> Result<Row> {
-    let served = Served::start(&mut Served::tidemill(tidemill, "--handler-delay 50ms --keep-alive 300ms"))?;
+    let served = Server::start(&mut served(tidemill, "--handler-delay 50ms --keep-alive 300ms"))?;
     let mut last = Vec::new();
     for _ in 0..if effort.quick { 5 } else { 20 } {
-        served.wait_for("the pool comes down", |served| served.figure("pool_threads") == 2.0)?;
+        wait_for(&served, "the pool comes down", |served| workers(served) == 2.0)?;
         let document = load(tidemill, served.address, "-c 64 -n 64")?;
         last.push(number(&document, "/latency_us/max") / 1e3 - 50.0);
     }
@@ -142,13 +91,13 @@ pub(crate) fn step(tidemill: &Path, effort: Effort) -> Result<Row> {
 }
 
 pub(crate) fn flood(tidemill: &Path, effort: Effort) -> Result<Row> {
-    let served = Served::start(&mut Served::tidemill(tidemill, ""))?;
+    let served = Server::start(&mut served(tidemill, ""))?;
     let seconds = if effort.quick { 2 } else { 8 };
     let document = load(tidemill, served.address, &format!("-c 1000 -P 16 -d {seconds}s"))?;
     thread::sleep(200 * MS);
     let wrong = number(&document, "/total/sent") - number(&document, "/total/right");
     let checks = vec![
-        Check::count("times the pool grew", served.grown(), Goal::AtMost(0.0)),
+        Check::count("times the pool grew", grown(&served), Goal::AtMost(0.0)),
         Check::count("replies missing or wrong", wrong, Goal::AtMost(0.0)),
     ];
     Ok(over_loopback(20, "trivial flood, 1000 connections, pipelined", checks))
@@ -172,7 +121,7 @@ pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
         }
     }
     let delays = Arc::new(Mutex::new(HashMap::new()));
-    let server = Server::builder(TwoDelays { helo: Helo::new(), delays: Arc::clone(&delays) })
+    let server = Tidemill::builder(TwoDelays { helo: Helo::new(), delays: Arc::clone(&delays) })
         .pool_limits(LIMITS)
         .listen(([127, 0, 0, 1], 0).into())
         .listen(([127, 0, 0, 1], 0).into())
@@ -194,11 +143,11 @@ pub(crate) fn serve_two(first: Duration, second: Duration) -> Result<()> {
 }
 
 /// A server by [`serve_two`], and its second address.
-fn two(first: &str, second: &str) -> Result<(Served, SocketAddr)> {
+fn two(first: &str, second: &str) -> Result<(Server, SocketAddr)> {
     let mut command = Command::new(std::env::current_exe()?);
-    let served = Served::start(command.args(["--serve-two", first, second]))?;
-    served.wait_for("the first statistics", |served| !served.figure("pool_threads").is_nan())?;
-    let last = served.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let served = Server::start(command.args(["--serve-two", first, second]))?;
+    wait_for(&served, "the first statistics", |served| !workers(served).is_nan())?;
+    let last = served.statistics();
     let other = last.pointer("/second").and_then(Value::as_str).and_then(|address| address.parse().ok());
     Ok((served, other.ok_or_else(|| Error::other("the second address is not told"))?))
 }
@@ -216,7 +165,7 @@ pub(crate) fn trickle(tidemill: &Path, effort: Effort) -> Result<Row> {
         .spawn()?;
     while trickle.try_wait()?.is_none() {
         if begun.elapsed() > KEEP_ALIVE + Duration::from_secs(1) {
-            most = served.figure("pool_threads").max(most);
+            most = workers(&served).max(most);
         }
         thread::sleep(20 * MS);
     }
@@ -247,38 +196,35 @@ pub(crate) fn mixed(tidemill: &Path, effort: Effort) -> Result<Row> {
 }
 
 pub(crate) fn refused(tidemill: &Path, _: Effort) -> Result<Row> {
-    let mut command = Served::tidemill(tidemill, "--handler-delay 50ms");
+    let mut command = served(tidemill, "--handler-delay 50ms");
     if Uid::effective().is_root() {
         // Root may have any number of threads.
         command.uid(NOBODY).gid(NOBODY);
     }
-    let mut served = Served::start(&mut command)?;
-    let pid = Pid::from_raw(i32::try_from(served.process.id()).map_err(Error::other)?);
-    let uid = fs::metadata(format!("/proc/{pid}"))?;
-    let limit = threads_of(std::os::unix::fs::MetadataExt::uid(&uid))? + 3;
+    let mut served = Server::start(command.stderr(Stdio::piped()))?;
+    let pid = signed(served.pid())?;
+    let limit = threads_beside(pid)? + 3;
     limit_threads(pid, limit)?;
 
-    served.wait_for("the first statistics", |served| !served.figure("pool_threads").is_nan())?;
+    wait_for(&served, "the first statistics", |served| !workers(served).is_nan())?;
     let (address, seconds) = (served.address, 3.0);
-    let before = served.figure("pool_threads_refused_total");
+    let before = served.figure("/pool_threads_refused_total");
     let document = load(tidemill, address, &format!("-c 64 -d {seconds}s"))?;
     thread::sleep(200 * MS);
-    let tries = (served.figure("pool_threads_refused_total") - before) / seconds;
+    let tries = (served.figure("/pool_threads_refused_total") - before) / seconds;
     let lost = number(&document, "/total/sent") - number(&document, "/total/right");
-    let limited = served.figure("pool_threads");
+    let limited = workers(&served);
 
     let path = tidemill.to_owned();
     let again = thread::spawn(move || load(&path, address, "-c 64 -d 4s"));
     thread::sleep(Duration::from_secs(1));
     let (_, hard) = nix::sys::resource::getrlimit(Resource::RLIMIT_NPROC)?;
     limit_threads(pid, hard)?;
-    let back = served.wait_for("the pool grows again", |served| served.figure("pool_threads") >= 60.0)?;
+    let back = wait_for(&served, "the pool grows again", |served| workers(served) >= 60.0)?;
     let document = again.join().map_err(|_| Error::other("a load panicked"))??;
     let lost = lost + number(&document, "/total/sent") - number(&document, "/total/right");
-    kill(pid, Signal::SIGTERM)?;
-    let failed = !served.process.wait()?.success();
-    let said = served.errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let panics = said.iter().filter(|line| line.contains("panicked")).count();
+    let failed = !served.stop()?.success();
+    let panics = served.errors().iter().filter(|line| line.contains("panicked")).count();
     let checks = vec![
         Check::count("workers while threads were refused", limited, Goal::AtMost(6.0)),
         Check::count("tries a second", tries, Goal::AtMost(10.0)),
@@ -291,21 +237,16 @@ pub(crate) fn refused(tidemill: &Path, _: Effort) -> Result<Row> {
     Ok(over_loopback(15, "the system refuses threads", checks))
 }
 
-/// Threads that a user has.
-fn threads_of(uid: u32) -> Result<u64> {
-    let mut threads = 0;
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
-        let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        if field("Uid:").split_whitespace().next() == Some(&uid.to_string()) {
-            threads += field("Threads:").trim().parse::<u64>().unwrap_or_default();
-        }
-    }
-    Ok(threads)
+/// Threads that the user of process `pid` has.
+fn threads_beside(pid: i32) -> Result<u64> {
+    let uid = Process::new(pid).and_then(|process| process.uid()).map_err(Error::other)?;
+    // One that ends meanwhile has none.
+    let all = all_processes().map_err(Error::other)?.filter_map(|process| process.ok()?.status().ok());
+    Ok(all.filter(|status| status.ruid == uid).map(|status| status.threads).sum())
 }
 
 /// Sets how many threads the user of process `pid` may have, for this process.
-fn limit_threads(pid: Pid, limit: u64) -> Result<()> {
+fn limit_threads(pid: i32, limit: u64) -> Result<()> {
     let mut command = Command::new("prlimit");
     if Uid::effective().is_root() {
         // A user may do this to its own processes; root needs a capability that containers lack.
@@ -317,18 +258,18 @@ fn limit_threads(pid: Pid, limit: u64) -> Result<()> {
 
 pub(crate) fn idle(tidemill: &Path, effort: Effort) -> Result<Row> {
     let mut command = Command::new(tidemill);
-    let served = Served::start(command.args(["serve", "0", "--min-threads", "2", "--log-level", "off"]))?;
+    let served = Server::start(command.args(["serve", "0", "--min-threads", "2", "--log-level", "off"]))?;
     // It has served somebody before.
     let mut stream = TcpStream::connect(served.address)?;
     stream.write_all(b"HELO x\n")?;
     stream.read_exact(&mut [0; 10])?;
     thread::sleep(Duration::from_secs(1));
-    let pid = served.process.id();
+    let pid = served.pid();
     let clock = CpuClock::of(pid)?;
-    let (used, switches) = (clock.read()?, Switches::of(pid)?);
+    let (used, before) = (clock.read()?, switches(pid)?);
     thread::sleep(Duration::from_secs(if effort.quick { 10 } else { 60 }));
     let used = clock.read()? - used;
-    let switched = Switches::of(pid)?.since(switches).total();
+    let switched = switches(pid)?.saturating_sub(before);
     let checks = vec![
         Check::count("wake-ups that the kernel counts", switched as f64, Goal::AtMost(0.0)),
         Check::count("CPU time in ms", used.as_secs_f64() * 1e3, Goal::AtMost(0.0)),
@@ -344,14 +285,12 @@ pub(crate) fn churn_child(threads: u64) -> Result<()> {
     let small = LIMITS.threads(LIMITS.min_threads, LIMITS.min_threads);
     let large = LIMITS.threads(LIMITS.max_threads, LIMITS.max_threads);
     let lab = Lab::start(small)?;
-    let own = || -> Result<[u64; 3]> {
-        let status = fs::read_to_string("/proc/self/status")?;
-        let field = |name| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-            line.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
-        };
-        Ok([field("Threads:"), fs::read_dir("/proc/self/fd")?.count() as u64, field("VmRSS:")])
+    let own = || -> ProcResult<[u64; 3]> {
+        let process = Process::myself()?;
+        let status = process.status()?;
+        Ok([status.threads, process.fd_count()? as u64, status.vmrss.unwrap_or_default()])
     };
+    let own = || own().map_err(Error::other);
     let (mut first, mut worst) = (None, [0; 3]);
     for _ in 0..threads.div_ceil(AT_ONCE as u64) {
         for limits in [large, small] {

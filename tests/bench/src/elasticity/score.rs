@@ -1,6 +1,7 @@
 //! What a row of the scorecard found, and whether that is good enough.
 
 use serde::Serialize;
+pub(crate) use tidemill_bench::goal::{Goal, Verdict};
 use tidemill_bench::stats::Estimate;
 
 /// Seconds since the start, requests under way, workers.
@@ -43,31 +44,6 @@ pub(crate) enum Unit {
     Ratio,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Goal {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
-    Met,
-    /// Beyond the goal, and not enough to fail.
-    Missed,
-    Failed,
-}
-
-impl Goal {
-    fn holds(self, value: f64) -> bool {
-        match self {
-            Goal::AtMost(most) => value <= most,
-            Goal::AtLeast(least) => value >= least,
-        }
-    }
-}
-
 impl Check {
     /// What is counted.
     pub(crate) fn count(what: impl Into<String>, value: f64, goal: Goal) -> Check {
@@ -82,28 +58,15 @@ impl Check {
             value if value <= 3.0 * most => Verdict::Missed,
             _ => Verdict::Failed,
         };
-        let goal = Goal::AtMost(most);
-        Check {
-            what: what.into(),
-            value: milliseconds,
-            unit: Unit::Milliseconds,
-            goal,
-            interval: None,
-            verdict,
-        }
+        let (goal, unit) = (Goal::AtMost(most), Unit::Milliseconds);
+        Check { what: what.into(), value: milliseconds, unit, goal, interval: None, verdict }
     }
 
     /// The median of ratios, round by round.
     pub(crate) fn ratio(what: impl Into<String>, ratios: &[f64], goal: Goal) -> Check {
         let estimate = Estimate::of(ratios);
         let value = estimate.map_or(f64::NAN, |estimate| estimate.median);
-        let interval = estimate.and_then(|estimate| estimate.interval);
-        let verdict = match interval {
-            Some((low, high)) if !goal.holds(low) && !goal.holds(high) => Verdict::Failed,
-            _ if value.is_nan() => Verdict::Failed,
-            _ if goal.holds(value) => Verdict::Met,
-            _ => Verdict::Missed,
-        };
+        let (interval, verdict) = (estimate.and_then(|estimate| estimate.interval), goal.judge(estimate));
         Check { what: what.into(), value, unit: Unit::Ratio, goal, interval, verdict }
     }
 
@@ -121,11 +84,7 @@ impl Check {
     /// The goal as people read it.
     pub(crate) fn goal_shown(&self) -> String {
         let unit = if self.unit == Unit::Milliseconds { " ms" } else { "" };
-        match self.goal {
-            Goal::AtMost(0.0) => "0".to_owned(),
-            Goal::AtMost(most) => format!("≤ {most}{unit}"),
-            Goal::AtLeast(least) => format!("≥ {least}{unit}"),
-        }
+        format!("{}{unit}", self.goal)
     }
 }
 
