@@ -455,6 +455,63 @@ mod tests {
     }
 
     #[test]
+    fn the_wait_for_the_rest_of_a_frame_begins_anew_only_with_the_next_frame() {
+        let (service, mut job) = (service(), job());
+        let mut cut = |inbound: &mut Inbound| {
+            let (service, job) = (&service, &mut job);
+            let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, inline: &mut NoInline };
+            inbound.cut(&mut None, false, cut, 9)
+        };
+        let mut inbound = Inbound::default();
+        inbound.append(b"x", Some(1), 5);
+        inbound.append(b"y", None, 8);
+        assert_eq!(inbound.arrived_at(), 5, "when the front came");
+        assert_eq!((cut(&mut inbound).consumed, inbound.incomplete_since()), (0, Some(5)));
+        inbound.append(b"\nz", None, 8);
+        assert_eq!((cut(&mut inbound).consumed, inbound.incomplete_since()), (3, Some(9)));
+    }
+
+    #[test]
+    fn a_job_that_is_full_takes_no_more() {
+        let service = service();
+        for (there, requests) in [(MAX_JOB_BYTES - 1, 1), (MAX_JOB_BYTES, 0)] {
+            let mut job = job();
+            job.batch.push_line(&vec![b'x'; there]);
+            let job = &mut job;
+            let cut =
+                Cut { service: &service, stop_allowed: true, job, room: 9, frames: 9, inline: &mut NoInline };
+            assert_eq!(cut.take(&mut None, b"a\nb\n", 0, false).requests, requests, "{there} bytes");
+        }
+    }
+
+    #[test]
+    fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
+        let (service, mut job) = (service(), job());
+        let mut inbound = inbound(&[&b"#\n"[..], &b"x".repeat(7), &[b'\n'; 1000]].concat());
+        let before = inbound.capacity();
+        let cut = Cut {
+            service: &service,
+            stop_allowed: true,
+            job: &mut job,
+            room: 9,
+            frames: 1,
+            inline: &mut NoInline,
+        };
+        inbound.cut(&mut None, false, cut, 9);
+        assert_eq!((inbound.capacity(), inbound.len()), (before, before - 2));
+        let mut long = Inbound::default();
+        for _ in 0..100 {
+            long.append(&[b'x'; 1024], Some(0), 0);
+            assert!(
+                long.capacity() <= long.len() + MAX_GROWTH_BYTES,
+                "{} for {}",
+                long.capacity(),
+                long.len()
+            );
+        }
+    }
+
+    #[test]
     fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
         let (service, mut job) = (service(), job());
         let mut inbound = inbound(&[&b"#\n".repeat(1000)[..], b"rest"].concat());

@@ -12,6 +12,8 @@ mod inbound;
 mod model;
 mod outbound;
 mod peer;
+#[cfg(test)]
+mod rules;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,0 +1,278 @@
+//! The rules of a connection one by one, where a real socket would need luck to come to them. Only in tests.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::job::{MS, Slots};
+
+/// High and low.
+const MARKS: (usize, usize) = (64, 16);
+
+fn endpoint(service: ServiceId) -> Arc<Endpoint> {
+    Endpoint::new(([127, 0, 0, 1], 1).into(), service)
+}
+
+fn connection() -> Connection {
+    let endpoint = endpoint(3);
+    let peer = endpoint.address.clone();
+    Connection::new(endpoint, &peer, false, Role::Requests, 0)
+}
+
+/// With a frame that may be whole, or the begin of one.
+fn with_input(bytes: &[u8], is_whole: bool) -> Connection {
+    let mut connection = connection();
+    connection.set_readable();
+    connection.inbound_mut().append(bytes, Some(bytes.len()).filter(|_| !is_whole), 0);
+    connection
+}
+
+fn push(connection: &mut Connection, count: usize, now: Nanos) {
+    connection.with_outbound(MARKS, now, |outbound| outbound.push_word(&vec![b'x'; count]));
+}
+
+fn job(connection: &Connection) -> Box<Job> {
+    let mut free = FreeJobs::new(Slots::new(1, 0));
+    connection.new_job(ConnId { slot: 0, generation: 0 }, &mut free, 0)
+}
+
+#[test]
+fn what_is_known_of_the_receiving_side_is_what_was_seen_last_and_an_end_stays() {
+    let mut connection = connection();
+    assert_eq!((connection.is_readable(), connection.service()), (false, 3));
+    connection.set_hung_up();
+    connection.set_read_short();
+    assert!(connection.is_readable(), "only the end empties what has hung up");
+    connection.set_read_empty();
+    assert!(!connection.is_readable());
+    connection.set_readable();
+    assert!(connection.is_readable() && !connection.is_broken());
+    connection.set_read_short();
+    assert!(!connection.is_readable());
+    connection.set_broken();
+    for change in [Connection::set_hung_up, Connection::set_read_short, Connection::set_read_empty] {
+        change(&mut connection);
+        assert!(connection.is_broken() && connection.is_readable(), "what it had sent may still be read");
+    }
+    connection.set_ended();
+    for change in [Connection::set_hung_up, Connection::set_readable, Connection::set_read_empty] {
+        change(&mut connection);
+        assert!(connection.has_ended() && !connection.is_readable() && !connection.is_broken());
+    }
+}
+
+#[test]
+fn only_an_open_connection_without_anything_pending_wants_nothing() {
+    assert!(!connection().wants_service() && !connection().has_buffers());
+    let changes: [fn(&mut Connection); 4] = [
+        Connection::set_readable,
+        Connection::set_ended,
+        |connection| connection.inbound_mut().append(b"x", None, 0),
+        |connection| connection.phase = Phase::Closing(CloseReason::Eof),
+    ];
+    for change in changes {
+        let mut connection = connection();
+        change(&mut connection);
+        assert!(connection.wants_service(), "{connection:?}");
+    }
+}
+
+#[test]
+fn a_full_socket_is_watched_once_it_takes_bytes_again() {
+    let mut connection = connection();
+    connection.set_writable();
+    assert_eq!((connection.output, connection.is_writable()), (Output::Open, true));
+    connection.output = Output::Full;
+    assert!(!connection.is_writable());
+    connection.set_writable();
+    assert_eq!((connection.output, connection.is_writable()), (Output::Watched, true));
+}
+
+#[test]
+fn it_is_read_as_far_as_its_next_job_needs_it_and_no_further_than_a_drain_goes() {
+    const MOST: usize = 64 << 10;
+    let with_job = |mut connection: Connection| {
+        connection.set_job_out(1);
+        connection
+    };
+    let waiting = |mut connection: Connection| {
+        connection.turn = Turn::Waits;
+        connection
+    };
+    for (connection, sparing, expected) in [
+        (connection(), false, 0),
+        (with_input(b"ab", false), false, MOST),
+        (with_input(b"ab", false), true, MOST),
+        (with_input(b"a\n", true), false, READ_AHEAD_BYTES - 2),
+        (with_input(b"a\n", true), true, LOOK_AHEAD_BYTES - 2),
+        (with_job(with_input(b"ab", false)), false, READ_AHEAD_BYTES),
+        (with_job(with_input(b"ab", false)), true, LOOK_AHEAD_BYTES),
+        (waiting(with_input(b"ab", false)), false, LOOK_AHEAD_BYTES - 2),
+        (waiting(with_input(b"a\n", true)), false, LOOK_AHEAD_BYTES - 2),
+    ] {
+        assert_eq!(connection.may_read(MOST, sparing), expected, "sparing {sparing}: {connection:?}");
+    }
+    assert!(with_input(b"a\n", true).may_have_frame() && !with_input(b"ab", false).may_have_frame());
+    assert_eq!(with_input(b"ab", false).may_read(7, false), 7);
+    let mut closing = with_input(b"ab", false);
+    closing.phase = Phase::Closing(CloseReason::Eof);
+    assert_eq!(closing.may_read(MOST, false), 0);
+
+    let mut draining = connection();
+    draining.begin_drain(5);
+    assert_eq!(draining.may_read(MOST, false), 5, "an urgent byte may have kept a read short before");
+    draining.count_drained(2);
+    assert_eq!((draining.may_read(MOST, false), draining.drain_left()), (3, Some(3)));
+    draining.set_read_empty();
+    assert_eq!(draining.drain_left(), Some(0));
+}
+
+#[test]
+fn it_is_choked_above_the_high_watermark_until_it_is_at_the_low_one() {
+    let mut connection = connection();
+    let choked = |connection: &Connection| (connection.is_choked(), !connection.may_hand_out());
+    push(&mut connection, MARKS.0, 0);
+    assert_eq!(choked(&connection), (false, false));
+    push(&mut connection, 1, 0);
+    assert_eq!(choked(&connection), (true, true));
+    connection.with_outbound(MARKS, 0, |outbound| outbound.advance(MARKS.0 - MARKS.1));
+    assert_eq!(choked(&connection), (true, true), "17 bytes wait");
+    connection.with_outbound(MARKS, 0, |outbound| outbound.advance(1));
+    assert_eq!(choked(&connection), (false, false), "16 bytes wait");
+    push(&mut connection, MARKS.0 - MARKS.1, 0);
+    assert!(!connection.is_choked(), "between the two it stays as it was");
+    assert_eq!(connection.discard_output().map(|bytes| bytes.len()), Some(MARKS.0));
+    assert!(!connection.has_buffers());
+}
+
+#[test]
+fn what_it_holds_is_the_sum_of_its_parts() {
+    let mut connection = with_input(b"abc", false);
+    push(&mut connection, 10, 0);
+    let parts = connection.inbound().unwrap().capacity() + connection.outbound().unwrap().held_bytes();
+    assert_eq!((parts, connection.held_bytes()), (13, size_of::<Buffers>() + 13));
+    assert_eq!(connection.discard_input().as_deref(), Some(&b"abc"[..]));
+    let mut outbound = Outbound::default();
+    outbound.push(&mut vec![b'x'; 100], &[25, 50, 75, 100], 0);
+    let ends = outbound.held_bytes().saturating_sub(100);
+    assert!(ends >= 4 * size_of::<usize>() && ends <= 16 * size_of::<usize>(), "{ends}");
+    assert_eq!(outbound.into_bytes().len(), 100);
+}
+
+#[test]
+fn quiet_is_who_has_nothing_pending_and_answered_who_has_no_job() {
+    let state = |connection: &Connection| (connection.is_quiet(), connection.has_answered());
+    let mut connection = connection();
+    assert_eq!(state(&connection), (true, true));
+    connection.set_job_out(1);
+    assert_eq!(state(&connection), (false, false));
+    connection.set_job_back();
+    connection.hold(job(&connection));
+    assert_eq!(state(&connection), (false, false), "a job is held");
+    assert!(connection.take_held().is_some());
+    push(&mut connection, 1, 0);
+    assert_eq!(state(&connection), (false, true), "a byte waits to be written");
+    assert_eq!(state(&with_input(b"x", false)), (false, true), "a line has begun");
+}
+
+#[test]
+fn an_unread_reply_is_late_from_when_the_peer_took_any_last() {
+    let timeouts = Timeouts { write: Some(100), ..Timeouts::default() };
+    let due = |connection: &Connection| connection.deadline(&timeouts, 99, || None).map(|(at, _)| at);
+    let mut connection = connection();
+    assert_eq!(due(&connection), None);
+    push(&mut connection, 4, 10);
+    assert_eq!(due(&connection), Some(110));
+    push(&mut connection, 4, 20);
+    assert_eq!(due(&connection), Some(110), "more came to wait");
+    connection.with_outbound(MARKS, 30, |outbound| outbound.advance(1));
+    assert_eq!(due(&connection), Some(130));
+    connection.with_outbound(MARKS, 40, |_| ());
+    assert_eq!(due(&connection), Some(130), "nothing was taken");
+    connection.phase = Phase::Leaving(CloseReason::Eof);
+    assert_eq!(due(&connection), Some(130));
+    connection.phase = Phase::Lingering(CloseReason::Eof);
+    assert_eq!(due(&connection), None);
+}
+
+#[test]
+fn a_line_is_late_from_its_begin_less_the_time_in_which_it_was_not_read() {
+    let timeouts = Timeouts { line: Some(100), ..Timeouts::default() };
+    let due = |connection: &Connection| connection.deadline(&timeouts, 99, || None).map(|(at, _)| at);
+    let begun = || {
+        let mut connection = connection();
+        connection.inbound_mut().append(b"x", Some(1), 5);
+        assert_eq!(due(&connection), Some(105));
+        connection
+    };
+    let mut waiting = begun();
+    waiting.turn = Turn::Waits;
+    waiting.note_pause(10, || 10);
+    assert_eq!(due(&waiting), None);
+    waiting.turn = Turn::Its;
+    waiting.note_pause(30, || 30);
+    assert_eq!(due(&waiting), Some(125));
+    let mut choked = begun();
+    push(&mut choked, MARKS.0 + 1, 9);
+    choked.note_pause(10, || 10);
+    assert_eq!(due(&choked), None);
+    for change in [
+        |connection: &mut Connection| connection.phase = Phase::Closing(CloseReason::Eof),
+        |connection: &mut Connection| connection.role = Role::TurnedAway,
+    ] {
+        let mut connection = begun();
+        change(&mut connection);
+        assert_eq!(due(&connection), None, "nothing of it is waited for");
+    }
+}
+
+#[test]
+fn idle_is_who_is_quiet_and_counts_from_when_it_was_last_seen() {
+    let timeouts = Timeouts { idle: Some(50 * MS), ..Timeouts::default() };
+    let due = |connection: &Connection| connection.deadline(&timeouts, 100 * MS, || None);
+    let active = || {
+        let mut connection = connection();
+        connection.set_active(40 * MS);
+        connection
+    };
+    // Kept in milliseconds, and never early.
+    let (at, reason) = due(&active()).unwrap();
+    assert!((90 * MS..=91 * MS).contains(&at) && reason == CloseReason::IdleTimeout, "{at}");
+    for change in [
+        |connection: &mut Connection| connection.set_ended(),
+        |connection: &mut Connection| connection.set_job_out(1),
+        |connection: &mut Connection| connection.phase = Phase::Closing(CloseReason::Eof),
+        |connection: &mut Connection| connection.role = Role::TurnedAway,
+    ] {
+        let mut connection = active();
+        change(&mut connection);
+        assert_eq!(due(&connection), None, "{connection:?}");
+    }
+    let may_have = |connection: &Connection, timeouts: &Timeouts| connection.may_have_deadline(timeouts);
+    assert!(may_have(&active(), &timeouts) && !may_have(&active(), &Timeouts::default()));
+    let request = Timeouts { request: Some(1), ..Timeouts::default() };
+    assert!(may_have(&active(), &request) && may_have(&with_input(b"x", false), &Timeouts::default()));
+}
+
+#[test]
+fn replies_behind_others_end_where_they_end() {
+    let mut outbound = Outbound::default();
+    outbound.push(&mut b"abcdef".to_vec(), &[3, 6], 3);
+    assert_eq!(outbound.replies(), 1, "what was sent to its end does not wait");
+    outbound.push(&mut b"ghijklm".to_vec(), &[4, 7], 2);
+    assert_eq!((outbound.bytes(), outbound.replies()), (&b"defijklm"[..], 3));
+    assert_eq!((outbound.advance(5).0, outbound.advance(2).0, outbound.advance(1).0), (2, 0, 1));
+    let mut words = Outbound::default();
+    words.push_word(b"abcd");
+    words.push(&mut b"efghijkl".to_vec(), &[], 2);
+    assert_eq!(words.held_bytes(), 10, "no more than is needed");
+}
+
+#[test]
+fn a_buffer_that_has_a_mapping_of_its_own_is_taken_over_and_a_smaller_one_stays_where_it_is() {
+    for (capacity, stays) in [(128 << 10, false), ((128 << 10) - 1, true), (100, true)] {
+        let mut replies = Vec::with_capacity(capacity);
+        replies.push(b'x');
+        Outbound::default().push(&mut replies, &[1], 0);
+        assert_eq!((replies.len(), replies.capacity() == capacity), (0, stays), "{capacity}");
+    }
+}
