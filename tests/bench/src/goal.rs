@@ -26,6 +26,8 @@ pub enum Verdict {
     Missed,
     /// It was not reached.
     Failed,
+    /// This machine does not let it be measured.
+    Skipped,
 }
 
 impl Goal {
@@ -65,6 +67,7 @@ impl Verdict {
             Verdict::Met => "met",
             Verdict::Missed => "missed",
             Verdict::Failed => "FAILED",
+            Verdict::Skipped => "skipped",
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Rows 21 to 27: tolerance as inertia, what is not known, cores that come and go, a lost worker, and a burst against tokio's.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Error, Result};
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Client, Crowd, Kind, Lab, burst, collect};
+use crate::lab::{Client, Crowd, Kind, Lab, Notes, burst, collect};
+use crate::peer::Peer;
 use crate::rows::{
     Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, areas, grown, ms, play, resizes_since, row, thinned, uptime, whole,
 };
@@ -96,6 +97,66 @@ fn set_cpus(list: &str) -> Result<()> {
     if done.status.success() { Ok(()) } else { Err(Error::other("taskset failed")) }
 }
 
+/// A control group of this process's own, whose quota of CPU time can be set. Left when dropped.
+struct Quota {
+    group: PathBuf,
+    /// Where this process was before.
+    root: PathBuf,
+    version: u32,
+}
+
+impl Quota {
+    fn new() -> Result<Quota> {
+        let mut why = Error::other("none is mounted");
+        for line in fs::read_to_string("/proc/self/cgroup")?.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let (version, mount) = match controllers {
+                "" => (2, "/sys/fs/cgroup"),
+                _ if controllers.split(',').any(|name| name == "cpu") => (1, "/sys/fs/cgroup/cpu"),
+                _ => continue,
+            };
+            let root = Path::new(mount).join(path.trim_start_matches('/'));
+            let group = root.join(format!("tidemill-row-{}", std::process::id()));
+            let quota = Quota { group, root, version };
+            match fs::create_dir(&quota.group)
+                .and_then(|()| quota.set(None))
+                .and_then(|()| enter(&quota.group))
+            {
+                Ok(()) => return Ok(quota),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// CPUs' worth of time, or as much as there is.
+    fn set(&self, cpus: Option<u32>) -> Result<()> {
+        const PERIOD: u32 = 100_000;
+        let quota = cpus.map(|cpus| (cpus * PERIOD).to_string());
+        match self.version {
+            1 => fs::write(self.group.join("cpu.cfs_quota_us"), quota.as_deref().unwrap_or("-1")),
+            _ => fs::write(
+                self.group.join("cpu.max"),
+                format!("{} {PERIOD}", quota.as_deref().unwrap_or("max")),
+            ),
+        }
+    }
+}
+
+/// Moves this process, all its threads, into a control group.
+fn enter(group: &Path) -> Result<()> {
+    fs::write(group.join("cgroup.procs"), std::process::id().to_string())
+}
+
+impl Drop for Quota {
+    fn drop(&mut self) {
+        // Nothing is left to be done where this fails.
+        drop(enter(&self.root));
+        drop(fs::remove_dir(&self.group));
+    }
+}
+
 pub(crate) fn cores_come_and_go(_: Effort) -> Result<Row> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {
@@ -117,13 +178,24 @@ pub(crate) fn cores_come_and_go(_: Effort) -> Result<Row> {
     let taken = wait_for(1);
     set_cpus(&format!("0-{}", cores - 1))?;
     let given = wait_for(cores);
-    crowd.finish()?;
-    let checks = vec![
+    let mut checks = vec![
         Check::count("cores at the start", before as f64, Goal::AtLeast(cores as f64)),
-        Check::time("all but one taken away, noticed after", taken, 1100.0),
+        Check::time("all but one taken away by affinity, noticed after", taken, 1100.0),
         Check::time("given back, noticed after", given, 1100.0),
     ];
-    Ok(row(25, "cores taken away and given back by affinity", checks))
+    match Quota::new() {
+        Ok(quota) => {
+            quota.set(Some(1))?;
+            let taken = wait_for(1);
+            quota.set(None)?;
+            let given = wait_for(cores);
+            checks.push(Check::time("all but one taken away by quota, noticed after", taken, 1100.0));
+            checks.push(Check::time("given back, noticed after", given, 1100.0));
+        }
+        Err(why) => checks.push(Check::skipped(format!("by quota: no control group for it here, {why}"))),
+    }
+    crowd.finish()?;
+    Ok(row(25, "cores taken away and given back", checks))
 }
 
 pub(crate) fn lost_inside_the_band(effort: Effort) -> Result<Row> {
@@ -156,70 +228,65 @@ pub(crate) fn lost_inside_the_band(effort: Effort) -> Result<Row> {
     Ok(row(26, "one worker lost to a sleep inside the band, others busy", checks))
 }
 
-/// When the last of 64 closures that tokio blocks on began.
-fn tokio_burst(runtime: &tokio::runtime::Runtime) -> Result<f64> {
-    let begins: Arc<Mutex<Vec<Instant>>> = Arc::default();
-    let begun = Instant::now();
-    let tasks: Vec<_> = (0..64)
-        .map(|_| {
-            let begins = Arc::clone(&begins);
-            runtime.spawn_blocking(move || {
-                begins.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
-                thread::sleep(Duration::from_micros(SLEEP));
-            })
-        })
-        .collect();
-    for task in tasks {
-        runtime.block_on(task).map_err(Error::other)?;
-    }
-    let begins = begins.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(begins.iter().max().map_or(f64::NAN, |last| ms(last.saturating_duration_since(begun))))
-}
-
-fn our_burst(lab: &Lab, clients: &mut [Client]) -> Result<f64> {
-    lab.take_calls();
+/// When the last of 64 requests that came in a burst began.
+fn last_begun(clients: &mut [Client], notes: &Notes) -> Result<f64> {
+    notes.take_calls();
     let begun = burst(clients, Kind::Sleep, SLEEP)?;
     collect(clients)?;
-    Ok(lab.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))))
+    Ok(notes.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))))
 }
 
+/// The same five ways, in turns: the same 64 requests by the same clients to our server and to a tokio server, each warm and
+/// new; and 64 closures that are given to tokio's pool without any server, which spares them sockets and a hand-over.
 pub(crate) fn against_tokio(effort: Effort) -> Result<Row> {
     let keep_alive = 300 * MS;
-    let runtime = || {
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_keep_alive(keep_alive).build()
-    };
-    let (warm_tokio, warm) = (runtime()?, Lab::start(LIMITS.keep_alive(keep_alive))?);
-    let mut clients = Client::connect_many(warm.address(), 64)?;
-    let (mut ours, mut fresh) = (Vec::new(), Vec::new());
-    let mut theirs = Vec::new();
+    let (ours, theirs) = (Lab::start(LIMITS.keep_alive(keep_alive))?, Peer::start(keep_alive)?);
+    let bare = Peer::start(keep_alive)?;
+    let mut clients = Client::connect_many(ours.address(), 64)?;
+    let mut their_clients = Client::connect_many(theirs.address(), 64)?;
+    let mut figures: [Vec<f64>; 5] = Default::default();
     for number in 0..effort.rounds(30, 10) {
-        warm.wait_for_workers(2, KEEP_ALIVE).ok_or_else(|| Error::other("the pool does not come down"))?;
+        ours.wait_for_workers(2..=2, KEEP_ALIVE)
+            .ok_or_else(|| Error::other("the pool does not come down"))?;
         thread::sleep(keep_alive);
-        let new_server = || -> Result<f64> {
-            let lab = Lab::start(LIMITS)?;
-            let mut clients = Client::connect_many(lab.address(), 64)?;
-            our_burst(&lab, &mut clients)
-        };
-        let (our, their, new) = if number % 2 == 0 {
-            let our = our_burst(&warm, &mut clients)?;
-            (our, tokio_burst(&warm_tokio)?, new_server()?)
-        } else {
-            let their = tokio_burst(&warm_tokio)?;
-            let new = new_server()?;
-            (our_burst(&warm, &mut clients)?, their, new)
-        };
-        // The first of all knows nothing yet.
-        if number > 0 {
-            ours.push(our);
+        for turn in 0..figures.len() {
+            let which = (number + turn) % figures.len();
+            let last = match which {
+                OURS => last_begun(&mut clients, ours.notes())?,
+                THEIRS => last_begun(&mut their_clients, theirs.notes())?,
+                OURS_NEW => {
+                    let new = Lab::start(LIMITS)?;
+                    last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?
+                }
+                THEIRS_NEW => {
+                    let new = Peer::start(keep_alive)?;
+                    last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?
+                }
+                _ => bare.last_of_closures(64, SLEEP)?,
+            };
+            // The first round of all knows nothing yet.
+            if number > 0 {
+                figures[which].push(last);
+            }
         }
-        fresh.push(new);
-        theirs.push(their);
     }
-    let their = quantile(&mut theirs, 0.5);
-    let (our, new) = (quantile(&mut ours, 0.5), quantile(&mut fresh, 0.5));
+    let check = |our: usize, their: usize, what: &str| {
+        let ratios: Vec<f64> =
+            figures[our].iter().zip(&figures[their]).map(|(our, their)| our / their).collect();
+        let median = |which: usize| quantile(&mut figures[which].clone(), 0.5);
+        let what = format!("{what}: {:.2} ms to {:.2}", median(our), median(their));
+        Check::ratio(what, &ratios, Goal::AtMost(1.0))
+    };
     let checks = vec![
-        Check::count("last of 64 started, p50 in ms", our, Goal::AtMost(their)),
-        Check::count("the same on a new server", new, Goal::AtMost(their)),
+        check(OURS, THEIRS, "last of 64 started, to a tokio server's"),
+        check(OURS_NEW, THEIRS_NEW, "the same, both new"),
+        check(OURS, BARE, "to spawn_blocking without a server"),
     ];
     Ok(row(27, "burst of 64 against tokio's spawn_blocking", checks))
 }
+
+const OURS: usize = 0;
+const THEIRS: usize = 1;
+const OURS_NEW: usize = 2;
+const THEIRS_NEW: usize = 3;
+const BARE: usize = 4;

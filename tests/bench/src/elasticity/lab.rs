@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
@@ -70,7 +71,8 @@ pub(crate) struct Lab {
     notes: Arc<Notes>,
 }
 
-struct Notes {
+/// Does what requests ask for, and notes when it was asked.
+pub(crate) struct Notes {
     /// In several parts, so that workers that begin at the same time do not wait for each other to note it.
     calls: [Mutex<Vec<Call>>; PARTS],
     next_part: AtomicUsize,
@@ -85,17 +87,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Lab {
     /// A server with these limits.
     pub(crate) fn start(limits: PoolLimits) -> Result<Lab> {
-        LazyLock::force(&EPOCH);
-        let notes = Arc::new(Notes {
-            calls: std::array::from_fn(|_| Mutex::new(Vec::with_capacity(64))),
-            next_part: AtomicUsize::new(0),
-            released: Mutex::default(),
-            release: Condvar::new(),
-        });
+        let notes = Notes::new();
         let handler = {
             let notes = Arc::clone(&notes);
             move |request: &Request<'_>, reply: &mut Reply<'_>| {
-                notes.handle(request);
+                notes.handle(request.line(), request.local_addr().tcp());
                 reply.push(b"ok\n");
             }
         };
@@ -122,10 +118,14 @@ impl Lab {
         usize::try_from(self.server.handle().stats().pool_threads).unwrap_or(usize::MAX)
     }
 
-    /// Waits until the pool has `workers` workers, or `limit` is over. Returns how long it took.
-    pub(crate) fn wait_for_workers(&self, workers: usize, limit: Duration) -> Option<Duration> {
+    /// Waits until the pool has as many workers as that, or `limit` is over. Returns how long it took.
+    pub(crate) fn wait_for_workers(
+        &self,
+        workers: RangeInclusive<usize>,
+        limit: Duration,
+    ) -> Option<Duration> {
         let begun = Instant::now();
-        while self.workers() != workers {
+        while !workers.contains(&self.workers()) {
             if begun.elapsed() > limit {
                 return None;
             }
@@ -134,12 +134,14 @@ impl Lab {
         Some(begun.elapsed())
     }
 
-    /// The handler's calls since the last time, in order of their beginning.
+    /// What its handler notes.
+    pub(crate) fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// See [`Notes::take_calls`].
     pub(crate) fn take_calls(&self) -> Vec<Call> {
-        let mut calls: Vec<Call> =
-            self.notes.calls.iter().flat_map(|part| std::mem::take(&mut *lock(part))).collect();
-        calls.sort_by_key(|call| call.begun);
-        calls
+        self.notes.take_calls()
     }
 
     /// Lets requests that block go on.
@@ -150,9 +152,28 @@ impl Lab {
 }
 
 impl Notes {
-    fn handle(&self, request: &Request<'_>) {
+    pub(crate) fn new() -> Arc<Notes> {
+        LazyLock::force(&EPOCH);
+        Arc::new(Notes {
+            calls: std::array::from_fn(|_| Mutex::new(Vec::with_capacity(64))),
+            next_part: AtomicUsize::new(0),
+            released: Mutex::default(),
+            release: Condvar::new(),
+        })
+    }
+
+    /// The calls since the last time, in order of their beginning.
+    pub(crate) fn take_calls(&self) -> Vec<Call> {
+        let mut calls: Vec<Call> =
+            self.calls.iter().flat_map(|part| std::mem::take(&mut *lock(part))).collect();
+        calls.sort_by_key(|call| call.begun);
+        calls
+    }
+
+    /// A request, without its terminator, that came to `local`.
+    pub(crate) fn handle(&self, line: &[u8], local: Option<SocketAddr>) {
         let begun = EPOCH.elapsed();
-        let text = std::str::from_utf8(request.line()).unwrap_or_default();
+        let text = std::str::from_utf8(line).unwrap_or_default();
         let mut words = text.split(' ');
         let letter = words.next().unwrap_or_default();
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
@@ -168,7 +189,7 @@ impl Notes {
             Kind::Burn => burn(Duration::from_micros(argument)),
             Kind::Nest if argument > 0 => {
                 // A failure ends the connection of the client, which notices.
-                let asked = Client::connect(request.local_addr().tcp().expect("it listens on TCP"))
+                let asked = Client::connect(local.expect("it listens on TCP"))
                     .and_then(|mut client| client.ask(Kind::Nest, argument - 1));
                 assert!(asked.is_ok(), "the inner request failed: {asked:?}");
             }

@@ -6,6 +6,7 @@ mod outside;
 #[path = "../../../../src/report/page.rs"]
 #[expect(dead_code, reason = "the program's own skeleton of pages, of which this page needs a part")]
 mod page;
+mod peer;
 mod picture;
 mod rows;
 mod score;

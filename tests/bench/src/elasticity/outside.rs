@@ -296,7 +296,8 @@ pub(crate) fn churn_child(threads: u64) -> Result<()> {
         for limits in [large, small] {
             let workers = limits.min_threads;
             lab.handle().set_pool_limits(limits).map_err(Error::other)?;
-            lab.wait_for_workers(workers, 6 * KEEP_ALIVE).ok_or_else(|| Error::other("not obeyed"))?;
+            lab.wait_for_workers(workers..=workers, 6 * KEEP_ALIVE)
+                .ok_or_else(|| Error::other("not obeyed"))?;
         }
         // Threads that end are still counted for a moment.
         let begun = Instant::now();

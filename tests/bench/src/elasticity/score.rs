@@ -51,6 +51,12 @@ impl Check {
         Check { what: what.into(), value, unit: Unit::Count, goal, interval: None, verdict }
     }
 
+    /// What this machine does not let be measured, and why.
+    pub(crate) fn skipped(what: String) -> Check {
+        let (value, goal) = (f64::NAN, Goal::AtMost(0.0));
+        Check { what, value, unit: Unit::Count, goal, interval: None, verdict: Verdict::Skipped }
+    }
+
     /// A time that must be short.
     pub(crate) fn time(what: impl Into<String>, milliseconds: f64, most: f64) -> Check {
         let verdict = match milliseconds {
@@ -72,6 +78,9 @@ impl Check {
 
     /// The value as people read it.
     pub(crate) fn shown(&self) -> String {
+        if self.verdict == Verdict::Skipped {
+            return "-".to_owned();
+        }
         let number = |value: f64| match self.unit {
             Unit::Count if value.fract().abs() < 1e-9 => format!("{value:.0}"),
             Unit::Milliseconds => format!("{value:.2} ms"),
