@@ -7,7 +7,7 @@
 //! useful = cores / (1 − β), at least blocked + cores      β: share of the busy workers that is blocked, looked at when
 //!          growth is considered and known for a second; for growth, not known means that all compute
 //! demand = min(weigh, useful)
-//! grow     demand > workers + tolerance                          to demand
+//! grow     demand > workers + tolerance                          to demand, and what comes of the same burst within 10 ms
 //! valve    every worker is busy and the oldest waiting job, since it came and since the pool last grew, is older than P
 //!                                                                to max(demand, workers + tolerance + 1), at most useful
 //!          P = 4 × mean of finished jobs, within 2 ms to 100 ms; 2 ms until one has finished
@@ -32,6 +32,9 @@ pub const DRAIN_TARGET: Duration = Duration::from_millis(1);
 pub const MIN_PATIENCE: Duration = Duration::from_millis(2);
 /// The most, however long jobs take. Also the first time for which computations wait.
 pub const MAX_PATIENCE: Duration = Duration::from_millis(100);
+/// Work that comes so soon after the pool has grown belongs to the burst that it has grown for: 64 clients need half a millisecond
+/// to send where the machine is idle, some where it is not.
+const BURST: Duration = Duration::from_millis(10);
 /// How many times the mean time of a job work waits for: a queue of several turns is what inertia means.
 const PATIENCE_JOBS: u32 = 4;
 /// The longest that computations wait. It begins anew once none has waited so long that the pool grew, for a window and this.
@@ -99,7 +102,7 @@ impl Policy {
     /// Whether the sample is worth a look at how many of the busy workers are blocked: more may be wanted than there are. At
     /// the maximum too: whether the pool has to stay there depends on it.
     pub fn wants_blocked(&self, memory: &Memory, sample: &Sample) -> bool {
-        let band = sample.workers.saturating_add(self.tolerance).min(self.max.saturating_sub(1));
+        let band = memory.band(self, sample).min(self.max.saturating_sub(1));
         let overdue = sample.starved() && memory.waited(sample) >= Policy::patience(sample.mean);
         let news = sample.now >= memory.hold_until || sample.lost > memory.lost;
         (overdue || sample.weighed() > band) && news
@@ -252,6 +255,9 @@ pub struct Memory {
     hold_until: Duration,
     /// [`Sample::lost`] of the sample before.
     lost: usize,
+    /// What the pool had before it last grew, and when that was. The growth goes on for work of the same burst, which some looks may
+    /// be needed to see all of (row 1).
+    grew: Option<(usize, Duration)>,
     /// How often in this time of need the pool grew although more workers were of no use, and when last.
     cpu_grants: u32,
     cpu_granted_at: Duration,
@@ -272,6 +278,19 @@ impl Memory {
     /// How long work waits that the workers granted last have not taken.
     fn waited(&self, sample: &Sample) -> Duration {
         sample.oldest_wait.min(sample.now.saturating_sub(sample.grown_at))
+    }
+
+    /// Whether the growth of last time is still going on: from how many workers.
+    fn grows_from(&self, sample: &Sample) -> Option<usize> {
+        let (from, at) = self.grew?;
+        let came = sample.now.saturating_sub(sample.oldest_wait);
+        (sample.waiting > 0 && came < at + BURST).then_some(from)
+    }
+
+    /// The pool grows for a demand above this.
+    fn band(&self, policy: &Policy, sample: &Sample) -> usize {
+        let from = self.grows_from(sample).unwrap_or(sample.workers);
+        from.saturating_add(policy.tolerance).max(sample.workers)
     }
 
     /// The most workers that are of use: `cores / (1 - β)`, and as many as are blocked with the cores besides. `None`: not known.
@@ -301,7 +320,7 @@ impl Memory {
 pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, Verdict) {
     let Sample { now, workers, .. } = *sample;
     let within = |workers: usize| workers.clamp(policy.min, policy.max);
-    let band = workers.saturating_add(policy.tolerance);
+    let band = memory.band(policy, sample);
     memory.learn(sample);
     let useful = memory.useful(sample);
     let weighed = sample.weighed();
@@ -340,6 +359,9 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     if target > workers {
         // The new workers are not surplus before a window has passed without need of them.
         memory.window.record(now, policy.keep_alive, target);
+        if memory.grows_from(sample).is_none() {
+            memory.grew = Some((workers, now));
+        }
         if !helps {
             (memory.cpu_grants, memory.cpu_granted_at) = (memory.cpu_grants.saturating_add(1), now);
         }
@@ -361,13 +383,15 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
         shrink.map(|shrink| if sample.starved() { shrink.max(LOOK_AT_MAX) } else { shrink })
     } else {
         let hold = held.then(|| memory.hold_until.saturating_sub(now));
-        // More may have come meanwhile of what it has just grown for.
-        let news = target > workers || sample.mean.is_none() && waited < MIN_PATIENCE;
-        let valve = sample.starved().then(|| match news {
-            true => HOLD,
-            false => patience.saturating_sub(waited).min(LOOK),
-        });
-        let soon = [hold, valve].into_iter().flatten().min().map(|after| after.max(HOLD));
+        // A burst is still coming in: the first of it, or what it has just grown for, says nothing of the rest.
+        let age = memory.waited(sample);
+        let worth_one_each = sample.mean.is_none_or(|mean| mean >= DRAIN_TARGET);
+        let comes_in = sample.waiting > 0 && (target > workers || worth_one_each && age < MIN_PATIENCE);
+        let next = match comes_in {
+            true => Some(age.min(LOOK)),
+            false => sample.starved().then(|| patience.saturating_sub(waited).min(LOOK)),
+        };
+        let soon = [hold, next].into_iter().flatten().min().map(|after| after.max(HOLD));
         [shrink, soon].into_iter().flatten().min()
     };
     (memory, Verdict { target, demand, reason, check_after })
@@ -443,6 +467,36 @@ mod tests {
     fn a_burst_that_blocks_is_met_in_one_jump() {
         let burst = Sample { blocked: Some(2), ..sample(0, 2, 62, 2) };
         assert_eq!((verdict(burst).target, verdict(burst).reason), (64, Reason::Demand));
+    }
+
+    #[test]
+    fn a_burst_is_one_growth_though_some_of_it_is_seen_later() {
+        let policy = policy();
+        let jobs = |now, workers, jobs, oldest_wait| Sample {
+            busy: workers,
+            waiting: jobs - workers,
+            blocked: Some(workers),
+            oldest_wait,
+            ..sample(now, workers, 0, 0)
+        };
+        let (memory, first) = decide(&policy, Memory::default(), &jobs(1000, 2, 2 + 17, MS / 4));
+        assert_eq!((first.target, first.check_after), (19, Some(HOLD)), "there may be more");
+        let late = |now, oldest_wait| decide(&policy, memory, &jobs(now, 19, 20, oldest_wait)).1.target;
+        assert_eq!(late(1001, MS / 2), 20);
+        assert_eq!(late(1040, 31 * MS), 20, "it took long to start the others");
+        assert_eq!(late(1040, 29 * MS), 19, "it came later, and is inside the tolerance");
+    }
+
+    #[test]
+    fn while_a_burst_comes_in_it_looks_again_soon_though_somebody_is_free_yet() {
+        let check_after = |mean, oldest_wait| {
+            let free = Sample { mean, oldest_wait, ..sample(1000, 2, 2, 0) };
+            verdict(free).check_after
+        };
+        assert_eq!(check_after(Some(50 * MS), MS / 10), Some(HOLD));
+        assert_eq!(check_after(None, MS / 10), Some(HOLD));
+        assert_ne!(check_after(Some(MS / 10), MS / 10), Some(HOLD), "short ones are no reason");
+        assert_ne!(check_after(Some(50 * MS), 2 * MS), Some(HOLD), "what has not come by now is another one");
     }
 
     #[test]

@@ -134,7 +134,10 @@ proptest! {
             let before = pool.workers;
             // Longer than what was learned of blocking is remembered.
             let after = sample.now + Duration::from_secs(1);
-            let verdict = pool.step(after, Sample { busy: sample.busy.max(1), blocked: Some(sample.busy.max(1)), ..sample });
+            // What came with the growth before would belong to that.
+            let oldest_wait = sample.oldest_wait.min(Duration::from_millis(900));
+            let busy = sample.busy.max(1);
+            let verdict = pool.step(after, Sample { busy, blocked: Some(busy), oldest_wait, ..sample });
             if verdict.target > before {
                 prop_assert!(
                     verdict.target > before + policy.tolerance() || verdict.target == policy.max(), "{:?} {:?}", verdict, sample

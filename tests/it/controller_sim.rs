@@ -52,6 +52,21 @@ fn a_burst_gets_all_its_workers_within_milliseconds_and_none_too_many() {
     assert_eq!(smaller.peak_workers, 20);
 }
 
+/// Row 1: as sockets bring it, some at a time, whether it is known how long requests take or not. None is left to the valve.
+#[test]
+fn a_burst_that_comes_in_pieces_is_met_as_one() {
+    for before in ["", "burst=1@500ms block=50ms + "] {
+        for pieces in [&[2; 10][..], &[3; 7], &[2; 25], &[18, 1, 0, 0, 0, 1]] {
+            let count: usize = pieces.iter().sum();
+            let burst = pieces.iter().zip((1_000_000..).step_by(60)).filter(|(size, _)| **size > 0);
+            let burst: Vec<_> = burst.map(|(size, at)| format!("{size}@{at}us")).collect();
+            let run = play(&format!("{before}burst={} block=50ms", burst.join(",")));
+            assert_eq!(run.peak_workers, count, "{:?}", run.decisions);
+            assert!(run.wait.max <= 3 * MS, "{:?} {:?}", run.wait, run.decisions);
+        }
+    }
+}
+
 /// Row 2.
 #[test]
 fn the_same_burst_within_the_window_starts_no_thread() {
