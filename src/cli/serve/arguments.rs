@@ -13,7 +13,7 @@ use crate::cli::size;
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
 pub(crate) struct ServeArgs {
-    /// TCP port to listen on; 0 picks a free one, the same for every --bind where that can be had
+    /// TCP port to listen on; 0 picks a free one, for all --bind
     #[arg(value_name = "PORT", default_value_t = 8000)]
     pub(super) port: u16,
     /// Address to listen on, IPv4 or IPv6; may be given more than once. `::` serves both families, unless 0.0.0.0 is given
