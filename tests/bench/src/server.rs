@@ -26,6 +26,8 @@ const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// The server that is measured.
 pub const OURS: &str = "tidemill";
+/// The same, answering on its event loop.
+pub const INLINE: &str = "inline";
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ impl ServerSpec {
         };
         Ok(vec![
             ours(OURS, &[]),
+            ours(INLINE, &["--inline"]),
             peer("tokio"),
             peer("floor"),
             peer("channel"),

@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use crate::goal::Goal::{self, AtLeast, AtMost};
 use crate::goal::Verdict;
-use crate::measure::Metric::{self, Cpu, P99, Rate};
+use crate::measure::Metric::{self, Cpu, P50, P99, Rate};
 use crate::results::Results;
-use crate::server::OURS;
+use crate::server::{INLINE, OURS};
 use crate::stats::Estimate;
 
 /// What a server is compared with whose handler sets the rate: the rate that it allows.
@@ -42,6 +42,11 @@ const fn ours(workload: &'static str, metric: Metric, against: &'static str, goa
     Target { workload, metric, server: OURS, against, goal }
 }
 
+/// Where requests are handled on the event loop.
+const fn inline(workload: &'static str, metric: Metric, goal: Goal) -> Target {
+    Target { server: INLINE, ..ours(workload, metric, "floor", goal) }
+}
+
 /// The targets, in the order of the tables.
 pub const TARGETS: &[Target] = &[
     ours("1x1", Rate, "tokio", AtLeast(0.85)),
@@ -66,6 +71,14 @@ pub const TARGETS: &[Target] = &[
     ours("reconnect", Cpu, "tokio", AtMost(1.0)),
     ours("blocking", Rate, IDEAL, AtLeast(0.97)),
     ours("blocking", P99, "channel", AtMost(1.0)),
+    inline("1x1", Cpu, AtMost(1.05)),
+    inline("1x1", P50, AtMost(1.05)),
+    inline("64x1", Cpu, AtMost(1.05)),
+    inline("1000x1", Cpu, AtMost(1.05)),
+    inline("64x16", Cpu, AtMost(1.05)),
+    inline("1000x16", Cpu, AtMost(1.05)),
+    inline("loops-64x1", Rate, AtLeast(1.0)),
+    inline("loops-64x16", Rate, AtLeast(1.0)),
     Target { server: "tidemill-max64", ..ours("64x1", Rate, "tidemill-max4", AtLeast(0.97)) },
 ];
 

@@ -63,7 +63,7 @@ const fn flat_out(connections: u32, pipeline: u32, name: &'static str, about: &'
         handler_delay: Duration::ZERO,
         one_cpu: false,
         beside: Beside::Nobody,
-        servers: &["tidemill", "tokio", "floor", "channel"],
+        servers: &["tidemill", "inline", "tokio", "floor", "channel"],
         usual: true,
     }
 }
@@ -75,7 +75,7 @@ const fn point(connections: u32, name: &'static str, about: &'static str) -> Wor
 
 /// Beside two processes that use all the CPU they get.
 const fn beside_loops(pipeline: u32, name: &'static str, about: &'static str) -> Workload {
-    let servers = &["tidemill", "tokio", "floor"];
+    let servers = &["tidemill", "inline", "tokio", "floor"];
     Workload { beside: Beside::Loops(2), servers, ..flat_out(64, pipeline, name, about) }
 }
 
@@ -91,7 +91,7 @@ pub const WORKLOADS: &[Workload] = &[
         ..flat_out(1, 1, "1x1", "one connection, one request at a time, server and client on one CPU")
     },
     Workload {
-        servers: &["tidemill", "tokio", "floor", "channel", "tidemill-max4", "tidemill-max64"],
+        servers: &["tidemill", "inline", "tokio", "floor", "channel", "tidemill-max4", "tidemill-max64"],
         ..flat_out(64, 1, "64x1", "64 connections, one request at a time")
     },
     flat_out(1000, 1, "1000x1", "1000 connections, one request at a time"),
