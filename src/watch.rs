@@ -16,9 +16,13 @@ const LISTENS_FULL: u8 = 2;
 /// Whether the watcher sleeps.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// Written by the watcher before it sleeps, taken back by who wakes it or by itself.
-    /// Swapped, acquire and release: each change is made to the newest value, and hands on what its maker has seen. With plain
-    /// stores the model finds a word that is lost.
+    /// Written by the watcher before it sleeps, taken back by who wakes it or by itself. Relaxed: the fences order it.
+    ///
+    /// The watcher's own changes are swaps, where stores would do, for the model's sake. Memory models promise that the swap in
+    /// [`Watch::tell`] stands right behind the value that it read; loom does not: of a store and a swap that nothing else orders it
+    /// takes either for the later one, whatever the swap read (store 1 beside swap 2: it has the swap read 0 and the end be 2). So
+    /// it would find a watcher that says it sleeps to be overruled by the word for its sleep before. Swaps each read the newest value,
+    /// which orders them for loom too; they cost nothing here, as the watcher wakes some hundred times a second.
     state: AtomicU8,
 }
 
@@ -30,7 +34,7 @@ impl Watch {
     /// The watcher is about to sleep: `false` if work waits already, and it must not. `waits(full)`: whether work waits that is
     /// news to a watcher of a pool that is `full` or not.
     pub(crate) fn try_sleep(&self, full: bool, waits: impl FnOnce(bool) -> bool) -> bool {
-        self.state.swap(if full { LISTENS_FULL } else { LISTENS }, AcqRel);
+        self.state.swap(if full { LISTENS_FULL } else { LISTENS }, Relaxed);
         fence(SeqCst);
         let sleeps = !waits(full);
         if !sleeps {
@@ -41,13 +45,13 @@ impl Watch {
 
     /// The watcher has woken, by whatever it was.
     pub(crate) fn wakes(&self) {
-        self.state.swap(AWAKE, AcqRel);
+        self.state.swap(AWAKE, Relaxed);
     }
 
     /// After a submission and a fence: wakes the watcher if it sleeps and `waits(full)`.
     pub(crate) fn tell(&self, waits: impl FnOnce(bool) -> bool, waker: &impl Wake) {
         let state = self.state.load(Relaxed);
-        if state != AWAKE && waits(state == LISTENS_FULL) && self.state.swap(AWAKE, AcqRel) != AWAKE {
+        if state != AWAKE && waits(state == LISTENS_FULL) && self.state.swap(AWAKE, Relaxed) != AWAKE {
             waker.wake();
         }
     }

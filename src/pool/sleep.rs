@@ -139,8 +139,13 @@ impl Sleep {
     }
 
     /// A searching worker found a job, or ends. `true` if it was the last one that searched: it then has to look
-    /// whether more is there, and unpark another for it, as a pusher may have counted on it. The fence between the two is that
-    /// of [`Sleep::unpark`].
+    /// whether more is there, and unpark another for it, as a pusher may have counted on it.
+    ///
+    /// Between the two there must be a fence, and there is one, the first thing in [`Sleep::unpark`]: all who call this look by that.
+    /// A pusher that counted on the searcher has pushed, fenced, and read a state from before this subtraction. So its fence comes
+    /// before the one behind the subtraction, and what it pushed is seen behind that. Whoever is not the last leaves it to the
+    /// last: subtractions are made one after the other. Without the fence in `unpark` when a worker calls it, the pusher's left as it
+    /// is, `a_job_that_blocks_keeps_no_other_from_being_taken` and three more models deadlock; a second one here changes nothing.
     pub(super) fn stops_searching(&self) -> bool {
         searching(self.state.fetch_sub(SEARCHING, Relaxed)) == 1
     }
