@@ -241,11 +241,48 @@ mod tests {
             ("beauty>1", "`beauty`"),
             ("p100<1s", "`p100`"),
             ("p<1s", "`p`"),
+            ("p.5<1s", "`p.5`"),
+            ("p123<1s", "`p123`"),
+            ("p9x<1s", "`p9x`"),
+            ("p99.x<1s", "`p99.x`"),
+            ("p99.999<1s", "`p99.999`"),
             ("", "none of"),
             ("lost=0,,wrong=0", "none of"),
         ] {
             let error = text.parse::<Asserts>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_an_assert_is_about_decides_what_may_spoil_it_and_how_long_a_step_is() {
+        let ms = |count| Some(Duration::from_millis(count));
+        for (text, is_measured, is_upper_bound, most, samples, shown) in [
+            ("p99<20ms", true, true, ms(20), 100.0, "1.50 ms"),
+            ("p50<=2ms", true, true, ms(2), 2.0, "1.50 ms"),
+            ("p99.9>1s", true, false, None, 1000.0, "1.50 ms"),
+            ("mean<1ms", true, true, ms(1), 1.0, "1.50 ms"),
+            ("max=1s", true, false, None, 1.0, "1.50 ms"),
+            ("generator_cpu<5us", true, true, None, 1.0, "1.50 ms"),
+            ("rate<9", true, false, None, 1.0, "1 500"),
+            ("lost<9", false, false, None, 1.0, "1 500"),
+        ] {
+            let assert = one(text);
+            assert_eq!(assert.subject.is_measured(), is_measured, "{text}");
+            assert_eq!(
+                (assert.is_upper_bound_of_time(), assert.most_time()),
+                (is_upper_bound, most),
+                "{text}"
+            );
+            assert!(
+                (assert.samples_needed() / samples - 1.0).abs() < 1e-9,
+                "{text}: {}",
+                assert.samples_needed()
+            );
+            assert_eq!(
+                (assert.show(Some(1500.0)).as_str(), assert.show(None).as_str()),
+                (shown, "too few samples")
+            );
         }
     }
 }

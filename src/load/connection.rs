@@ -321,3 +321,164 @@ fn greet(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream as Peer};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::super::ledger::Asked;
+    use super::*;
+    use crate::load::Clock;
+
+    const TIMEOUT: u64 = 1000;
+
+    struct Fixture {
+        connection: Connection,
+        protocol: Protocol,
+        tally: Tally,
+        peer: Peer,
+    }
+
+    impl Fixture {
+        /// A connection that was started at 5, with its other side.
+        fn new(greeting: Option<&str>) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let stream = Peer::connect(listener.local_addr().unwrap()).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            let protocol = Protocol::custom("x{n}", "y{n}", None, greeting).unwrap();
+            let mut connection = Connection::idle();
+            connection.start(TcpStream::from_std(stream), Ledger::new(7, 1), &protocol, 5);
+            Self { connection, protocol, tally: Tally::new(0), peer: listener.accept().unwrap().0 }
+        }
+
+        fn ask(&mut self, sent: u64, first: u64, count: u64) {
+            let asked = Asked { due: sent, sent };
+            self.connection.ledger.ask(asked, first, count, &mut self.protocol, &mut self.tally);
+        }
+
+        fn read(&mut self, buffer: &mut [u8]) -> Outcome {
+            let mut stamp = Stamp::new(Clock::start());
+            self.connection.read(buffer, &mut self.protocol, &mut stamp, &mut self.tally).1
+        }
+
+        /// Reads until so many replies were right; what came of the last read.
+        fn read_until(&mut self, right: u64, buffer: &mut [u8]) -> Outcome {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                let outcome = self.read(buffer);
+                if self.tally.total().right == right {
+                    return outcome;
+                }
+                assert!(Instant::now() < deadline, "{outcome:?} {:?}", self.tally.total());
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_is_sent_later_and_in_order() {
+        let mut fixture = Fixture::new(None);
+        let connection = &mut fixture.connection;
+        connection.opened(7);
+        assert_eq!((connection.phase, connection.room(5), connection.is_settled()), (Phase::Open, 5, true));
+        let bytes: Vec<u8> = (0..16 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 4]).collect();
+        connection.send(&bytes);
+        assert!(connection.has_unsent() && !connection.is_settled());
+        assert_eq!(connection.room(5), 0);
+        connection.flush(8);
+        assert_eq!(connection.since, 7, "nobody reads");
+        let mut peer = fixture.peer;
+        let reading = thread::spawn(move || {
+            let mut got = Vec::new();
+            peer.read_to_end(&mut got).unwrap();
+            got
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while connection.has_unsent() {
+            connection.flush(9);
+            assert!(Instant::now() < deadline);
+        }
+        assert_eq!((connection.since, connection.is_settled(), connection.room(5)), (9, true, 5));
+        connection.finish(10);
+        assert_eq!((connection.phase, connection.since), (Phase::Closing, 10));
+        assert!(reading.join().unwrap() == bytes, "what came is not what was sent");
+        assert!(connection.stream().is_some() && connection.take_stream().is_some());
+        assert_eq!(connection.phase, Phase::Idle);
+    }
+
+    #[test]
+    fn what_comes_is_judged_as_far_as_it_goes_and_a_short_read_is_the_last() {
+        let mut fixture = Fixture::new(None);
+        fixture.connection.opened(7);
+        fixture.ask(7, 0, 4);
+        let mut buffer = [0; 64];
+        assert!(matches!(fixture.read(&mut buffer), Outcome::Drained), "nothing is there");
+        fixture.peer.write_all(b"y0\ny1").unwrap();
+        assert!(matches!(fixture.read_until(1, &mut buffer), Outcome::Drained));
+        fixture.peer.write_all(b"\n").unwrap();
+        assert!(matches!(fixture.read_until(2, &mut buffer), Outcome::Drained));
+        fixture.peer.write_all(b"y2\n").unwrap();
+        assert!(matches!(fixture.read_until(3, &mut buffer[..3]), Outcome::More), "it filled the buffer");
+        assert!(!fixture.connection.is_settled());
+        // Nothing else will tell of the end.
+        fixture.connection.hung_up();
+        fixture.peer.write_all(b"y3\ny").unwrap();
+        assert!(matches!(fixture.read_until(4, &mut buffer), Outcome::More));
+        assert_eq!(fixture.connection.take_held(), b"y");
+        drop(fixture.peer.shutdown(Shutdown::Both));
+        assert!(matches!(fixture.read(&mut buffer), Outcome::Ended(Ending::Eof)));
+        fixture.connection.reset = true;
+        assert!(matches!(fixture.read(&mut buffer), Outcome::Ended(Ending::Failed(_))));
+    }
+
+    #[test]
+    fn what_a_server_says_first_is_no_reply() {
+        let mut fixture = Fixture::new(Some("hi *"));
+        assert!(fixture.connection.awaits_greeting() && !Fixture::new(None).connection.awaits_greeting());
+        fixture.ask(7, 0, 1);
+        let mut buffer = [0; 64];
+        fixture.peer.write_all(b"hi there\ny0\ny").unwrap();
+        fixture.read_until(1, &mut buffer);
+        assert!(!fixture.connection.awaits_greeting());
+        assert_eq!(fixture.connection.take_held(), b"y");
+        let mut other = Fixture::new(Some("hi *"));
+        other.peer.write_all(b"go away\n").unwrap();
+        let outcome = loop {
+            let outcome = other.read(&mut buffer);
+            if !matches!(outcome, Outcome::Drained) {
+                break outcome;
+            }
+        };
+        assert!(matches!(outcome, Outcome::Ended(Ending::Rubbish)));
+        assert_eq!(other.tally.total().unasked, 1);
+    }
+
+    #[test]
+    fn how_long_is_too_long_depends_on_what_is_waited_for() {
+        let overdue =
+            |connection: &Connection, at: u64| [at, at + 1].map(|now| connection.is_overdue(now, TIMEOUT));
+        let mut fixture = Fixture::new(None);
+        assert_eq!(overdue(&fixture.connection, 5 + TIMEOUT), [false, true], "connecting since 5");
+        fixture.connection.opened(20);
+        assert_eq!(overdue(&fixture.connection, 20 + 9 * TIMEOUT), [false; 2], "nothing is outstanding");
+        fixture.ask(10, 0, 3);
+        assert_eq!(
+            overdue(&fixture.connection, 20 + TIMEOUT),
+            [false, true],
+            "it could be answered since 20"
+        );
+        let silent =
+            |connection: &Connection, at: u64| [at, at + 1].map(|now| connection.is_silent(now, TIMEOUT));
+        assert_eq!(silent(&fixture.connection, 20 + TIMEOUT), [false, true]);
+        // The third comes first: the others are missing since then, and none is waited for.
+        let Fixture { connection, protocol, tally, .. } = &mut fixture;
+        connection.ledger.read(b"y2\n", protocol, 30, tally);
+        assert_eq!(overdue(connection, 30 + TIMEOUT), [false, true]);
+        assert_eq!(silent(connection, 30 + TIMEOUT), [false; 2]);
+        fixture.connection.finish(40);
+        assert_eq!(overdue(&fixture.connection, 40 + LINGER_NANOS), [false, true]);
+        fixture.connection.take_stream();
+        assert_eq!(overdue(&fixture.connection, 99 * LINGER_NANOS), [false; 2]);
+    }
+}

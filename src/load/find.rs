@@ -337,8 +337,8 @@ mod tests {
         assert_eq!((search.low, search.high), (None, Some(LOWEST_RATE)));
     }
 
-    /// What a step says whose requests all took `took`, with an own lateness of `late`, and so much of the time busy.
-    fn step(took: Duration, late: Duration, busy: f64, unsent: u64) -> Said {
+    /// The report of a step whose requests all took `took`, with an own lateness of `late`, and so much of the time busy.
+    fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Assert]) -> LoadReport {
         let nanoseconds = |duration: Duration| crate::load::nanoseconds(duration);
         let (mut latencies, mut lateness) = (Latencies::new(), Latencies::new());
         latencies.record_n(nanoseconds(took), 3000);
@@ -385,8 +385,13 @@ mod tests {
             expect_stop: false,
             seed: 1,
         };
+        summarize(&plan, None, &outcome, asserts)
+    }
+
+    /// What such a step says.
+    fn step(took: Duration, late: Duration, busy: f64, unsent: u64) -> Said {
         let asserts = ["p99<20ms".parse().unwrap()];
-        judge(&summarize(&plan, None, &outcome, &asserts), &asserts)
+        judge(&report(took, late, busy, unsent, &asserts), &asserts)
     }
 
     #[test]
@@ -408,6 +413,65 @@ mod tests {
             (ms(19), ms(6), 0.3, 0, Said::Nothing),
         ] {
             assert_eq!(step(took, late, busy, unsent), said, "{took:?} {late:?} {busy} {unsent}");
+        }
+    }
+
+    #[test]
+    fn step_of_too_few_requests_says_nothing_unless_some_went_wrong() {
+        // Of 3000 requests three lie beyond this percentile.
+        let asserts = ["p99.9<20ms".parse().unwrap()];
+        for (unsent, said) in [(0, Said::Nothing), (1, Said::Fails)] {
+            let (took, late) = (Duration::from_millis(5), Duration::from_micros(50));
+            assert_eq!(judge(&report(took, late, 0.3, unsent, &asserts), &asserts), said, "{unsent}");
+        }
+        let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &asserts);
+        report.total.lost = 2;
+        assert_eq!(judge(&report, &asserts), Said::Fails);
+    }
+
+    #[test]
+    fn any_reply_that_no_server_may_give_is_wrong() {
+        let fine = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+        assert!(!is_wrong(&fine));
+        for fault in 0..4 {
+            let mut report = fine.clone();
+            let total = &mut report.total;
+            *[&mut total.wrong, &mut total.reordered, &mut total.duplicated, &mut total.unasked][fault] = 1;
+            assert!(is_wrong(&report), "{fault}");
+        }
+    }
+
+    #[test]
+    fn search_is_concluded_by_what_is_known_on_both_sides() {
+        let early = Some("interrupted".to_owned());
+        // Lower and upper end; whether it is done, or was given up, and why: the verdict, and what is said.
+        for (low, high, done, gone, ended_early, verdict, said) in [
+            (Some(90.0), Some(91.0), true, false, None, Verdict::Ok, ""),
+            (None, Some(1.0), true, false, None, Verdict::Failed, "does not hold at any rate"),
+            (None, None, false, true, None, Verdict::Failed, ""),
+            (
+                Some(90.0),
+                Some(99.0),
+                false,
+                true,
+                early.clone(),
+                Verdict::Invalid,
+                "did not end: interrupted",
+            ),
+            (Some(90.0), None, true, false, None, Verdict::Invalid, "no answer above 90/s"),
+            (Some(90.0), Some(99.0), false, false, None, Verdict::Invalid, "no answer above 90/s"),
+            (None, None, true, false, None, Verdict::Invalid, "no answer: the generator"),
+            (None, Some(9.0), false, false, None, Verdict::Invalid, "no answer: the generator"),
+        ] {
+            let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+            report.ended_early = ended_early;
+            let rate = low.filter(|_| done && high.is_some());
+            let find = Find { text: "p99<20ms".to_owned(), rate, low, high, steps: Vec::new() };
+            conclude(&mut report, find, done, gone);
+            let problems = report.problems.join("\n");
+            assert_eq!(report.verdict, verdict, "{low:?} {high:?} {done} {gone}: {problems}");
+            assert!(problems.contains(said) && said.is_empty() == problems.is_empty(), "{said}: {problems}");
+            assert!(report.find.is_some());
         }
     }
 }
