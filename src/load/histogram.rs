@@ -140,6 +140,14 @@ mod tests {
     }
 
     #[test]
+    fn row_begins_with_nothing() {
+        let mut latencies = Latencies::new();
+        latencies.record_n(5000, 999);
+        latencies.reset();
+        assert_eq!((latencies.len(), latencies.sparse()), (0, vec![]));
+    }
+
+    #[test]
     fn merged_halves_are_the_whole() {
         let (mut even, mut odd, mut all) = (Latencies::new(), Latencies::new(), Latencies::new());
         for value in 0..50_000_u64 {

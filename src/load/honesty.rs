@@ -154,6 +154,18 @@ mod tests {
     }
 
     #[test]
+    fn both_running_and_waiting_count_and_from_when_the_measured_part_began() {
+        let usage = Usage { cpu_seconds: 3.0, waited_seconds: 2.0 };
+        let since = usage.since(Usage { cpu_seconds: 1.0, waited_seconds: 0.5 });
+        assert_eq!((since.cpu_seconds, since.waited_seconds), (2.0, 1.5));
+        for (seconds, valid) in [(0.5, false), (0.6, true), (0.19, true)] {
+            let threads = vec![Usage { cpu_seconds: 0.4, waited_seconds: 0.1 }];
+            let generator = Generator { threads, seconds, ..generator(0.0, 0, false) };
+            assert_eq!(generator.reasons().is_empty(), valid, "{seconds} s");
+        }
+    }
+
+    #[test]
     fn late_requests_are_invalid_in_the_open_loop_only() {
         let reason = generator(0.1, 2_000_000, true).lateness_reason();
         assert!(reason.is_some_and(|reason| reason.contains("2.00 ms late")));

@@ -136,3 +136,73 @@ impl Pace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill::schedule::Curve;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn closed_loop_counts_only_what_is_measured_against_its_limit() {
+        let (mut closed, mut tally) = (Closed::new(5, 100), Tally::new(100));
+        assert_eq!((closed.take(9, 99, &mut tally), closed.is_used_up(99)), (9, false));
+        assert_eq!((closed.take(3, 100, &mut tally), closed.is_used_up(100)), (3, false));
+        assert_eq!((closed.take(3, 101, &mut tally), closed.is_used_up(101)), (2, true));
+        assert!(!closed.is_used_up(99), "the warm-up goes on");
+        assert_eq!((tally.measured().offered, tally.total().offered), (5, 14));
+        let mut pace = Pace::Closed(closed);
+        assert_eq!((pace.take_one(101, &mut tally), pace.take_one(99, &mut tally)), (None, Some(99)));
+        assert!(pace.is_used_up(101) && !pace.has_backlog());
+    }
+
+    /// A request every 10 ms, the first at 10 ms.
+    fn open(requests: u64, measure_from: u64, until: u64) -> Open {
+        Open::new(Arrivals::new(Curve::constant(100.0), 0.0, None), requests, measure_from, until)
+    }
+
+    #[test]
+    fn open_loop_takes_in_what_is_due_within_its_time_and_number() {
+        let mut tally = Tally::new(25 * MS);
+        let mut all = open(u64::MAX, 25 * MS, u64::MAX);
+        assert_eq!(all.next_due(), 10 * MS);
+        all.collect(30 * MS, &mut tally);
+        assert_eq!((all.backlog.len(), all.next_due()), (3, 40 * MS));
+        assert_eq!((tally.measured().offered, tally.total().offered), (1, 3));
+        for (requests, until, expected) in [(2, u64::MAX, 4), (9, 50 * MS, 4), (9, 51 * MS, 5)] {
+            let mut open = open(requests, 25 * MS, until);
+            open.collect(990 * MS, &mut tally);
+            assert_eq!(open.backlog.len(), expected, "{requests} until {until}");
+            let is_used_up = Pace::Open(Box::new(open)).is_used_up(0);
+            assert_eq!(is_used_up, requests == 2);
+        }
+        all.ready.extend([0, 1]);
+        assert_eq!(all.fair_part(), 1);
+        all.ready.clear();
+        assert_eq!(all.fair_part(), 3);
+    }
+
+    #[test]
+    fn late_is_what_came_after_the_connection_had_room() {
+        let mut open = open(9, 20, u64::MAX);
+        open.sent(19, 0, 5_000_000);
+        assert_eq!(open.lateness.len(), 0, "the warm-up does not count");
+        open.sent(20, 0, 1_000_020);
+        open.sent(20, 7_000_020, 7_500_020);
+        assert_eq!(open.lateness.len(), 2);
+        assert!((999_000..1_001_000).contains(&open.lateness.max()), "{}", open.lateness.max());
+    }
+
+    #[test]
+    fn what_waits_is_taken_in_order_or_given_up_and_counted() {
+        let mut tally = Tally::new(0);
+        let mut offered = open(9, 0, u64::MAX);
+        offered.collect(40 * MS, &mut tally);
+        let mut pace = Pace::Open(Box::new(offered));
+        assert_eq!((pace.take_one(0, &mut tally), pace.has_backlog()), (Some(10 * MS), true));
+        pace.give_up(&mut tally);
+        assert_eq!((pace.take_one(0, &mut tally), pace.has_backlog()), (None, false));
+        assert_eq!((tally.total().offered, tally.total().unsent), (4, 3));
+    }
+}

@@ -175,3 +175,95 @@ impl Tally {
         self.examples.entry(kind).or_insert_with(|| First { at: now, example: example() });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(got: &str) -> Example {
+        Example { got: got.to_owned(), ..Example::default() }
+    }
+
+    #[test]
+    fn request_belongs_to_the_part_in_which_it_was_due() {
+        let mut tally = Tally::new(100);
+        for due in [99, 100] {
+            let asked = Asked { due, sent: due + 5 };
+            tally.offered(due, 8);
+            tally.sent(asked, 7);
+            tally.unsent(due);
+            tally.right(asked, 2, 300);
+            tally.wrong(asked, 301, || example("x"));
+            tally.lost(asked, 302, || example("x"));
+            tally.reordered(asked, 303, || example("x"));
+            tally.unread(asked);
+            tally.extra(Kind::Duplicated, due, || example("x"));
+            tally.extra(Kind::Unasked, due, || example("x"));
+        }
+        let part = Requests {
+            offered: 8,
+            sent: 7,
+            unsent: 1,
+            right: 2,
+            wrong: 1,
+            reordered: 1,
+            duplicated: 1,
+            lost: 1,
+            unread: 1,
+            unasked: 1,
+        };
+        let mut both = part;
+        both.add(&part);
+        assert_eq!((tally.measured(), tally.total()), (part, both));
+        assert_eq!((part.errors(), both.errors()), (5, 10));
+        let recent = &tally.recent;
+        assert_eq!((recent.offered, recent.sent, recent.right, recent.errors), (16, 14, 4, 10));
+        assert_eq!(recent.latencies.len(), 2, "of the warm-up there are none");
+        assert_eq!((tally.last_reply, tally.slowest), (303, 300 - 104));
+        tally.recent.reset();
+        assert_eq!((tally.recent.sent, tally.recent.right, tally.recent.latencies.len()), (0, 0, 0));
+        assert_eq!((tally.recent.offered, tally.recent.errors), (0, 0));
+    }
+
+    #[test]
+    fn first_of_each_kind_is_kept() {
+        let mut tally = Tally::new(0);
+        let kinds = [Kind::Reset, Kind::Wrong, Kind::Reset];
+        for (at, kind) in (1..).zip(kinds) {
+            tally.error(kind, at, || example(kind.name()));
+        }
+        let kept = tally.examples.iter().map(|(kind, first)| (*kind, first.at, first.example.got.as_str()));
+        assert_eq!(kept.collect::<Vec<_>>(), [(Kind::Wrong, 2, "wrong"), (Kind::Reset, 1, "reset")]);
+    }
+
+    #[test]
+    fn requests_add_up_only_where_each_is_accounted_for_once() {
+        let fine = Requests {
+            offered: 9,
+            unsent: 2,
+            sent: 7,
+            right: 3,
+            wrong: 1,
+            reordered: 1,
+            lost: 1,
+            unread: 1,
+            duplicated: 5,
+            unasked: 5,
+        };
+        assert!(fine.adds_up());
+        let missing: [fn(&mut Requests); 7] = [
+            |it| it.offered += 1,
+            |it| it.unsent += 1,
+            |it| it.right += 1,
+            |it| it.wrong += 1,
+            |it| it.reordered += 1,
+            |it| it.lost += 1,
+            |it| it.unread += 1,
+        ];
+        for change in missing {
+            let mut requests = fine;
+            change(&mut requests);
+            assert!(!requests.adds_up(), "{requests:?}");
+        }
+    }
+}
