@@ -332,6 +332,46 @@ mod tests {
     }
 
     #[test]
+    fn rate_fails_by_the_second_failure_and_is_the_generators_limit_by_the_third_time_nothing_is_said() {
+        for (said, times, is_generators_limit) in [(Said::Fails, 2, false), (Said::Nothing, TRIES, true)] {
+            let mut search = Search::new(100.0);
+            for time in 1..=times {
+                assert_eq!((search.high, search.rate), (None, 100.0));
+                search.learn(said);
+                assert_eq!(search.high.is_some(), time == times, "{said:?} {time}");
+            }
+            assert_eq!((search.rate, search.is_generators_limit), (50.0, is_generators_limit));
+        }
+    }
+
+    #[test]
+    fn upper_end_that_holds_after_all_is_gone_beyond_so_often() {
+        let narrow = |is_generators_limit, reopened| Search {
+            low: Some(100.0),
+            high: Some(101.0),
+            is_generators_limit,
+            reopened,
+            ..Search::new(100.0)
+        };
+        for (reopened, is_confirmed) in [(0, false), (MOST_REOPENED - 1, false), (MOST_REOPENED, true)] {
+            let mut search = narrow(true, reopened);
+            search.learn(Said::Holds);
+            assert_eq!(search.is_confirmed, is_confirmed, "{reopened}");
+            if !is_confirmed {
+                assert_eq!((search.low, search.high, search.reopened), (Some(101.0), None, reopened + 1));
+                assert_eq!((search.next(), search.is_generators_limit), (Some(101.0 * GROWTH), false));
+            }
+        }
+        for (was, said, is) in
+            [(true, Said::Fails, false), (true, Said::Nothing, true), (false, Said::Nothing, false)]
+        {
+            let mut search = narrow(was, 0);
+            search.learn(said);
+            assert_eq!((search.is_generators_limit, search.next()), (is, None), "{was} {said:?}");
+        }
+    }
+
+    #[test]
     fn nothing_may_hold() {
         let (search, _) = search(1000.0, 0.5, f64::MAX, usize::MAX);
         assert_eq!((search.low, search.high), (None, Some(LOWEST_RATE)));

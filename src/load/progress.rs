@@ -65,3 +65,46 @@ impl Progress {
         self.last_right as f64 * 1e9 / ROW_NANOS as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::series::Point;
+    use super::*;
+
+    fn row(index: u64, right: u64, errors: u64) -> Row {
+        Row { index, point: Point { right, errors, ..Point::default() } }
+    }
+
+    fn progress(requests: Option<u64>, duration: Option<Duration>) -> Progress {
+        let (right, errors, elapsed, warm_up) = (0, 0, Duration::ZERO, Duration::from_secs(1));
+        Progress { requests, duration, warm_up, right, errors, elapsed, row: 0, row_right: 0, last_right: 0 }
+    }
+
+    #[test]
+    fn share_is_that_of_the_requests_or_of_the_time_whichever_is_more() {
+        let seconds = Duration::from_secs;
+        for (requests, duration, share, left) in [
+            (Some(200), None, 0.25, Some(seconds(6))),
+            (None, Some(seconds(8)), 0.25, Some(seconds(6))),
+            (Some(100), Some(seconds(8)), 0.5, Some(seconds(2))),
+            (Some(100), Some(seconds(2)), 1.0, Some(seconds(0))),
+            (Some(10), None, 1.0, Some(seconds(0))),
+            (None, Some(seconds(1000)), 0.002, None),
+            (None, None, 0.0, None),
+        ] {
+            let mut progress = progress(requests, duration);
+            progress.add(&row(0, 40, 10), seconds(3));
+            assert_eq!((progress.share(), progress.left()), (share, left), "{requests:?} {duration:?}");
+        }
+    }
+
+    #[test]
+    fn rate_is_that_of_the_last_whole_row_of_all_threads() {
+        let mut progress = progress(None, None);
+        for (index, right, rate) in [(0, 3, 0.0), (0, 4, 0.0), (1, 5, 70.0), (1, 1, 70.0), (4, 9, 60.0)] {
+            progress.add(&row(index, right, 1), Duration::from_secs(1));
+            assert_eq!(progress.rate(), rate, "{index}");
+        }
+        assert_eq!((progress.right, progress.errors), (22, 5));
+    }
+}
