@@ -43,7 +43,8 @@ impl Reactor {
         let Some(Entry { connection, .. }) = self.table.get(id) else {
             self.counters.stale_replies += 1;
             self.orphans.remove(&id);
-            self.drop_requests(job.batch.reply_ends.len() + job.batch.lines_left());
+            let deferred = usize::from(matches!(job.end, JobEnd::Deferred { .. }));
+            self.drop_requests(job.batch.reply_ends.len() + deferred + job.batch.lines_left());
             let reason = self.gone.remove(&id).unwrap_or(CloseReason::Reset);
             return match job.session {
                 Some(_) => self.give_back(job, reason),

@@ -8,12 +8,14 @@
 //! | `inline` | requests that are handled on the event loop |
 //! | `later` | replies that are given later, from any thread |
 //! | `pieces` | long replies in pieces, and how long the writer waits |
+//! | `moments` | what meets at an odd moment |
 //! | `push` | bytes that nobody asked for, to one and to many |
 //! | `several` | several services in one server |
 
 mod framings;
 mod inline;
 mod later;
+mod moments;
 mod pieces;
 mod push;
 mod sessions;
