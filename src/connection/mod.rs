@@ -513,11 +513,21 @@ impl Connection {
         self.buffers.get_or_insert_default().writer = Some(writer);
     }
 
-    /// Takes out the handler that waits, if the peer has read enough.
+    /// Takes out the handler that waits, if the peer has read enough: all, where pushed bytes that wait for the end of the reply
+    /// are too many to be below the watermark.
     pub(crate) fn take_writer(&mut self) -> Option<SyncSender<()>> {
-        let writer = self.buffers.as_mut().filter(|buffers| !buffers.choked)?.writer.take();
+        let may_go_on = |buffers: &&mut Box<Buffers>| !buffers.choked || buffers.outbound.is_empty();
+        let writer = self.buffers.as_mut().filter(may_go_on)?.writer.take();
         self.tidy();
         writer
+    }
+
+    /// The handler that waits, if one does, is given up: it is told that the connection has ended.
+    pub(crate) fn drop_writer(&mut self) {
+        if let Some(buffers) = &mut self.buffers {
+            buffers.writer = None;
+        }
+        self.tidy();
     }
 
     /// Keeps pushed bytes until the reply that has begun has ended.

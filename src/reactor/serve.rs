@@ -70,7 +70,7 @@ impl Reactor {
             connection.told_choked = choked;
             self.free.slots().set_choked(id, choked);
         }
-        if !choked && let Some(writer) = connection.take_writer() {
+        if let Some(writer) = connection.take_writer() {
             // Its handler may have been given up: it has ended then.
             writer.send(()).unwrap_or_default();
         }
