@@ -37,6 +37,15 @@ impl<W: Wake> Hub<W> {
         })
     }
 
+    /// The reactor has ended: handlers that wait for peers are told, and what comes from now on is dropped, but for jobs.
+    pub(crate) fn end(&self) {
+        for mail in self.replies.end() {
+            if let Mail::Job(_) = mail {
+                self.replies.push(mail);
+            }
+        }
+    }
+
     /// The calling thread belongs to this server from now on: a worker, or the reactor.
     pub(crate) fn adopt_thread(&self) {
         OWN.set(self.number);
@@ -50,8 +59,11 @@ impl<W: Wake> Hub<W> {
 
 impl<W: Wake> Post for Hub<W> {
     fn post(&self, mail: Mail) {
-        self.replies.push(mail);
-        self.replies.signal();
+        match self.replies.try_push(mail) {
+            Ok(()) => self.replies.signal(),
+            // Who waits for an answer to it is told.
+            Err(mail) => drop(mail),
+        }
     }
 
     fn now(&self) -> Nanos {

@@ -54,7 +54,7 @@ pub(crate) struct Push {
 
 /// The way to the reactor, and its clock, for whoever does not care how it is woken.
 pub(crate) trait Post: Send + Sync + 'static {
-    /// Hands `mail` over and wakes the reactor for it.
+    /// Hands `mail` over and wakes the reactor for it. Once that has ended, drops it.
     fn post(&self, mail: Mail);
 
     /// The pool's clock.

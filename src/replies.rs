@@ -25,16 +25,35 @@ struct Mailbox<T> {
     queue: Vec<T>,
     /// The reactor is about to block in poll, or does.
     asleep: bool,
+    /// The reactor has ended.
+    ended: bool,
 }
 
 impl<T, W: Wake> Replies<T, W> {
     pub(crate) fn new(waker: W) -> Self {
-        Replies { mailbox: Mutex::new(Mailbox { queue: Vec::new(), asleep: false }), waker }
+        Replies { mailbox: Mutex::new(Mailbox { queue: Vec::new(), asleep: false, ended: false }), waker }
     }
 
     /// Hands over `item`. The reactor sees it at its next turn; it is not woken for it.
     pub(crate) fn push(&self, item: T) {
         lock(&self.mailbox).queue.push(item);
+    }
+
+    /// The same, for what is of no use once the reactor has ended: gives it back then.
+    pub(crate) fn try_push(&self, item: T) -> Result<(), T> {
+        let mut mailbox = lock(&self.mailbox);
+        if mailbox.ended {
+            return Err(item);
+        }
+        mailbox.queue.push(item);
+        Ok(())
+    }
+
+    /// The reactor has ended. Takes out what is here.
+    pub(crate) fn end(&self) -> Vec<T> {
+        let mut mailbox = lock(&self.mailbox);
+        mailbox.ended = true;
+        std::mem::take(&mut mailbox.queue)
     }
 
     /// Wakes the reactor if it sleeps while something is here.

@@ -409,6 +409,7 @@ impl Inner {
             }
         };
         self.stop.abort();
+        self.hub.end();
         let mut left = self.end_threads();
         left.extend(self.close_sessions(&services));
         if let End::Stopped { left_behind, .. } = &mut end {

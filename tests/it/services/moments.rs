@@ -71,6 +71,27 @@ fn a_writer_goes_on_though_more_is_pushed_meanwhile_than_the_peer_may_leave_unre
 }
 
 #[test]
+fn a_writer_that_has_more_after_the_end_of_the_server_is_told() {
+    let gate = Gate::closed();
+    let (pass, (tell, told)) = (gate.entrance(), shared());
+    let server = embed(move |_: &Request<'_>, reply: &mut Reply<'_>| {
+        reply.push(b"<");
+        reply.flush().unwrap();
+        pass();
+        reply.push(b">");
+        tell(reply.flush().is_err());
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"x\n");
+    peer.expect(b"<");
+    server.handle().stop_now();
+    let outcome = server.wait().unwrap();
+    assert_eq!((outcome.busy_workers, outcome.left_behind.len()), (1, 1));
+    gate.open();
+    assert_eq!(told.recv_timeout(PATIENCE), Ok(true));
+}
+
+#[test]
 fn a_writer_whose_request_takes_too_long_is_let_go() {
     let (tell, told) = shared();
     let flood = move |_: &Request<'_>, reply: &mut Reply<'_>| {
