@@ -164,6 +164,9 @@ impl Reactor {
         self.counters.pending = 0;
         // Sessions that are given back: by workers that are free, or when all have left.
         self.submit();
+        for mail in self.finished.drain(..) {
+            self.shared.hub.replies.push(mail);
+        }
         self.shared.pool.stop();
         self.publish();
         dropped

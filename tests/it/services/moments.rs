@@ -1,10 +1,10 @@
 //! What meets at an odd moment: nobody hangs, nothing is counted twice or never, and the order holds.
 
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidemill::{Pusher, Reply, Request};
+use tidemill::{CloseReason, Connection, Kind, Place, Pusher, Reply, Request, Service};
 
 use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually};
 
@@ -115,4 +115,80 @@ fn a_writer_whose_request_takes_too_long_is_let_go() {
     eventually("it is gone", || handle.stats().connections == 0);
     assert_eq!(handle.stats().requests_pending, 0);
     assert_adds_up(&handle.stats());
+}
+
+/// Keeps a book of what was opened and closed. Opening waits on the event loop where `hold` says so.
+struct Held {
+    hold: Mutex<Option<Box<dyn Fn() + Send>>>,
+    pass: Box<dyn Fn() + Send + Sync>,
+    began: Box<dyn Fn(()) + Send + Sync>,
+    book: Arc<Mutex<(usize, Vec<CloseReason>)>>,
+}
+
+impl Service for Held {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {
+        self.book.lock().unwrap().0 += 1;
+        let hold = self.hold.lock().unwrap().take();
+        if let Some(hold) = hold {
+            (self.began)(());
+            hold();
+        }
+    }
+
+    fn handle(&self, (): &mut (), _: &mut (), _: &Request<'_>, reply: &mut Reply<'_>) {
+        (self.began)(());
+        (self.pass)();
+        reply.push(b"x\n");
+    }
+
+    fn close(&self, (): (), _: &mut (), _: &Connection<'_>, reason: CloseReason) {
+        self.book.lock().unwrap().1.push(reason);
+    }
+
+    fn place(&self) -> Place {
+        Place::Loop
+    }
+
+    fn classify(&self, (): &(), _: &[u8]) -> Kind {
+        Kind::Request
+    }
+}
+
+/// A turn that was long takes in only a few of the jobs that have come back meanwhile; the others are with the reactor when it
+/// ends.
+#[test]
+fn what_has_come_back_and_was_not_taken_in_before_a_stop_at_once_is_closed_too() {
+    const PEERS: usize = 64;
+    let (jobs, turn) = (Gate::closed(), Gate::closed());
+    let (began, has_begun) = shared();
+    let book = Arc::<Mutex<(usize, Vec<CloseReason>)>>::default();
+    let service = Arc::new(Held {
+        hold: Mutex::default(),
+        pass: Box::new(jobs.entrance()),
+        began: Box::new(began),
+        book: Arc::clone(&book),
+    });
+    let server = configure(Arc::clone(&service), |config| {
+        (config.min_threads, config.max_threads) = (PEERS, PEERS);
+    });
+    let mut peers: Vec<Peer> = (0..PEERS).map(|_| Peer::connect(server.local_addr())).collect();
+    peers.iter_mut().for_each(|peer| peer.send(b"x\n"));
+    (0..PEERS).for_each(|_| has_begun.recv_timeout(PATIENCE).unwrap());
+    // The loop stands still in the accepting part of a turn.
+    *service.hold.lock().unwrap() = Some(Box::new(turn.entrance()));
+    let _last = Peer::connect(server.local_addr());
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    jobs.open();
+    let handle = server.handle();
+    eventually("all jobs are back", || handle.stats().pool_busy == 0);
+    handle.stop_now();
+    turn.open();
+    server.wait().unwrap();
+    let book = book.lock().unwrap();
+    assert_eq!((book.0, book.1.len()), (PEERS + 1, PEERS + 1));
 }
