@@ -109,6 +109,8 @@ pub(crate) struct Connection {
     pub(crate) listed: bool,
     /// A reply has begun and has not ended: nothing else may come between.
     pub(crate) mid_reply: bool,
+    /// Its session is being made, and the greeting is to come: nothing else may come before.
+    pub(crate) opening: bool,
     /// What those who push to it were told last: that its peer does not read.
     pub(crate) told_choked: bool,
     /// When it was last seen to do anything, in milliseconds since the server's start, which wrap after seven weeks; kept up
@@ -182,6 +184,7 @@ impl Connection {
             may_stop,
             listed: false,
             mid_reply: false,
+            opening: false,
             told_choked: false,
             active_ms: 0,
             look_at: 0,
@@ -528,6 +531,11 @@ impl Connection {
             buffers.writer = None;
         }
         self.tidy();
+    }
+
+    /// Whether pushed bytes have to wait.
+    pub(crate) fn parks_pushes(&self) -> bool {
+        self.mid_reply || self.opening
     }
 
     /// Keeps pushed bytes until the reply that has begun has ended.

@@ -154,7 +154,10 @@ impl Reactor {
         let mut job = entry.connection.new_job(id, &mut self.free, self.turn_at);
         job.task = Task::Open;
         match place {
-            Place::Worker => self.resubmit(job),
+            Place::Worker => {
+                entry.connection.opening = true;
+                self.resubmit(job);
+            }
             Place::Loop => {
                 self.inline.open_or_close(&mut job);
                 entry.connection.session = job.session.take();

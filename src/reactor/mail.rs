@@ -91,6 +91,7 @@ impl Reactor {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         connection.mid_reply &= is_deferred;
         connection.mid_reply |= is_deferred && rest;
+        connection.opening = false;
         match job.end {
             JobEnd::Done => self.free.put(job, &mut self.litter),
             JobEnd::Unfinished if connection.may_hand_out() => {
@@ -234,7 +235,7 @@ impl Reactor {
                 continue;
             }
             self.counters.pushed += 1;
-            if connection.mid_reply {
+            if connection.parks_pushes() {
                 let watermarks = self.watermarks();
                 let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
                 connection.park(Arc::clone(&push.bytes), watermarks);
@@ -247,12 +248,12 @@ impl Reactor {
         None
     }
 
-    /// Writes what was pushed while a reply had begun, if it has ended. `false`: the connection is gone.
+    /// Writes what was pushed while a reply had begun, or the greeting was to come, if that has ended. `false`: the connection is gone.
     fn unpark_pushes(&mut self, id: ConnId) -> bool {
         let watermarks = self.watermarks();
         loop {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-            if connection.mid_reply {
+            if connection.parks_pushes() {
                 return true;
             }
             let Some(bytes) = connection.take_parked() else { return true };

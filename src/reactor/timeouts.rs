@@ -140,6 +140,7 @@ impl Reactor {
         self.orphans.insert(id);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return id };
         connection.set_job_back();
+        connection.opening = false;
         connection.drop_writer();
         if self.services[connection.service() as usize].has_sessions {
             self.gone.insert(id, CloseReason::RequestTimeout);

@@ -91,6 +91,60 @@ fn a_writer_that_has_more_after_the_end_of_the_server_is_told() {
     assert_eq!(told.recv_timeout(PATIENCE), Ok(true));
 }
 
+/// Greets at its gate, hands out pushers, and answers each line with it; with `p` before its reply it pushes the line in brackets.
+struct Greets<G> {
+    place: Place,
+    inline: bool,
+    pass: G,
+    tell: Box<dyn Fn(Pusher) + Send + Sync>,
+}
+
+impl<G: Fn() + Send + Sync + 'static> Service for Greets<G> {
+    type State = Pusher;
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), connection: &Connection<'_>, reply: &mut Reply<'_>) -> Pusher {
+        (self.tell)(connection.pusher());
+        (self.pass)();
+        reply.push(b"hello\n");
+        connection.pusher()
+    }
+
+    fn handle(&self, own: &mut Pusher, _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
+        if request.line().starts_with(b"p") {
+            own.push([b"[", request.line(), b"]\n"].concat()).unwrap();
+        }
+        reply.push(request.line());
+        reply.push(b"\n");
+    }
+
+    fn place(&self) -> Place {
+        self.place
+    }
+
+    fn classify(&self, _: &Pusher, _: &[u8]) -> Kind {
+        if self.inline { Kind::Inline } else { Kind::Request }
+    }
+}
+
+#[test]
+fn a_greeting_comes_before_what_others_push() {
+    let gate = Gate::closed();
+    let (tell, pushers) = shared();
+    let service = Greets { place: Place::Worker, inline: false, pass: gate.entrance(), tell: Box::new(tell) };
+    let server = embed(service);
+    let mut peer = Peer::connect(server.local_addr());
+    let pusher = pushers.recv_timeout(PATIENCE).unwrap();
+    pusher.push(&b"news\n"[..]).unwrap();
+    eventually("it is taken in", || server.handle().stats().pushed_total == 1);
+    gate.open();
+    peer.expect(b"hello\nnews\n");
+    pusher.push(&b"more\n"[..]).unwrap();
+    peer.expect(b"more\n");
+}
+
 #[test]
 fn a_writer_whose_request_takes_too_long_is_let_go() {
     let (tell, told) = shared();
