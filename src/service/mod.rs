@@ -126,7 +126,10 @@ impl Served {
 
     /// Whether the stop line stands in `bytes`, which begins with a frame, where its end is beyond `from`.
     pub(crate) fn asks_for_stop(&self, bytes: &[u8], from: usize, ended: bool) -> bool {
-        self.stop_line.as_ref().is_some_and(|line| Lines::contain(bytes, from, ended, line))
+        // Elsewhere it may stand inside of another frame, or of what becomes one by a request before it.
+        let Some(line) = self.stop_line.as_ref().filter(|_| !self.has_sessions) else { return false };
+        let is_lines = self.framing(None).is_some_and(|framing| framing.custom.is_none());
+        is_lines && Lines::contain(bytes, from, ended, line)
     }
 }
 

@@ -128,7 +128,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// Tells what a frame is when its turn has come. By default every frame is a request, handled where [`place`](Self::place) says.
     ///
-    /// Runs on the event loop, once for every frame: it holds up all connections while it runs, so it must only look. The state
+    /// Runs on the event loop, once for every frame or, where one has to wait, again: it holds up all connections while it runs, so it must only look. The state
     /// is what the last [`Kind::Switch`] or [`Kind::Inline`] left, or later: requests that were cut together are classified
     /// before the first of them is handled.
     fn classify(&self, state: &Self::State, frame: &[u8]) -> Kind {
@@ -142,6 +142,10 @@ pub trait Service: Send + Sync + 'static {
     /// A line that is [`Kind::Stop`] wherever it stands in the stream, for a service whose lines mean the same in every state. It is
     /// acted on as soon as it has been read, also where lines before it still wait for workers that are stuck. By default
     /// there is none. Asked once, at the start.
+    ///
+    /// It is looked for ahead only where connections have no state, which is to say for a [`Handler`](crate::Handler), and frames are
+    /// lines: elsewhere it may stand inside of another frame, and is acted on when its turn has come, as
+    /// [`classify`](Self::classify) says.
     fn stop_line(&self) -> Option<&[u8]> {
         None
     }

@@ -4,7 +4,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidemill::{CloseReason, Connection, Kind, Place, Pusher, Reply, Request, Service};
+use tidemill::framing::{Endian, Fixed, Framing, LengthPrefixed};
+use tidemill::{CloseReason, Connection, Handler, Kind, Place, Pusher, Reply, Request, Service};
 
 use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually};
 
@@ -169,6 +170,86 @@ fn a_writer_whose_request_takes_too_long_is_let_go() {
     eventually("it is gone", || handle.stats().connections == 0);
     assert_eq!(handle.stats().requests_pending, 0);
     assert_adds_up(&handle.stats());
+}
+
+/// Frames with a length before them, in which the stop line means nothing.
+struct Records;
+
+impl Handler for Records {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(request.frame());
+    }
+
+    fn framing(&self) -> Option<&dyn Framing> {
+        static FRAMING: LengthPrefixed = LengthPrefixed::new(1, Endian::Big, 100);
+        Some(&FRAMING)
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        Some(b"STOP")
+    }
+}
+
+/// Lines, and behind `data` a block of seven bytes; `STOP` is the stop line.
+struct Data<G>(G);
+
+impl<G: Fn() + Send + Sync + 'static> Service for Data<G> {
+    type State = bool;
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) -> bool {
+        false
+    }
+
+    fn handle(&self, in_data: &mut bool, _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
+        *in_data = request.frame() == b"data";
+        if *in_data {
+            (self.0)();
+        }
+        reply.push(request.frame());
+    }
+
+    fn framing<'a>(&'a self, in_data: &'a bool) -> Option<&'a dyn Framing> {
+        static BLOCK: Fixed = Fixed::new(7);
+        in_data.then_some(&BLOCK)
+    }
+
+    fn classify(&self, in_data: &bool, frame: &[u8]) -> Kind {
+        match frame {
+            b"STOP" if !in_data => Kind::Stop,
+            _ => Kind::Switch,
+        }
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        Some(b"STOP")
+    }
+}
+
+#[test]
+fn a_stop_line_inside_another_frame_is_no_stop() {
+    let server = embed(Records);
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"\x01a\x08\nSTOP\n");
+    peer.expect(b"a");
+    peer.send(b"bc");
+    peer.expect(b"\nSTOP\nbc");
+    assert!(!server.handle().is_stopping());
+
+    let gate = Gate::closed();
+    let server = embed(Data(gate.entrance()));
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"data\n\nSTOP\n\nnext\n");
+    let handle = server.handle();
+    eventually("all is read", || handle.stats().read_bytes_total == 17);
+    gate.open();
+    peer.expect(b"data\nSTOP\n\nnext");
+    assert!(!handle.is_stopping());
+    // It is one where a request begins.
+    peer.send(b"STOP\n");
+    peer.expect_end();
 }
 
 /// Keeps a book of what was opened and closed. Opening waits on the event loop where `hold` says so.
