@@ -40,7 +40,7 @@ impl<W: Wake> Hub<W> {
     /// The reactor has ended: handlers that wait for peers are told, and what comes from now on is dropped, but for jobs.
     pub(crate) fn end(&self) {
         for mail in self.replies.end() {
-            if let Mail::Job(_) = mail {
+            if let Mail::Job(_) | Mail::Inline(_) = mail {
                 self.replies.push(mail);
             }
         }

@@ -5,7 +5,7 @@
 //! buffers are recycled with it, so that a request allocates nothing.
 
 use std::any::Any;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::address::Address;
@@ -164,6 +164,11 @@ impl Slots {
         taken.map(drop).map_err(|_| Refused::Full)
     }
 
+    /// Whether pushed bytes are on their way to this connection.
+    pub(crate) fn has_posted(&self, id: ConnId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.posted.load(Relaxed) & !CHOKED > 0)
+    }
+
     /// The reactor has them.
     pub(crate) fn took_in(&self, id: ConnId, bytes: usize) {
         if let Some(slot) = self.slot(id) {
@@ -183,11 +188,28 @@ pub(crate) struct Endpoint {
     pub(crate) address: Address,
     /// The service that listens there.
     pub(crate) service: ServiceId,
+    /// A [`Pusher`](crate::Pusher) was made of one of its connections. Written by handlers, read by who cuts their replies together.
+    /// Relaxed: what is pushed comes through the mailbox, behind it.
+    has_pushers: AtomicBool,
 }
 
 impl Endpoint {
     pub(crate) fn new(address: Address, service: ServiceId) -> Arc<Endpoint> {
-        Arc::new(Endpoint { address, service })
+        Arc::new(Endpoint { address, service, has_pushers: AtomicBool::new(false) })
+    }
+
+    /// Bytes may be pushed to its connections from now on.
+    pub(crate) fn set_has_pushers(&self) {
+        // Read first: it is set but once, and read by every worker.
+        if !self.has_pushers() {
+            self.has_pushers.store(true, Relaxed);
+        }
+    }
+
+    /// Whether bytes may be pushed to its connections: replies are then handed over one by one, so that what is pushed between
+    /// two of them is.
+    pub(crate) fn has_pushers(&self) -> bool {
+        self.has_pushers.load(Relaxed)
     }
 }
 

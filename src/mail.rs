@@ -15,6 +15,8 @@ use crate::job::{ConnId, Job};
 pub(crate) enum Mail {
     /// A worker is done with it, for now or altogether.
     Job(Box<Job>),
+    /// Its requests were handled on the event loop while pushed bytes for its connection were here: its replies are behind them.
+    Inline(Box<Job>),
     Piece(Box<Piece>),
     Completion(Box<Completion>),
     Push(Box<Push>),

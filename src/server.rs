@@ -353,8 +353,10 @@ impl Inner {
     fn close_sessions(&self, services: &Arc<[Served]>) -> Option<String> {
         let mut mail = Vec::new();
         self.hub.replies.drain(&mut mail);
-        let came_back =
-            mail.into_iter().filter_map(|mail| if let Mail::Job(job) = mail { Some(job) } else { None });
+        let came_back = mail.into_iter().filter_map(|mail| match mail {
+            Mail::Job(job) | Mail::Inline(job) => Some(job),
+            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) => None,
+        });
         let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());
         if jobs.is_empty() {

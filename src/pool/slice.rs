@@ -7,7 +7,7 @@ use super::census::WorkerState;
 use super::worker::Run;
 use crate::clock::Nanos;
 use crate::hub::Hub;
-use crate::job::{Handled, Job, JobEnd, Task};
+use crate::job::{Batch, Handled, Job, JobEnd, Task};
 use crate::mail::{Mail, Post};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
@@ -165,6 +165,9 @@ fn run_lines<W: Wake>(
     let Job { origin, session, accepted_at, batch, late, end: job_end, .. } = job;
     let (begun, accepted_at) = (laps.begun(), *accepted_at);
     let connection = Connection::new(origin, post);
+    // What is pushed may come between this reply and the next.
+    let is_alone =
+        |batch: &Batch| origin.local.has_pushers() && !batch.reply_ends.is_empty() && batch.lines_left() > 0;
     // Looked at before each lap: nobody may be there any more to read the replies.
     while (laps.is_open() || origin.is_there())
         && let Some((line, replies)) = batch.next_line()
@@ -175,6 +178,10 @@ fn run_lines<W: Wake>(
             service.answer_late(waited, replies.bytes);
             batch.end_reply();
             *late += 1;
+            if is_alone(batch) {
+                *job_end = JobEnd::Unfinished;
+                break;
+            }
             continue;
         }
         let request = Request::new(line, &connection, &me.blocks);
@@ -185,7 +192,7 @@ fn run_lines<W: Wake>(
             None => Handled::Panicked,
         };
         *job_end = batch.end_line(handled);
-        let full = batch.replies.len() >= MAX_SLICE_BYTES;
+        let full = batch.replies.len() >= MAX_SLICE_BYTES || is_alone(batch);
         if laps.count() || full || batch.lines_left() == 0 || *job_end != JobEnd::Done {
             laps.end(hub.clock.now(), accepted_at);
             if *job_end != JobEnd::Done {

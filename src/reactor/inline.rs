@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
+use super::table::Entry;
 use super::{Reactor, ReactorHub, WARNING_INTERVAL};
 use crate::clock::{Nanos, nanos};
 use crate::connection::HandleInline;
 use crate::job::{ConnId, Handled, Job, JobEnd, Session, Task};
-use crate::mail::Post;
+use crate::mail::{Mail, Post};
 use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, WorkerStates};
@@ -120,12 +121,16 @@ impl HandleInline for Inline {
         };
         let end = job.batch.end_line(handled);
         let full = job.batch.replies.len() >= MAX_SLICE_BYTES;
-        if self.laps.count() || full || end != JobEnd::Done {
+        // What others push may come between this reply and the next.
+        let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
+        if self.laps.count() || full || alone || end != JobEnd::Done {
             let took = self.laps.end(self.hub.clock.now(), job.accepted_at);
             if took > nanos(MAX_HELD) {
                 self.has_held_up(service, took, job, frame);
             }
-            if end == JobEnd::Done && (full || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE) {
+            if end == JobEnd::Done
+                && (full || alone || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE)
+            {
                 return JobEnd::Unfinished;
             }
         }
@@ -143,8 +148,26 @@ impl Reactor {
             // No line of it is left: the rest was not cut.
             job.end = JobEnd::Done;
         }
+        let origin = &job.origin;
+        if origin.local.has_pushers() && self.free.slots().has_posted(origin.id) {
+            return self.queue_inline(job);
+        }
         self.count_unreplied(&job);
         self.deliver(job);
+    }
+
+    /// Puts replies that were given here behind what was pushed before and is not taken in.
+    fn queue_inline(&mut self, mut job: Box<Job>) {
+        let id = job.origin.id;
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        connection.set_job_out(job.held_bytes());
+        job.session = connection.session.take();
+        if self.services[job.origin.local.service as usize].times_handlers() {
+            self.free.slots().set_taken(id, 0);
+        }
+        self.jobs_out += 1;
+        self.lines_out += job.batch.handled;
+        self.shared.hub.replies.push(Mail::Inline(job));
     }
 
     /// A connection has come: its session is made.

@@ -19,6 +19,7 @@ impl Reactor {
     pub(super) fn take_mail(&mut self, mail: Mail, now: Instant) -> Option<Mail> {
         match mail {
             Mail::Job(job) => self.finish(job, now),
+            Mail::Inline(job) => self.come_back(job, now),
             Mail::Piece(piece) => self.take_piece(*piece),
             Mail::Completion(completion) => self.complete(completion, now),
             Mail::Push(push) => return self.push(push, now),
@@ -26,15 +27,20 @@ impl Reactor {
         None
     }
 
+    /// A job came back from a worker.
+    fn finish(&mut self, job: Box<Job>, now: Instant) {
+        let ran = job.task != Task::Requests || job.batch.handled > job.late;
+        self.shared.pool.came_back(ran.then_some(job.took));
+        self.counters.late += job.late as u64;
+        self.come_back(job, now);
+    }
+
     /// A job came back: its replies go to the socket, the connection goes on.
-    fn finish(&mut self, mut job: Box<Job>, now: Instant) {
+    fn come_back(&mut self, mut job: Box<Job>, now: Instant) {
         let id = job.origin.id;
         self.jobs_out -= 1;
         self.lines_out -= job.batch.handled + job.batch.lines_left();
         self.budget.visit();
-        let ran = job.task != Task::Requests || job.batch.handled > job.late;
-        self.shared.pool.came_back(ran.then_some(job.took));
-        self.counters.late += job.late as u64;
         if let Task::Close(_) = job.task {
             self.counters.panics += u64::from(job.end == JobEnd::Panicked);
             return self.free.put(job, &mut self.litter);
@@ -89,8 +95,7 @@ impl Reactor {
         }
         let is_deferred = matches!(job.end, JobEnd::Deferred { .. });
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-        connection.mid_reply &= is_deferred;
-        connection.mid_reply |= is_deferred && rest;
+        connection.mid_reply = is_deferred && (rest || connection.mid_reply && batch.reply_ends.is_empty());
         connection.opening = false;
         match job.end {
             JobEnd::Done => self.free.put(job, &mut self.litter),
@@ -159,10 +164,12 @@ impl Reactor {
             return;
         }
         if let Some(Entry { connection, .. }) = self.table.get(id) {
-            connection.mid_reply |= rest;
+            connection.mid_reply = rest || connection.mid_reply && piece.ends.is_empty();
             connection.keep_writer(piece.go_on);
         }
-        self.settle(id);
+        if self.unpark_pushes(id) {
+            self.settle(id);
+        }
     }
 
     /// Takes in a reply that was given later, or the news that it will not be.

@@ -88,7 +88,7 @@ impl Reactor {
     /// Whether something of this connection is here that was not taken in yet.
     fn has_mail_of(&self, id: ConnId) -> bool {
         self.finished.iter().any(|mail| match mail {
-            Mail::Job(job) => job.origin.id == id,
+            Mail::Job(job) | Mail::Inline(job) => job.origin.id == id,
             Mail::Completion(completion) => completion.connection == id,
             Mail::Piece(_) | Mail::Push(_) => false,
         })

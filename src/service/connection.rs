@@ -59,7 +59,13 @@ impl<'a> Connection<'a> {
     }
 
     /// A handle that pushes bytes to it, from any thread and for as long as it is kept.
+    ///
+    /// Once one was made of any connection of a listener, replies of its connections are handed over one by one, so that what is
+    /// pushed between two of them arrives there, which costs those who send many requests at a time. Only of the very
+    /// first one, made by a request that came together with others, what is pushed may overtake the replies to these: make it
+    /// in [`Service::open`](crate::Service::open).
     pub fn pusher(&self) -> Pusher {
+        self.origin.local.set_has_pushers();
         Pusher::new(self.origin.id, Arc::clone(&self.origin.slots), Arc::clone(self.post))
     }
 }

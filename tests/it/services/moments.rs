@@ -147,6 +147,23 @@ fn a_greeting_comes_before_what_others_push() {
 }
 
 #[test]
+fn what_a_handler_pushes_to_its_own_connection_comes_between_the_replies() {
+    for (place, inline) in
+        [(Place::Worker, false), (Place::Worker, true), (Place::Loop, false), (Place::Loop, true)]
+    {
+        let service = Greets { place, inline, pass: || (), tell: Box::new(|_| ()) };
+        let server = embed(service);
+        let mut peer = Peer::connect(server.local_addr());
+        peer.send(b"a\np1\nb\nc\np2\np3\nd\n");
+        peer.finish();
+        peer.expect_rest(b"hello\na\n[p1]\np1\nb\nc\n[p2]\np2\n[p3]\np3\nd\n");
+        let handle = server.handle();
+        eventually("it is gone", || handle.stats().connections == 0);
+        assert_adds_up(&handle.stats());
+    }
+}
+
+#[test]
 fn a_writer_whose_request_takes_too_long_is_let_go() {
     let (tell, told) = shared();
     let flood = move |_: &Request<'_>, reply: &mut Reply<'_>| {
