@@ -220,6 +220,8 @@ pub(crate) fn open_or_close(
     let state = states.get(services, origin.local.service);
     match (task, state) {
         (Task::Requests, _) => {}
+        // It has gone before its turn came.
+        (Task::Open, _) if !origin.is_there() => {}
         (Task::Open, Some(state)) => match service::open(service, state, &connection, batch.replies()) {
             Some((made, closes)) => {
                 *session = Some(made);

@@ -20,6 +20,9 @@ pub(super) const READ_INTEREST: Interest = Interest::READABLE;
 /// Connections that may be told at a time that the server is full. For one more the oldest that has been told is let go.
 pub(super) const MAX_REJECTED: usize = 256;
 
+/// Least sessions of connections that have ended whose work with them may wait, where fewer connections than that may be open.
+const MIN_LEAVING: usize = 64;
+
 impl Reactor {
     /// Accepts up to `budget` connections.
     pub(super) fn accept(&mut self, budget: usize, now: Instant) {
@@ -44,13 +47,15 @@ impl Reactor {
             let service = local.service;
             let may_stop = self.services[service as usize].may_stop(&peer);
             let limit = self.services[service as usize].settings.max_connections;
-            let turned_away = if self.counters.services[service as usize].open >= limit as u64 {
-                Some(CloseReason::Full)
-            } else if !self.peers[service as usize].enter(&peer) {
-                Some(CloseReason::PeerFull)
-            } else {
-                None
-            };
+            let is_full = self.counters.services[service as usize].open >= limit as u64;
+            let turned_away =
+                if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING) {
+                    Some(CloseReason::Full)
+                } else if !self.peers[service as usize].enter(&peer) {
+                    Some(CloseReason::PeerFull)
+                } else {
+                    None
+                };
             let role = if turned_away.is_some() { Role::TurnedAway } else { Role::Requests };
             let mut connection = Connection::new(local, &peer, may_stop, role, self.turn_at);
             match turned_away {
@@ -94,6 +99,14 @@ impl Reactor {
                 Role::TurnedAway => self.list(id),
             }
         }
+    }
+}
+
+impl Reactor {
+    /// Sessions of connections that have ended, with workers or on their way to one: they outlive their connections, so these do
+    /// not limit them.
+    fn leaving(&self) -> usize {
+        self.closing_out + self.gone.len()
     }
 }
 

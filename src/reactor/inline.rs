@@ -203,7 +203,10 @@ impl Reactor {
     pub(super) fn give_back(&mut self, mut job: Box<Job>, reason: CloseReason) {
         job.become_closing(reason);
         match self.services[job.origin.local.service as usize].place {
-            Place::Worker => self.send_out(job),
+            Place::Worker => {
+                self.closing_out += 1;
+                self.send_out(job);
+            }
             Place::Loop => {
                 self.inline.open_or_close(&mut job);
                 self.counters.panics += u64::from(job.end == JobEnd::Panicked);

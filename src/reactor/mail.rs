@@ -42,6 +42,7 @@ impl Reactor {
         self.lines_out -= job.batch.handled + job.batch.lines_left();
         self.budget.visit();
         if let Task::Close(_) = job.task {
+            self.closing_out -= 1;
             self.counters.panics += u64::from(job.end == JobEnd::Panicked);
             return self.free.put(job, &mut self.litter);
         }

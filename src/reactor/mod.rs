@@ -162,6 +162,8 @@ pub(crate) struct Reactor {
     orphans: HashSet<ConnId>,
     /// Connections that ended while their session was with a job, and why.
     gone: HashMap<ConnId, CloseReason>,
+    /// Jobs out that give a session back.
+    closing_out: usize,
     /// Replies that are given later and are not here yet.
     deferred: usize,
     inline: Inline,
@@ -224,6 +226,7 @@ impl Reactor {
             peers,
             orphans: HashSet::new(),
             gone: HashMap::new(),
+            closing_out: 0,
             deferred: 0,
             inline,
             free: FreeJobs::new(slots),

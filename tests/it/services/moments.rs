@@ -344,3 +344,61 @@ fn what_has_come_back_and_was_not_taken_in_before_a_stop_at_once_is_closed_too()
     let book = book.lock().unwrap();
     assert_eq!((book.0, book.1.len()), (PEERS + 1, PEERS + 1));
 }
+
+/// Opens at its gate.
+struct SlowToOpen<G> {
+    pass: G,
+    book: Arc<Mutex<(usize, Vec<CloseReason>)>>,
+}
+
+impl<G: Fn() + Send + Sync + 'static> Service for SlowToOpen<G> {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {
+        self.book.lock().unwrap().0 += 1;
+        (self.pass)();
+    }
+
+    fn handle(&self, (): &mut (), _: &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn close(&self, (): (), _: &mut (), _: &Connection<'_>, reason: CloseReason) {
+        self.book.lock().unwrap().1.push(reason);
+    }
+}
+
+#[test]
+fn nothing_is_opened_for_who_has_gone_before_its_turn() {
+    let gate = Gate::closed();
+    let book = Arc::<Mutex<(usize, Vec<CloseReason>)>>::default();
+    let service = SlowToOpen { pass: gate.entrance(), book: Arc::clone(&book) };
+    let server = configure(service, |config| {
+        (config.min_threads, config.max_threads) = (1, 1);
+        config.max_connections = 2;
+    });
+    let handle = server.handle();
+    let stays = Peer::connect(server.local_addr());
+    eventually("it is being opened", || book.lock().unwrap().0 == 1);
+    // As many that have gone are waited for as there may be, and a few.
+    let mut refused = 0;
+    for _ in 0..100 {
+        let before = handle.stats().connections_closed_total.reset;
+        Peer::connect(server.local_addr()).reset();
+        eventually("it is gone", || {
+            let stats = handle.stats();
+            refused = stats.connections_rejected_total.full;
+            stats.connections == 1 && stats.connections_closed_total.reset + refused > before
+        });
+    }
+    assert!(refused > 0, "work is kept for all who ever came");
+    gate.open();
+    drop(stays);
+    eventually("all is over", || handle.stats().connections == 0 && handle.stats().pool_busy == 0);
+    eventually("what was opened is closed", || {
+        let book = book.lock().unwrap();
+        book.1.len() == book.0
+    });
+    assert_eq!(book.lock().unwrap().0, 1);
+}
