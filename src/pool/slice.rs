@@ -239,7 +239,13 @@ pub(crate) fn open_or_close(
                 *end = JobEnd::Panicked;
             }
         }
-        (Task::Open | Task::Close(_), None) => *end = JobEnd::Panicked,
+        (Task::Open | Task::Close(_), None) => {
+            // It cannot be given back, so it is dropped, which may panic too.
+            if let Some(session) = session.take() {
+                service::drop_session(session);
+            }
+            *end = JobEnd::Panicked;
+        }
     }
 }
 

@@ -196,6 +196,12 @@ pub(crate) fn close(
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(discard).is_ok()
 }
 
+/// Drops a session that cannot be given back.
+pub(crate) fn drop_session(session: Session) {
+    // Unwind safety: nothing of it is used any more.
+    panic::catch_unwind(AssertUnwindSafe(|| drop(session))).unwrap_or_else(discard);
+}
+
 /// Makes what a worker has of its own. `None`: it panicked.
 pub(crate) fn start_worker(service: &dyn Erased) -> Option<WorkerState> {
     // Unwind safety: it only had a shared reference to itself.

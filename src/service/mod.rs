@@ -28,7 +28,7 @@ use crate::framing::{Found, Framing, Lines};
 pub(crate) use crate::job::ServiceId;
 use crate::job::{MS, Session};
 pub use connection::{Connection, ConnectionId};
-pub(crate) use erased::{Erased, WorkerState, classify, close, handle, last_line, open};
+pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, last_line, open};
 pub use handler::Handler;
 pub use helo::{Delay, Helo};
 pub use push::{Group, PushError, Pusher};
