@@ -117,7 +117,7 @@ impl Handler for Box<dyn Handler> {
     }
 }
 
-impl<H: Handler> Service for H {
+impl<H: Handler + ?Sized> Service for H {
     type State = ();
     type Worker = ();
 

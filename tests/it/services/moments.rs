@@ -402,3 +402,23 @@ fn nothing_is_opened_for_who_has_gone_before_its_turn() {
     });
     assert_eq!(book.lock().unwrap().0, 1);
 }
+
+/// The service behind each kind of pointer that people share one by.
+#[test]
+fn every_pointer_to_a_service_is_one() {
+    let answers = |server: tidemill::Server| {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.send(b"x\n");
+        peer.expect(b"x\n");
+    };
+    let echo = |request: &Request<'_>, reply: &mut Reply<'_>| {
+        reply.push(request.line());
+        reply.push(b"\n");
+    };
+    answers(embed(Arc::new(echo)));
+    answers(embed(Box::new(echo) as Box<dyn Handler>));
+    answers(embed(Arc::new(Box::new(echo) as Box<dyn Handler>)));
+    answers(embed(Arc::new(echo) as Arc<dyn Handler>));
+    answers(embed(Box::new(echo) as Box<dyn Service<State = (), Worker = ()>>));
+    answers(embed(Arc::new(echo) as Arc<dyn Service<State = (), Worker = ()>>));
+}
