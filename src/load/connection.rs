@@ -15,6 +15,9 @@ use super::tally::{Kind, Tally};
 /// How long the peer gets to close its side after we closed ours, in nanoseconds: extra replies are seen until then.
 const LINGER_NANOS: u64 = 1_000_000_000;
 
+/// To judge more bytes than these takes long enough for the time to be looked up anew.
+const MOST_BYTES_A_STAMP: usize = 4 << 10;
+
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -231,6 +234,9 @@ impl Connection {
             Err(error) if error.kind() == ErrorKind::Interrupted => return (now, Outcome::More),
             Err(error) => return (now, Outcome::Ended(Ending::Failed(error))),
         };
+        if got > MOST_BYTES_A_STAMP {
+            stamp.expire();
+        }
         let bytes = &buffer[..got];
         let rest = if self.held.is_empty() {
             bytes

@@ -388,3 +388,61 @@ fn nanoseconds(duration: Duration) -> u64 {
 pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_looked_up_for_every_few_reads_and_whenever_it_has_expired() {
+        let mut stamp = Stamp::new(Clock::start());
+        let wait_for = |time: u64, clock: Clock| while clock.now() <= time {};
+        for _ in 0..3 {
+            let first = stamp.of_read();
+            wait_for(first, stamp.clock);
+            for _ in 1..READS_A_STAMP {
+                assert_eq!(stamp.of_read(), first);
+            }
+            let next = stamp.of_read();
+            assert!(next > first);
+            wait_for(next, stamp.clock);
+            stamp.expire();
+            let anew = stamp.of_read();
+            assert!(anew > next);
+            wait_for(anew, stamp.clock);
+            assert!(stamp.now() > anew);
+            stamp.expire();
+        }
+    }
+
+    #[test]
+    fn shares_of_all_threads_are_the_whole() {
+        let protocol = Protocol::custom("x", "y", None, None).expect("that is a protocol");
+        let plan = Plan {
+            target: String::new(),
+            addresses: Vec::new(),
+            protocol,
+            connections: 10,
+            pipeline: 1,
+            requests: Some(11),
+            duration: None,
+            warm_up: Duration::ZERO,
+            rate: Some(Curve::constant(90.0)),
+            poisson: false,
+            connection_curve: Some(Curve::constant(10.0)),
+            reconnect: false,
+            threads: 3,
+            timeout: Duration::from_secs(1),
+            expect_stop: false,
+            seed: 1,
+        };
+        let shares: Vec<Share> = (0..3).map(|thread| share(&plan, thread, 3)).collect();
+        assert_eq!(shares.iter().map(|share| share.connections).collect::<Vec<_>>(), [4, 3, 3]);
+        assert_eq!(shares.iter().map(|share| share.requests).collect::<Vec<_>>(), [4, 4, 3]);
+        for share in shares {
+            assert!((share.rate.map_or(0.0, |rate| rate.at(0.0)) - 30.0).abs() < 1e-9);
+            let connections = share.connection_curve.map_or(0.0, |curve| curve.at(0.0));
+            assert!((connections - share.connections as f64).abs() < 1e-9);
+        }
+    }
+}

@@ -142,8 +142,11 @@ impl Protocol {
         step: u64,
         most: u64,
     ) -> Option<(u64, usize)> {
-        let there = (bytes.len() / self.reply.template.bytes.len().max(1)) as u64;
         // One by itself is compared without being written first.
+        if most < 2 {
+            return None;
+        }
+        let there = (bytes.len() / self.reply.template.bytes.len().max(1)) as u64;
         let count = Some(most.min(there)).filter(|&count| count > 1)?;
         let len = self.reply.compare_row(bytes, first, step, usize::try_from(count).ok()?)?;
         Some((count, len))

@@ -144,10 +144,10 @@ impl Template {
             self.row.extend_from_slice(&self.bytes);
             self.copies += 1;
         }
-        let (len, mut number) = (self.bytes.len(), first);
-        for copy in self.row[..count * len].chunks_exact_mut(len) {
-            copy[at..at + 8].copy_from_slice(&hex(number & 0xffff_ffff));
-            number += step;
+        let (len, mut slot, mut number) = (self.bytes.len(), at, first);
+        for _ in 0..count {
+            self.row[slot..slot + 8].copy_from_slice(&hex(number & 0xffff_ffff));
+            (slot, number) = (slot + len, number + step);
         }
         Some(count * len)
     }

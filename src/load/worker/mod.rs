@@ -128,6 +128,8 @@ pub(crate) struct Worker<'a> {
     next_housekeeping: u64,
     next_expiry: u64,
     lateness: Latencies,
+    /// What was not late at all, to be recorded in the end.
+    punctual: u64,
     /// The row that is being filled, when it began, and what had been used by then.
     row: u64,
     row_began: u64,
@@ -202,6 +204,7 @@ impl<'a> Worker<'a> {
             next_housekeeping: 0,
             next_expiry: 0,
             lateness: Latencies::new(),
+            punctual: 0,
             row: 0,
             row_began: 0,
             row_usage: Usage::of_thread(),
@@ -276,13 +279,17 @@ impl<'a> Worker<'a> {
             last_woke = woke;
             if handled > 0 && now >= self.measure_from && matches!(self.pace, Pace::Closed(_)) {
                 // Each of these replies may have waited here for as long as this turn took.
-                self.lateness.record_n(now.saturating_sub(woke), handled);
+                match now.saturating_sub(woke) {
+                    0 => self.punctual += handled,
+                    late => self.lateness.record_n(late, handled),
+                }
             }
         }
         self.send_by = 0;
         self.wind_up(now);
         let (ended, usage) = ended.unwrap_or_else(|| (self.now(), Usage::of_thread()));
         self.flush_row(u64::MAX);
+        self.lateness.record_n(0, self.punctual);
         if let Pace::Open(open) = self.pace {
             self.lateness = open.lateness;
         }
