@@ -63,9 +63,14 @@ impl Reactor {
         if self.deliver(job) {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             // One in the list is served later in this turn; twice would be beyond its budget.
-            match connection.wants_service() && !connection.listed {
-                true => self.serve(id, now),
-                false => self.settle(id),
+            if !connection.wants_service() || connection.listed {
+                self.settle(id);
+            } else if self.collects_late {
+                // Others have waited longer. And what is handed out comes back, so that they would never be fewer.
+                self.list_left_over(id);
+                self.settle(id);
+            } else {
+                self.serve(id, now);
             }
         }
     }

@@ -150,6 +150,8 @@ pub(crate) struct Reactor {
     finished: VecDeque<Mail>,
     /// All of that is jobs.
     only_jobs: bool,
+    /// Mail was left over in the turn before: this one only takes it in, and hands nothing out for whom it takes a job back.
+    collects_late: bool,
     /// What was in the mailbox; kept for its capacity.
     mailbox: Vec<Mail>,
     /// Connections that could go on but for `max_pending`.
@@ -219,6 +221,7 @@ impl Reactor {
             left_over: VecDeque::new(),
             finished: VecDeque::new(),
             only_jobs: true,
+            collects_late: false,
             mailbox: Vec::new(),
             stalled: VecDeque::new(),
             lingering: Expiries::new(LINGER),
@@ -304,21 +307,24 @@ impl Reactor {
         self.budget.begin(self.turn_at);
         // Whoever is put there from now on has had its share of this turn.
         let left_over = self.left_over.len();
-        for event in events {
+        let mut is_late = !self.ready.is_empty();
+        for (noted, event) in (1..).zip(events) {
             self.note(event);
+            is_late |= noted == MAX_EVENTS;
         }
-        // Behind the events, so that no event of this turn can be taken for one of a connection in a reused slot.
-        self.accept(budget::ACCEPTS, now);
+        // Behind the events, so that no event of this turn can be taken for one of a connection in a reused slot. Whoever is let
+        // in while others wait makes all of them wait longer.
+        self.accept(if is_late { budget::LEAST_ACCEPTS } else { budget::ACCEPTS }, now);
         self.collect(now);
         self.resume_stalled(now);
-        while let Some(id) = self.ready.pop_front() {
-            self.serve_listed(id, now);
-            if self.is_spent() {
+        // Whoever is not reached is first in the next turn, not behind those left over: it has had nothing of this one.
+        for served in 0..self.ready.len() {
+            if served >= budget::LEAST_READY && self.is_spent() {
                 break;
             }
+            let Some(id) = self.ready.pop_front() else { break };
+            self.serve_listed(id, now);
         }
-        // Whoever was not reached is first among those left over, but for those that were before it.
-        self.left_over.append(&mut self.ready);
         for served in 0..left_over {
             if served >= budget::LEAST_LEFT_OVER && self.is_spent() {
                 break;
@@ -343,6 +349,7 @@ impl Reactor {
     fn collect(&mut self, now: Instant) {
         self.started_before = self.shared.pool.started();
         self.only_jobs |= self.finished.is_empty();
+        self.collects_late = !self.finished.is_empty();
         self.shared.hub.replies.drain(&mut self.mailbox);
         for mail in self.mailbox.drain(..) {
             self.only_jobs &= matches!(mail, Mail::Job(_));

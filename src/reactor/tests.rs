@@ -276,3 +276,57 @@ fn waiting_begins_when_a_request_is_read_however_long_the_turn_is() {
     bench.until(|reactor| !reactor.outgoing.is_empty());
     assert_eq!(bench.reactor.outgoing[0].accepted_at, NOW.load(Relaxed));
 }
+
+/// They went behind those left over, of whom each turn serves a few: a polite client waited for a second beside 9000 peers that
+/// had more to be read. (issue 16)
+#[test]
+fn those_with_news_that_a_turn_does_not_reach_are_first_in_the_next() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    const NEWCOMERS: usize = budget::LEAST_READY + 4;
+    let mut bench = Bench::with_clock(Clock::reading(|| NOW.load(Relaxed)), HoldsUp(&NOW), |_| ());
+    // More than their share.
+    let lines = b"#\n".repeat(10_000);
+    let _greedy: Vec<TcpStream> = (0..60).map(|_| bench.peer(&lines)).collect();
+    bench.until(|reactor| reactor.left_over.len() == 60);
+    let mut newcomers: Vec<TcpStream> = (0..NEWCOMERS).map(|_| bench.peer(b"")).collect();
+    bench.until(|reactor| reactor.table.len() == 60 + NEWCOMERS);
+    assert!(bench.reactor.left_over.len() > budget::LEAST_LEFT_OVER, "they are done");
+    newcomers.iter_mut().for_each(|peer| peer.write_all(b"#slow\n").unwrap());
+    let served = || usize::try_from(NOW.load(Relaxed) / HELD_UP).unwrap();
+    bench.turn();
+    assert_eq!((served(), bench.reactor.ready.len()), (budget::LEAST_READY, 4));
+    bench.turn();
+    assert_eq!((served(), bench.reactor.ready.len()), (NEWCOMERS, 0));
+}
+
+#[test]
+fn few_are_let_in_while_more_have_news_than_a_turn_gets_to() {
+    let mut bench = Bench::new(SlowComments, |_| ());
+    let mut inside: Vec<TcpStream> = (0..MAX_EVENTS + 10).map(|_| bench.peer(b"")).collect();
+    bench.until(|reactor| reactor.table.len() == MAX_EVENTS + 10);
+    let _outside: Vec<TcpStream> = (0..50).map(|_| bench.peer(b"")).collect();
+    inside.iter_mut().for_each(|peer| peer.write_all(b"#\n").unwrap());
+    bench.turn();
+    assert_eq!(bench.reactor.table.len(), inside.len() + budget::LEAST_ACCEPTS);
+    bench.until(|reactor| reactor.table.len() == inside.len() + 50);
+}
+
+/// With what it hands out for whom it takes back, a turn made so many more jobs that 2000 lay there with their replies, which
+/// nobody had counted: twice the limit of memory. (issue 16)
+#[test]
+fn while_jobs_are_left_over_nothing_is_handed_out_for_whose_is_taken_back() {
+    const PEERS: usize = 30;
+    let mut bench = Bench::new(SlowComments, |_| ());
+    let lines = b"x\n".repeat(1000);
+    let _peers: Vec<TcpStream> = (0..PEERS).map(|_| bench.peer(&lines)).collect();
+    bench.until(|reactor| reactor.outgoing.len() == PEERS);
+    // As if a worker had done them, and a turn had left them over.
+    for mut job in std::mem::take(&mut bench.reactor.outgoing) {
+        while job.batch.next_line().is_some() {}
+        bench.reactor.finished.push_back(Mail::Job(job));
+    }
+    bench.turn();
+    assert!(bench.reactor.finished.is_empty());
+    assert_eq!((bench.reactor.outgoing.len(), bench.reactor.left_over.len()), (0, PEERS));
+    bench.until(|reactor| reactor.outgoing.len() == PEERS);
+}
