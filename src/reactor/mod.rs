@@ -169,6 +169,9 @@ pub(crate) struct Reactor {
     /// Replies that are given later and are not here yet.
     deferred: usize,
     inline: Inline,
+    /// While connections are closed because all hold too much: who held anything when that began, and how much, those that
+    /// held most last.
+    holders: Vec<(usize, ConnId)>,
     free: FreeJobs,
     litter: Litter,
     budget: Budget,
@@ -233,6 +236,7 @@ impl Reactor {
             deferred: 0,
             inline,
             free: FreeJobs::new(slots),
+            holders: Vec::new(),
             litter: Litter::default(),
             budget: Budget::default(),
             outgoing: Vec::new(),
@@ -432,6 +436,7 @@ impl Reactor {
         self.ready.is_empty()
             && self.left_over.is_empty()
             && self.finished.is_empty()
+            && self.holders.is_empty()
             && self.litter.is_empty()
     }
 

@@ -311,6 +311,35 @@ fn few_are_let_in_while_more_have_news_than_a_turn_gets_to() {
     bench.until(|reactor| reactor.table.len() == inside.len() + 50);
 }
 
+/// More than a hundred were closed in one turn, which took up to 24 ms. (issue 16)
+#[test]
+fn the_limit_of_memory_is_met_a_few_in_each_turn_unless_it_is_far_off() {
+    static NOW: AtomicU64 = AtomicU64::new(0);
+    // Each look at the clock takes its time.
+    let clock = Clock::reading(|| NOW.fetch_add(100_000, Relaxed));
+    let mut bench = Bench::with_clock(clock, SlowComments, |_| ());
+    const PEERS: usize = 300;
+    let half = [b'x'; 10_000];
+    let peers: Vec<TcpStream> = (0..PEERS).map(|_| bench.peer(&half)).collect();
+    bench.until(|reactor| reactor.counters.read_bytes == (PEERS * half.len()) as u64);
+    let closed = |reactor: &Reactor| reactor.counters.closed[CloseReason::Memory as usize];
+    let held = usize::try_from(bench.reactor.counters.held_bytes).unwrap();
+    let limit = held / 10 * 9;
+    bench.reactor.settings.max_memory_bytes = limit;
+    bench.turn();
+    assert!((1..10).contains(&closed(&bench.reactor)), "{} at once", closed(&bench.reactor));
+    assert!(!bench.reactor.is_idle(), "nobody would go on");
+    bench.until(Reactor::is_idle);
+    assert!(bench.reactor.counters.held_bytes <= limit as u64);
+    let all = closed(&bench.reactor);
+    assert!((29..=31).contains(&all), "{all} were closed where a tenth had to be");
+    // Before anything else, as there are other limits.
+    bench.reactor.settings.max_memory_bytes = limit / 2;
+    bench.turn();
+    assert!(bench.reactor.counters.held_bytes <= (limit / 2 + limit / 16) as u64);
+    drop(peers);
+}
+
 /// With what it hands out for whom it takes back, a turn made so many more jobs that 2000 lay there with their replies, which
 /// nobody had counted: twice the limit of memory. (issue 16)
 #[test]
