@@ -2,11 +2,15 @@
 
 use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tidemill::{Address, Reply, Request};
 
-use crate::support::{Peer, allow_files, configure, echo, embed, eventually, resolved, scratch, serve};
+use crate::support::{
+    DEADLINE, Peer, Serving, allow_files, configure, echo, embed, eventually, resolved, scratch, serve, tell,
+};
 
 /// A peer that does not read costs at most this beyond a line and a reply.
 const MAX_HELD: u64 = 200 << 10;
@@ -188,6 +192,75 @@ fn resident_memory_stays_within_the_limit_whatever_the_peers_do() {
             serving.stats()["held_bytes"].as_u64() > Some((LIMIT_KIB << 10) / 2)
         });
         let limit = before + LIMIT_KIB * 5 / 4 + (32 << 10);
+        tell(&format!("{name}: {worst} KiB where {limit} are the limit; {before} at the start"));
         assert!(worst <= limit, "{name}: {worst} KiB where {limit} are the limit; {before} at the start");
     }
+}
+
+/// Greedy peers that come again when they are closed, so that the limit is met again and again. `TIDEMILL_GREEDY=N` has so many, at
+/// the default limit, for half a minute, and tells how long the polite client waited.
+#[test]
+fn a_polite_client_is_served_while_the_limit_of_memory_is_met_again_and_again() {
+    let wanted = std::env::var("TIDEMILL_GREEDY").ok().map(|text| text.parse::<usize>().unwrap());
+    let (peers, options, time) = match wanted {
+        Some(peers) => (peers, "", Duration::from_secs(30)),
+        None => (600, "--max-memory 8MiB", Duration::ZERO),
+    };
+    allow_files(peers + 4000);
+    let serving = serve(options);
+    let over = AtomicBool::new(false);
+    let mut waited = thread::scope(|scope| {
+        let polite = scope.spawn(|| ask_until(&serving, &over));
+        let begun = Instant::now();
+        let mut greedy: Vec<Peer> = (0..peers).map(|number| greedy(&serving, number)).collect();
+        for round in 0.. {
+            // A few at a time: as many as come would be a flood of connections, which is another matter.
+            for _ in 0..5 {
+                let number = fastrand::usize(..peers);
+                greedy[number] = self::greedy(&serving, number);
+            }
+            thread::sleep(Duration::from_millis(10));
+            let is_over = begun.elapsed() >= time && round % 50 == 0 && closed(&serving) > 100;
+            if is_over || begun.elapsed() > time + DEADLINE {
+                break;
+            }
+        }
+        over.store(true, Relaxed);
+        polite.join().unwrap()
+    });
+    assert!(closed(&serving) > 100, "the limit was not met again and again: {}", serving.stats());
+    waited.sort_unstable();
+    let [p50, p99, most] = [50, 99, 100].map(|percent| waited[(waited.len() - 1) * percent / 100]);
+    tell(&format!(
+        "{} polite requests beside {peers} greedy peers: p50 {p50:?}, p99 {p99:?}, most {most:?}",
+        waited.len()
+    ));
+}
+
+/// How many connections were closed for the sake of memory.
+fn closed(serving: &Serving) -> u64 {
+    serving.stats()["connections_closed_total"]["memory"].as_u64().unwrap()
+}
+
+/// How long each request of a polite client took.
+fn ask_until(serving: &Serving, over: &AtomicBool) -> Vec<Duration> {
+    let (mut peer, mut waited) = (serving.connect(), Vec::new());
+    while !over.load(Relaxed) {
+        let begun = Instant::now();
+        peer.ask("still here");
+        waited.push(begun.elapsed());
+        thread::sleep(Duration::from_millis(1));
+    }
+    waited
+}
+
+/// One that sends half a line, long lines, or many very short ones, and never reads.
+fn greedy(serving: &Serving, number: usize) -> Peer {
+    let mut peer = Peer::with_small_buffer(serving.address, 4096);
+    match number % 3 {
+        0 => peer.send_what_goes(&[b'x'; 64_000]),
+        1 => peer.send_what_goes(&[&b"HELO "[..], &[b'x'; 2000], b"\n"].concat().repeat(100)),
+        _ => peer.send_what_goes(&b"HELO \n".repeat(20_000)),
+    }
+    peer
 }
