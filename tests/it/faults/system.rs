@@ -162,27 +162,52 @@ impl Drop for Group {
     }
 }
 
-#[test]
-fn a_full_disk_behind_both_outputs() {
-    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
-    let mut command = program();
-    command.args(["serve", "0", "--stats-every", "1ms", "--log-level", "trace"]);
-    let serving = Serving::launch(command.stdout(full()).stderr(full()));
-    beside(&serving, Often, || {
+/// Where the log tells nothing: the statistics on standard output add up, and it ends as asked.
+#[track_caller]
+fn settle_by_output(serving: Serving) {
+    let lines = |serving: &Serving| serving.output().lines().filter(|line| line.starts_with('{')).count();
+    let before = lines(&serving);
+    eventually("statistics come", || lines(&serving) > before + 2);
+    let ended = serving.stop();
+    assert_eq!(ended.status.code(), Some(0));
+    for line in ended.stdout.lines().filter(|line| line.starts_with('{')) {
+        assert_json_adds_up(&serde_json::from_str(line).unwrap());
+    }
+}
+
+/// Clients come and go while it writes as much as it can.
+fn while_it_tells_much(serving: &Serving) {
+    beside(serving, Often, || {
         in_parallel(100, |_| serving.connect().ask("x"));
         (0..100).for_each(|_| serving.signal(Signal::USR1));
     });
+}
+
+#[test]
+fn a_full_disk_behind_either_output_and_both() {
+    let full = || Stdio::from(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let options = ["serve", "0", "--stats-every", "1ms", "--log-level", "debug"];
+    let mut serving = Serving::launch(program().args(options).stdout(full()).stderr(Stdio::piped()));
+    serving.read_log();
+    while_it_tells_much(&serving);
+    settle(serving);
+
+    let serving = Serving::start(within("exec \"$@\" 2>/dev/full", &options[2..].join(" ")));
+    while_it_tells_much(&serving);
+    settle_by_output(serving);
+
+    let serving = Serving::launch(program().args(options).stdout(full()).stderr(full()));
+    while_it_tells_much(&serving);
     assert_eq!(serving.stop().status.code(), Some(0));
 }
 
 #[test]
 fn standard_streams_that_are_closed() {
-    for closed in ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"] {
-        let options = "--stats-every 1ms --log-level debug";
-        let mut command = within(&format!("exec \"$@\" {closed}"), options);
-        let serving = Serving::launch(command.stdout(Stdio::null()).stderr(Stdio::null()));
-        beside(&serving, Often, || {
-            // A client must never get a descriptor that something is printed to.
+    let options = "--stats-every 1ms --log-level debug";
+    let closing = |closed: &str| within(&format!("exec \"$@\" {closed}"), options);
+    // A client must never get a descriptor that something is printed to.
+    let ask = |serving: &Serving| {
+        beside(serving, Often, || {
             let mut peers: Vec<Peer> = (0..20).map(|_| serving.connect()).collect();
             peers.iter_mut().for_each(|peer| peer.ask("x"));
             serving.signal(Signal::USR1);
@@ -191,8 +216,20 @@ fn standard_streams_that_are_closed() {
                 peer.ask("y");
             }
         });
-        assert_eq!(serving.stop().status.code(), Some(0), "{closed}");
-    }
+    };
+    let serving = Serving::start(closing("<&-"));
+    ask(&serving);
+    settle(serving);
+    let mut serving = Serving::launch(closing(">&-").stdout(Stdio::null()).stderr(Stdio::piped()));
+    serving.read_log();
+    ask(&serving);
+    settle(serving);
+    let serving = Serving::start(closing("2>&-"));
+    ask(&serving);
+    settle_by_output(serving);
+    let serving = Serving::launch(closing("<&- >&- 2>&-").stdout(Stdio::null()).stderr(Stdio::null()));
+    ask(&serving);
+    assert_eq!(serving.stop().status.code(), Some(0));
 }
 
 #[test]
@@ -229,17 +266,19 @@ fn a_process_that_was_stopped_for_longer_than_its_timeouts() {
     readers.iter_mut().for_each(|peer| peer.send(&b"HELO x\n".repeat(REQUESTS)));
     idle.iter_mut().for_each(|peer| peer.ask("x"));
     halves.iter_mut().for_each(|peer| peer.send(b"HELO ha"));
-    serving.freeze();
-    let read: Vec<usize> = readers.iter_mut().map(|peer| peer.expect_what_is_there(&replies)).collect();
-    halves.iter_mut().for_each(|peer| peer.send(b"lf\n"));
-    idle.iter_mut().for_each(|peer| peer.send(b"HELO y\n"));
-    thread::sleep(2100 * MS);
-    serving.resume();
-    for (peer, read) in readers.iter_mut().zip(read) {
-        peer.expect(&replies[read..]);
-    }
-    halves.iter_mut().for_each(|peer| peer.expect_reply("half"));
-    idle.iter_mut().for_each(|peer| peer.expect_reply("y"));
+    beside(&serving, Once, || {
+        serving.freeze();
+        let read: Vec<usize> = readers.iter_mut().map(|peer| peer.expect_what_is_there(&replies)).collect();
+        halves.iter_mut().for_each(|peer| peer.send(b"lf\n"));
+        idle.iter_mut().for_each(|peer| peer.send(b"HELO y\n"));
+        thread::sleep(2100 * MS);
+        serving.resume();
+        for (peer, read) in readers.iter_mut().zip(read) {
+            peer.expect(&replies[read..]);
+        }
+        halves.iter_mut().for_each(|peer| peer.expect_reply("half"));
+        idle.iter_mut().for_each(|peer| peer.expect_reply("y"));
+    });
     drop((readers, halves, idle));
     let (_, stats) = settle(serving);
     let closed = &stats["connections_closed_total"];
