@@ -8,6 +8,7 @@
 //! | `inline` | requests that are handled on the event loop |
 //! | `later` | replies that are given later, from any thread |
 //! | `pieces` | long replies in pieces, and how long the writer waits |
+//! | `mixed` | everything at once, seeded |
 //! | `moments` | what meets at an odd moment |
 //! | `push` | bytes that nobody asked for, to one and to many |
 //! | `several` | several services in one server |
@@ -15,6 +16,7 @@
 mod framings;
 mod inline;
 mod later;
+mod mixed;
 mod moments;
 mod pieces;
 mod push;
