@@ -91,6 +91,8 @@ fn each_connection_is_greeted_and_counts_for_itself() {
         eventually("all are closed", || book.lock().unwrap().closed.len() == 20);
         let book = book.lock().unwrap();
         assert!(book.closed.values().all(|closed| *closed == (CloseReason::Eof, 53)), "{book:?}");
+        // Told of at the end of the turn in which they are.
+        eventually("all are gone", || server.handle().stats().connections == 0);
         let stats = server.handle().stats();
         assert_adds_up(&stats);
         assert_eq!(
