@@ -300,6 +300,24 @@ mod tests {
     }
 
     #[test]
+    fn replies_to_helo_are_known_by_all_sixteen_digits() {
+        let tail = Tail { advertise: Default::default(), student_id: "1".to_owned() };
+        let helo = Protocol::helo(*b"abcd", tail, ([127, 0, 0, 1], 8000).into());
+        for (bytes, whose) in [
+            ("HELO abcd-00000000000000ff", Identity::Of(255)),
+            ("HELO abcd-00000000000000ff\nwhat?", Identity::Of(255)),
+            ("HELO abcd-00000000000000f", Identity::Unfinished),
+            ("HELO abcd-", Identity::Unfinished),
+            ("HELO ab", Identity::Unfinished),
+            ("HELO abcd-00000000000000fF", Identity::Unknown),
+            ("HELO abcd-00000000000000f\n", Identity::Unknown),
+            ("HELO abce-00000000000000ff", Identity::Unknown),
+        ] {
+            assert_eq!(helo.identify(bytes.as_bytes()), whose, "{bytes:?}");
+        }
+    }
+
+    #[test]
     fn bad_texts_are_refused_by_name() {
         for (request, expect, lines, greeting, part) in [
             ("{line}", "x", None, None, "{line}"),
