@@ -1,6 +1,6 @@
 //! `tidemill load` against servers of other makes: Redis, memcached and an SMTP server, where they are installed.
 //!
-//! `.ci/run` installs them. `AIOSMTPD_PYTHON` names a Python that has aiosmtpd, unless `python3` does.
+//! `.ci/run` installs them. `CLIENTS_PYTHON` names a Python that has aiosmtpd, unless `python3` does.
 
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -117,7 +117,7 @@ fn memcached_is_flooded_by_meta_commands() {
 #[test]
 fn smtp_server_is_flooded_after_its_greeting() {
     let command = |port: u16| {
-        let mut command = Command::new(std::env::var("AIOSMTPD_PYTHON").unwrap_or("python3".to_owned()));
+        let mut command = Command::new(std::env::var("CLIENTS_PYTHON").unwrap_or("python3".to_owned()));
         let listen = format!("127.0.0.1:{port}");
         command.args(["-m", "aiosmtpd", "-n", "-l", &listen, "-c", "aiosmtpd.handlers.Sink"]);
         command

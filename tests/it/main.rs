@@ -18,6 +18,7 @@
 //! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
 //! | `stops` | a hundred stops at random moments under load |
 //! | `services` | state, framings, the event loop, later replies, push: what a service can do |
+//! | `examples` | the examples as programs, driven by `redis-cli`, `redis-benchmark`, Python's `redis` and `postmap` |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -40,6 +41,7 @@ mod cli;
 mod closing;
 mod controller_props;
 mod controller_sim;
+mod examples;
 mod faults;
 mod framing_props;
 mod handlers;

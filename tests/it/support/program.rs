@@ -1,7 +1,7 @@
 //! The real program as a child process, killed when its guard is dropped.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -407,7 +407,13 @@ impl Ended {
     /// Runs a command to its end.
     #[track_caller]
     pub(crate) fn of(command: &mut Command) -> Ended {
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Ended::try_of(command).unwrap()
+    }
+
+    /// Runs a command to its end, if it can be started.
+    #[track_caller]
+    pub(crate) fn try_of(command: &mut Command) -> io::Result<Ended> {
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let pid = Pid::from_child(&child);
         let (done, ended) = mpsc::channel::<()>();
         // Ended from outside if it takes too long; its output would be waited for without end.
@@ -419,10 +425,10 @@ impl Ended {
         let output = child.wait_with_output().unwrap();
         drop(done);
         watch.join().unwrap();
-        Ended {
+        Ok(Ended {
             status: output.status,
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+        })
     }
 }
