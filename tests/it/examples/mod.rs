@@ -3,6 +3,7 @@
 //! `.ci/run` installs them, and sets `CLIENTS_REQUIRED`: what is missing then fails the test.
 
 mod kv;
+mod lookup;
 mod upper;
 
 use std::env;
