@@ -78,7 +78,8 @@ impl Reactor {
         let (watermarks, told_at) = (self.watermarks(), self.now());
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.phase = Phase::Leaving(reason);
-        if let Some(line) = line {
+        // Never inside a reply that was broken off.
+        if let Some(line) = line.filter(|_| !connection.mid_reply) {
             connection.with_outbound(watermarks, told_at, |outbound| outbound.push_word(&line));
             if connection.is_writable() && !self.flush(id) {
                 return;

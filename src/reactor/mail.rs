@@ -101,7 +101,9 @@ impl Reactor {
         }
         let is_deferred = matches!(job.end, JobEnd::Deferred { .. });
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-        connection.mid_reply = is_deferred && (rest || connection.mid_reply && batch.reply_ends.is_empty());
+        let goes_on = connection.mid_reply && batch.reply_ends.is_empty();
+        // One that was broken off stays so: nothing stands inside it, not the last line either.
+        connection.mid_reply = is_deferred && (rest || goes_on) || job.end == JobEnd::Panicked && goes_on;
         connection.opening = false;
         match job.end {
             JobEnd::Done => self.free.put(job, &mut self.litter),
@@ -214,6 +216,7 @@ impl Reactor {
                 CloseReason::Handler
             }
             None => {
+                connection.mid_reply = begun;
                 self.counters.panics += 1;
                 self.drop_requests(1);
                 CloseReason::Panic

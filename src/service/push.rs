@@ -93,8 +93,8 @@ impl Pusher {
         Ok(())
     }
 
-    /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What is
-    /// with a handler is answered first; what waits behind it is dropped.
+    /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What has
+    /// gone out to a handler is answered first; what was read behind it is dropped.
     pub fn close(&self) {
         if self.slots.post(self.id, 0) != Err(Refused::Gone) {
             self.send(Arc::default(), true);

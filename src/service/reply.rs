@@ -83,7 +83,8 @@ impl<'a> Reply<'a> {
     /// [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes): so long replies are written in pieces of, say, 32 KiB,
     /// and flushed after each.
     ///
-    /// What is pushed to the connection meanwhile waits for the end of this reply. After a panic the peer has what was flushed. On
+    /// What is pushed to the connection meanwhile waits for the end of this reply. After a panic the
+    /// peer has what was flushed and the end of the stream, with no word between. On
     /// the event loop, and while greeting, this does nothing: the reply is sent when the handler returns.
     ///
     /// # Errors

@@ -24,7 +24,8 @@ use crate::reason::CloseReason;
 ///
 /// # Panics
 /// A panic of `open` or `handle` costs this request and its connection: what was written for it and not flushed is discarded,
-/// replies before it are sent, then `ERROR internal error` ([`last_line`](Self::last_line)), and the connection is closed; its state,
+/// replies before it are sent, then `ERROR internal error` ([`last_line`](Self::last_line)) unless a part of its reply was flushed,
+/// and the connection is closed; its state,
 /// as the panic left it, is given back to `close`. The worker and the server go on. The same for what runs on the event loop. A
 /// panic of `close` is logged and costs nothing else.
 ///
