@@ -12,8 +12,10 @@ use crate::mail::{Mail, Post, Push};
 /// Pushes bytes to one connection, from any thread. Cheap to clone; it keeps nothing of the connection alive.
 ///
 /// Pushed bytes leave in the order in which they were pushed, and in order with replies: a reply is given when its handler
-/// returns, or with [`Reply::flush`](crate::Reply#method.flush). They never stand inside a reply that was begun. They are no
-/// replies in the statistics.
+/// returns, or with [`Reply::flush`](crate::Reply#method.flush). Replies to requests of one connection that were cut together are
+/// given together, behind the last of them: where what a request pushes to its own connection must stand behind the replies before
+/// it, requests are a [`Kind::Switch`](crate::Kind::Switch), or flush first. Pushed bytes never stand inside a reply that was
+/// begun. They are no replies in the statistics.
 ///
 /// # Examples
 /// ```
