@@ -2,8 +2,10 @@
 //!
 //! `.ci/run` installs them, and sets `CLIENTS_REQUIRED`: what is missing then fails the test.
 
+mod chat;
 mod kv;
 mod lookup;
+mod smtp;
 mod upper;
 
 use std::env;

@@ -136,6 +136,14 @@ impl Peer {
         byte[0]
     }
 
+    /// Reads so many bytes.
+    #[track_caller]
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
     /// `HELO text`, answered as it must be.
     #[track_caller]
     pub(crate) fn ask(&mut self, text: &str) {

@@ -1,99 +1,37 @@
 //! Chat rooms: requests of several lines, a state for each connection, and messages that reach all members in one order.
 //!
-//! A frame is a whole request, or what came of one up to the line that does not fit: so `HELO` and `KILL_SERVICE` count where a
-//! request begins and nowhere else. A line fits if it has its field's name; values are looked at when the request is whole.
-//!
 //! Every request is a [`Kind::Switch`], so what it pushes is behind the replies to those before it. What a room is told is pushed
 //! under the room's lock; a reply that comes before it is flushed before that, as flushing may wait for the peer.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod requests;
 
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tidemill::framing::{Found, Framing, Lines};
+use requests::{Fault, MALFORMED, Requests, fields};
+use tidemill::framing::Framing;
 use tidemill::{
     CloseReason, Connection, ConnectionId, Farewell, Group, Handler, Helo, Kind, Pusher, Reply, Request,
     Service,
 };
 
-/// Most bytes of a request, without the line ending or empty line that ends it: as many as a line may have by default.
-const MAX_REQUEST_BYTES: usize = 64 << 10;
 /// What a member may leave unread beyond what the kernel holds: thousands of messages, so only who has stopped reading is closed.
 const MAX_UNREAD_BYTES: usize = 1 << 20;
-
-/// The fields of each request, in their order.
-const FORMS: [&[&str]; 4] = [
-    &["JOIN_CHATROOM", "CLIENT_IP", "PORT", "CLIENT_NAME"],
-    &["LEAVE_CHATROOM", "JOIN_ID", "CLIENT_NAME"],
-    &["CHAT", "JOIN_ID", "CLIENT_NAME", "MESSAGE"],
-    &["DISCONNECT", "PORT", "CLIENT_NAME"],
-];
+/// For so long it may take nothing of what waits for it. No later than this after it was closed the others are told.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whoever holds its lock says what its members see next.
 type Room = Arc<Mutex<Group>>;
 /// A room, and the name that a client joined it with.
 type Membership = (Room, Vec<u8>);
-/// What a request has instead of being done: a code and a description.
-type Fault = (u8, &'static str);
-const MALFORMED: Fault = (1, "malformed request");
 
 fn error((code, description): Fault) -> Vec<u8> {
     format!("ERROR_CODE: {code}\nERROR_DESCRIPTION: {description}\n").into_bytes()
-}
-
-/// The value of a field, if `line` is this one.
-fn value<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let value = line.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
-    Some(value.strip_prefix(b" ").unwrap_or(value))
-}
-
-fn form(frame: &[u8]) -> &'static [&'static str] {
-    FORMS.into_iter().find(|form| value(frame, form[0]).is_some()).unwrap_or_default()
-}
-
-/// Cuts requests.
-struct Requests;
-
-impl Framing for Requests {
-    fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found {
-        let is_long = bytes.len() > MAX_REQUEST_BYTES + b"\r\n".len();
-        let more = if is_long { Found::TooLong } else { Found::More { scanned: bytes.len() } };
-        if !ended && memchr::memchr(b'\n', &bytes[scanned..]).is_none() {
-            return more;
-        }
-        let (mut fields, mut at) = (form(bytes).iter(), 0);
-        let mut end = loop {
-            // A last line without its ending counts, if there is one.
-            let line = Lines::new(usize::MAX).next(&bytes[at..], 0, ended && at < bytes.len());
-            let Found::Frame { content, consumed } = line else { return more };
-            let (line, end) = (&bytes[at..][..content.end], at + content.end);
-            at += consumed;
-            match fields.next() {
-                Some(&"MESSAGE") if value(line, "MESSAGE").is_some() => break None,
-                Some(name) if value(line, name).is_some() && fields.len() > 0 => {}
-                _ => break Some(end),
-            }
-        };
-        if end.is_none() {
-            // The text, up to an empty line.
-            let from = at.max(scanned);
-            let is_empty = |at: &usize| bytes[..*at].ends_with(b"\n") || bytes[..*at].ends_with(b"\n\r");
-            let mut line_ends = memchr::memchr_iter(b'\n', &bytes[from..]).map(|end| from + end);
-            let Some(last) = line_ends.find(is_empty) else { return more };
-            (end, at) = (Some(last - usize::from(bytes[last - 1] == b'\r')), last + 1);
-        }
-        match end {
-            Some(end) if end <= MAX_REQUEST_BYTES => Found::Frame { content: 0..end, consumed: at },
-            _ => Found::TooLong,
-        }
-    }
-
-    fn max_bytes(&self) -> usize {
-        MAX_REQUEST_BYTES
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -136,23 +74,15 @@ struct Client {
 
 impl Chat {
     fn run(&self, client: &mut Client, request: &Request<'_>, reply: &mut Reply<'_>) -> Result<(), Fault> {
-        let (frame, local, id) = (request.frame(), request.local_addr(), request.connection().id());
-        let form = form(frame);
-        let mut values = [&b""[..]; 4];
-        let mut lines = frame.splitn(form.len(), |byte| *byte == b'\n');
-        for (at, name) in form.iter().enumerate() {
-            let line = lines.next().ok_or(MALFORMED)?;
-            // That of the last line is gone, or belongs to the text.
-            let line = line.strip_suffix(b"\r").filter(|_| at + 1 < form.len()).unwrap_or(line);
-            values[at] = value(line, name).ok_or(MALFORMED)?;
-        }
+        let (local, id) = (request.local_addr(), request.connection().id());
+        let (kind, values) = fields(request.frame())?;
         let number = |at: usize| std::str::from_utf8(values[at]).ok()?.trim().parse().ok();
         let of_room = || {
             let (room_ref, join_id) = number(0).zip(number(1)).ok_or(MALFORMED)?;
             let exists = (1..=lock(&self.rooms).len() as u64).contains(&room_ref);
             if exists { Ok((room_ref, join_id)) } else { Err((2, "no such room")) }
         };
-        match form.first().copied().ok_or((4, "unknown request"))? {
+        match kind {
             "JOIN_CHATROOM" => {
                 let mut rooms = lock(&self.rooms);
                 let next = (rooms.len() as u64 + 1, Room::default());
@@ -248,5 +178,7 @@ impl Service for Chat {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    common::run(Chat::default(), |config| config.high_watermark_bytes = MAX_UNREAD_BYTES)
+    common::run(Chat::default(), |config| {
+        (config.high_watermark_bytes, config.write_timeout) = (MAX_UNREAD_BYTES, Some(MAX_PAUSE));
+    })
 }
