@@ -443,6 +443,24 @@ mod tests {
     }
 
     #[test]
+    fn random_levels_are_all_whole_numbers_from_one_end_to_the_other() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let curve = shape("rate=random:10..20x2000@2000s").curve.drawn(&mut random);
+        let levels: Vec<f64> = (0..2000).map(|at| curve.at(f64::from(at) + 0.5)).collect();
+        for level in 10..=20 {
+            let count = levels.iter().filter(|drawn| **drawn == f64::from(level)).count();
+            assert!((100..300).contains(&count), "{level}: {count} of 2000");
+        }
+        assert!(levels.iter().all(|level| (10.0..=20.0).contains(level) && level.fract() == 0.0));
+    }
+
+    #[test]
+    fn stage_begins_where_the_one_before_has_ended() {
+        let curve = shape("rate=hold:1@1s,hold:5@1s").curve;
+        assert_eq!([0.0, 0.999, 1.0, 1.999].map(|seconds| curve.at(seconds)), [1.0, 1.0, 5.0, 5.0]);
+    }
+
+    #[test]
     fn nothing_is_due_while_the_rate_is_zero() {
         let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x2@4s").curve, 0.0, None);
         let all = due(&mut arrivals, 3.999);

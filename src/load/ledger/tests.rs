@@ -342,3 +342,56 @@ fn books_balance(seed: u64) {
         assert_eq!(settled, counted.sent, "round {round} of seed {seed}: {counted:?}");
     }
 }
+
+#[test]
+fn second_reply_is_told_from_a_foreign_one_as_far_back_as_runs_are_remembered() {
+    for back in 1..=6 {
+        let mut fixture = Fixture::with_requests(0);
+        let count = 6;
+        // Each in a run of its own.
+        for number in 0..count {
+            let Fixture { ledger, protocol, tally } = &mut fixture;
+            ledger.ask(Asked { due: 0, sent: number }, number * STEP, 1, protocol, tally);
+            let reply = protocol.reply(number * STEP).to_vec();
+            ledger.read(&reply, protocol, 1, tally);
+        }
+        let again = fixture.replies(&[count - back]);
+        let (duplicated, unasked) = if back <= 4 { (1, 0) } else { (0, 1) };
+        let expected = Requests { duplicated, unasked, ..counts(count, count) };
+        assert_eq!(fixture.counts(&again, 99, End::Broken), expected, "{back} before the end");
+    }
+}
+
+#[test]
+fn wrong_reply_is_that_of_its_number_and_as_long_as_a_reply() {
+    let mut fixture = Fixture::with_requests(3);
+    let mut wrong = fixture.replies(&[1]);
+    let end = wrong.len() - 2;
+    wrong[end] = b'9';
+    let bytes = [wrong.clone(), fixture.replies(&[0, 2])].concat();
+    let expected = Requests { wrong: 1, reordered: 1, ..counts(3, 1) };
+    assert_eq!(fixture.counts(&bytes, 99, End::Broken), expected);
+
+    let mut fixture = Fixture::with_requests(3);
+    let bytes = [fixture.replies(&[0]), wrong, b"junk\n".to_vec(), fixture.replies(&[2])].concat();
+    // The line behind it is wrong too, and taken for the reply whose turn it is.
+    let expected = Requests { wrong: 2, duplicated: 1, ..counts(3, 1) };
+    assert_eq!(fixture.counts(&bytes, 99, End::Broken), expected);
+
+    for (expect, bytes) in
+        [("OK {n}", &b"OK x\njunk\nOK 6\n"[..]), (r"$*\nv{n}", b"-ERR no\n-ERR no\n$2\nv6\n")]
+    {
+        let counted = custom("x{n}", expect, 3).counts(bytes, 99, End::Broken);
+        assert_eq!(counted, Requests { wrong: 2, ..counts(3, 1) }, "{expect}");
+    }
+}
+
+#[test]
+fn last_words_are_kept_for_the_end_of_the_connection() {
+    let mut fixture = Fixture::with_requests(1);
+    let Fixture { ledger, protocol, tally } = &mut fixture;
+    assert_eq!((ledger.connection(), ledger.take_last_words()), (7, None));
+    ledger.read(b"ERROR server full (limit 3 connections)\n", protocol, 1, tally);
+    assert_eq!(ledger.take_last_words().as_deref(), Some(&b"ERROR server full (limit 3 connections)"[..]));
+    assert_eq!(ledger.example(None, b"x", protocol).connection, 7);
+}
