@@ -241,7 +241,7 @@ impl Ledger {
             self.progress = now;
             self.remember(Run { first: number, count: 1 });
             tally.reordered(missing.asked, now, || self.example(Some(number), reply, protocol));
-        } else if self.settled.iter().any(|run| run.position(number, self.step).is_some()) {
+        } else if self.settled.iter().any(|run| run.has(number, self.step)) {
             tally.extra(Kind::Duplicated, now, || self.example(Some(number), reply, protocol));
         } else {
             // Whole, but to a request of another connection, or of nobody.

@@ -15,10 +15,9 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// How many of it come before `number`, if that is one of it.
-    pub(super) fn position(self, number: u64, step: u64) -> Option<u64> {
-        let ahead = number.checked_sub(self.first)?;
-        (ahead % step == 0 && ahead / step < self.count).then_some(ahead / step)
+    /// Whether `number` is one of it.
+    pub(super) fn has(self, number: u64, step: u64) -> bool {
+        number.checked_sub(self.first).is_some_and(|ahead| ahead % step == 0 && ahead / step < self.count)
     }
 }
 
@@ -73,7 +72,7 @@ impl Outstanding {
     pub(super) fn contains(&self, number: u64, step: u64) -> bool {
         let at = self.rest.partition_point(|(_, run)| run.first <= number);
         let run = if at == 0 { self.first.1 } else { self.rest[at - 1].1 };
-        run.position(number, step).is_some()
+        run.has(number, step)
     }
 }
 

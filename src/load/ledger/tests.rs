@@ -395,3 +395,12 @@ fn last_words_are_kept_for_the_end_of_the_connection() {
     assert_eq!(ledger.take_last_words().as_deref(), Some(&b"ERROR server full (limit 3 connections)"[..]));
     assert_eq!(ledger.example(None, b"x", protocol).connection, 7);
 }
+
+#[test]
+fn bytes_are_shown_as_far_as_a_person_reads() {
+    assert_eq!(shown(b"a\xff\n"), r"a\xff\n");
+    for (len, is_cut) in [(160, false), (161, true)] {
+        let text = shown(&vec![b'x'; len]);
+        assert_eq!((text.trim_end_matches('…').len(), text.ends_with('…')), (160, is_cut));
+    }
+}
