@@ -461,6 +461,25 @@ mod tests {
     }
 
     #[test]
+    fn next_change_is_where_a_look_at_every_moment_finds_it_in_any_pass() {
+        for text in
+            ["ramp:0..3@3s,hold:7@1s,ramp:4..1@2s", "hold:2@1s,hold:2@2s,hold:5@500ms", "ramp:5..0@4s"]
+        {
+            let curve = shape(&format!("connections={text}")).curve;
+            // Beside the edges, on which side of one a moment is is up to the rounding of floats.
+            for at in (0..140).map(|tenth| f64::from(tenth) * 0.1 + 0.037) {
+                let value = curve.at(at).round();
+                let found = (1..10_000).map(|step| at + f64::from(step) * 0.001);
+                let found = found.into_iter().find(|later| curve.at(*later).round() != value);
+                let next = curve.next_change(at);
+                let is_same = next.zip(found).is_some_and(|(next, found)| (next - found).abs() <= 0.0011);
+                assert!(is_same, "{text} at {at}: {next:?}, found {found:?}");
+            }
+        }
+        assert_eq!(shape("connections=hold:2@1s,hold:2@2s").curve.next_change(0.5), None);
+    }
+
+    #[test]
     fn nothing_is_due_while_the_rate_is_zero() {
         let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x2@4s").curve, 0.0, None);
         let all = due(&mut arrivals, 3.999);
