@@ -48,6 +48,7 @@ fn what_is_known_of_the_receiving_side_is_what_was_seen_last_and_an_end_stays() 
     assert!(connection.is_readable() && !connection.is_broken());
     connection.set_read_short();
     assert!(!connection.is_readable());
+    assert!(!connection.has_ended());
     connection.set_broken();
     for change in [Connection::set_hung_up, Connection::set_read_short, Connection::set_read_empty] {
         change(&mut connection);
@@ -150,6 +151,12 @@ fn what_it_holds_is_the_sum_of_its_parts() {
     push(&mut connection, 10, 0);
     let parts = connection.inbound().unwrap().capacity() + connection.outbound().unwrap().held_bytes();
     assert_eq!((parts, connection.held_bytes()), (13, size_of::<Buffers>() + 13));
+    connection.park(Arc::from(&b"pushed"[..]), MARKS);
+    let parked = 6 + size_of::<Arc<[u8]>>();
+    assert_eq!(connection.held_bytes(), size_of::<Buffers>() + 13 + parked);
+    connection.set_job_out(7);
+    assert_eq!(connection.held_bytes(), size_of::<Buffers>() + 13 + parked + 7);
+    connection.set_job_back();
     assert_eq!(connection.discard_input().as_deref(), Some(&b"abc"[..]));
     let mut outbound = Outbound::default();
     outbound.push(&mut vec![b'x'; 100], &[25, 50, 75, 100], 0);
