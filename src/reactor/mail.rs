@@ -65,8 +65,8 @@ impl Reactor {
             // One in the list is served later in this turn; twice would be beyond its budget.
             if !connection.wants_service() || connection.listed {
                 self.settle(id);
-            } else if self.collects_late {
-                // Others have waited longer. And what is handed out comes back, so that they would never be fewer.
+            } else if self.collects_late && self.is_sparing() {
+                // What is handed out comes back, with replies: there would never be fewer of those that wait to be taken back.
                 self.list_left_over(id);
                 self.settle(id);
             } else {

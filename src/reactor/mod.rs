@@ -150,7 +150,7 @@ pub(crate) struct Reactor {
     finished: VecDeque<Mail>,
     /// All of that is jobs.
     only_jobs: bool,
-    /// Mail was left over in the turn before: this one only takes it in, and hands nothing out for whom it takes a job back.
+    /// Mail was left over in the turn before. While memory is short, nothing is handed out then for whom a job is taken back.
     collects_late: bool,
     /// What was in the mailbox; kept for its capacity.
     mailbox: Vec<Mail>,
@@ -355,7 +355,13 @@ impl Reactor {
         self.only_jobs |= self.finished.is_empty();
         self.collects_late = !self.finished.is_empty();
         self.shared.hub.replies.drain(&mut self.mailbox);
-        for mail in self.mailbox.drain(..) {
+        let mut mailbox = std::mem::take(&mut self.mailbox);
+        for mail in mailbox.drain(..) {
+            if self.collects_late
+                && let Mail::Job(job) = &mail
+            {
+                self.account_job(job);
+            }
             self.only_jobs &= matches!(mail, Mail::Job(_));
             // Where some were left over, who has nothing else to do goes first: the others have had their share. Not past
             // what may be for the same connection.
@@ -368,6 +374,7 @@ impl Reactor {
                 false => self.finished.push_back(mail),
             }
         }
+        self.mailbox = mailbox;
         while let Some(mail) = self.finished.pop_front() {
             if let Some(rest) = self.take_mail(mail, now) {
                 self.finished.push_front(rest);

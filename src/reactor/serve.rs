@@ -88,14 +88,28 @@ impl Reactor {
             Phase::Closing(_) | Phase::Leaving(_) => false,
         };
         let writes = connection.is_writable() && connection.outbound().is_some();
-        let (held, before) = (connection.held_bytes(), connection.accounted_bytes);
-        connection.accounted_bytes = held;
-        self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
+        self.account(id);
         if goes_on || writes {
             self.list_left_over(id);
         }
         if has_deadline {
             self.arm(id);
+        }
+    }
+
+    /// Brings the account of what it holds up to date.
+    fn account(&mut self, id: ConnId) {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        let (held, before) = (connection.held_bytes(), connection.accounted_bytes);
+        connection.accounted_bytes = held;
+        self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
+    }
+
+    /// A job is back that this turn may not get to: its replies count.
+    pub(super) fn account_job(&mut self, job: &Job) {
+        if let Some(Entry { connection, .. }) = self.table.get(job.origin.id) {
+            connection.set_job_out(job.held_bytes());
+            self.account(job.origin.id);
         }
     }
 

@@ -349,7 +349,9 @@ fn while_jobs_are_left_over_nothing_is_handed_out_for_whose_is_taken_back() {
     let lines = b"x\n".repeat(1000);
     let _peers: Vec<TcpStream> = (0..PEERS).map(|_| bench.peer(&lines)).collect();
     bench.until(|reactor| reactor.outgoing.len() == PEERS);
-    // As if a worker had done them, and a turn had left them over.
+    // As if a worker had done them, and a turn had left them over, while memory is short.
+    bench.reactor.settings.max_memory_bytes =
+        usize::try_from(bench.reactor.counters.held_bytes).unwrap() * 2 / 3;
     for mut job in std::mem::take(&mut bench.reactor.outgoing) {
         while job.batch.next_line().is_some() {}
         bench.reactor.finished.push_back(Mail::Job(job));
