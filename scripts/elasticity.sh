@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The elasticity scorecard: 27 workloads, and how the pool follows each, against a goal.
 #
-#   scripts/elasticity.sh                            everything: about 13 minutes
+#   scripts/elasticity.sh                            everything: about 15 minutes
 #   scripts/elasticity.sh --quick                    a look: about 4 minutes
 #   scripts/elasticity.sh --rows 1,4,13              only these
 #   scripts/elasticity.sh --json FILE --page FILE.html --markdown FILE.md --picture FILE.svg

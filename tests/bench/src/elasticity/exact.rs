@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Client, Crowd, Kind, Lab, Notes, burst, collect};
+use crate::lab::{Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect};
 use crate::peer::Peer;
 use crate::rows::{
     Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, areas, grown, ms, play, resizes_since, row, thinned, uptime, whole,
@@ -208,18 +208,21 @@ pub(crate) fn lost_inside_the_band(effort: Effort) -> Result<Row> {
         thread::sleep(100 * MS);
         let before = grown(&lab);
         lab.take_calls();
+        // The decision's time is the server's, that of calls is not.
+        let (epoch, started) = (EPOCH.elapsed(), uptime(&lab));
         stuck.send(Kind::Block, 0)?;
-        // It is lost when it is called, which the decision's time is compared with.
-        let begun = uptime(&lab);
         let deadline = Instant::now() + KEEP_ALIVE;
         while grown(&lab) == before && Instant::now() < deadline {
             thread::sleep(MS / 10);
         }
-        let at = resizes_since(&lab, begun).first().map(|decision| decision.at);
+        let at = resizes_since(&lab, started).first().map(|decision| decision.at);
+        // The worker is lost from when it is called; before, the request waited behind the others.
+        let called = lab.take_calls().into_iter().find(|call| call.kind == Kind::Block);
+        let lost = called.map_or(started, |call| started + call.begun.saturating_sub(epoch));
         crowd.finish()?;
         lab.release();
         stuck.receive()?;
-        replaced.push(at.map_or(f64::INFINITY, |at| ms(at.saturating_sub(begun))));
+        replaced.push(at.map_or(f64::INFINITY, |at| ms(at.saturating_sub(lost))));
     }
     let checks = vec![
         Check::time("replaced, p50", quantile(&mut replaced, 0.5), 3.0),

@@ -32,6 +32,8 @@ pub(crate) struct Call {
     pub(crate) begun: Duration,
     /// By which worker.
     pub(crate) thread: ThreadId,
+    /// What it was asked for.
+    pub(crate) kind: Kind,
 }
 
 impl Call {
@@ -183,7 +185,7 @@ impl Notes {
             .find(|kind| letter.starts_with(kind.letter()));
         let Some(kind) = kind else { return };
         let part = self.next_part.fetch_add(1, SeqCst) % PARTS;
-        lock(&self.calls[part]).push(Call { sent, begun, thread: thread::current().id() });
+        lock(&self.calls[part]).push(Call { sent, begun, thread: thread::current().id(), kind });
         match kind {
             Kind::Sleep => thread::sleep(Duration::from_micros(argument)),
             Kind::Burn => burn(Duration::from_micros(argument)),
