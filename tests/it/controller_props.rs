@@ -115,13 +115,19 @@ proptest! {
     #[test]
     fn it_grows_for_a_reason(policy in policies(), samples in samples(), start in 0_usize..12_000) {
         let mut pool = Pool::new(policy, start.clamp(policy.min(), policy.max()));
+        // What it had before a growth, and when that was: work that came within 10 ms of it belongs to it.
+        let mut grew: Option<(usize, Duration)> = None;
         for sample in samples {
             let before = pool.workers;
             let verdict = pool.step(sample.now, sample);
             if verdict.target > before {
+                let came = pool.now.saturating_sub(sample.oldest_wait);
+                let goes_on = grew.filter(|(_, at)| sample.waiting > 0 && came < *at + Duration::from_millis(10));
+                let from = goes_on.map_or(before, |(from, _)| from);
                 let starved = sample.waiting > 0 && sample.busy >= before;
                 let overdue = starved && sample.oldest_wait >= MIN_PATIENCE;
-                prop_assert!(overdue || verdict.demand > before + policy.tolerance(), "{:?} {:?}", verdict, sample);
+                prop_assert!(overdue || verdict.demand > from + policy.tolerance(), "{:?} {:?}", verdict, sample);
+                grew = goes_on.or(Some((before, pool.now)));
             }
         }
     }
