@@ -403,8 +403,7 @@ impl Reactor {
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
         // By the one clock that says what is due.
-        let now = hub.clock.instant(hub.clock.now());
-        let until = next.map(|at| at.saturating_duration_since(now));
+        let until = next.map(|at| at.saturating_duration_since(hub.clock.instant(hub.clock.now())));
         match until {
             Some(until) if tick => Some(until.min(SAFETY_TICK)),
             None if tick => Some(SAFETY_TICK),
