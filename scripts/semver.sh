@@ -4,7 +4,7 @@
 # usage: scripts/semver.sh [OPTIONS OF cargo semver-checks]
 set -eu
 unset CDPATH
-baseline=28a2575
+baseline=718bc26
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
@@ -14,5 +14,5 @@ if ! git cat-file -e "$baseline^{commit}" 2>/dev/null; then
     echo "scripts/semver.sh: the baseline $baseline is not in this checkout: nothing to compare with" >&2
     exit 0
 fi
-cargo semver-checks --version >/dev/null 2>&1 || cargo install --quiet --locked cargo-semver-checks
+cargo semver-checks --version >/dev/null 2>&1 || cargo install --quiet --locked --debug cargo-semver-checks
 exec cargo semver-checks --baseline-rev "$baseline" --all-features "$@"
