@@ -13,10 +13,7 @@ use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A sender that threads may share.
-fn shared<T: Send>() -> (impl Fn(T) + Send + Sync + 'static, Receiver<T>)
-where
-    T: 'static,
-{
+fn shared<T: Send + 'static>() -> (impl Fn(T) + Send + Sync + 'static, Receiver<T>) {
     let (sender, receiver) = channel();
     let sender: Mutex<Sender<T>> = Mutex::new(sender);
     (move |value| sender.lock().unwrap().send(value).unwrap_or_default(), receiver)
