@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::reply::Reply;
 use super::request::Request;
 use super::traits::Service;
-use super::words::{Farewell, Kind};
+use super::words::{self, Farewell, Kind};
 use crate::framing::Framing;
 
 /// A service that keeps nothing for each connection: turns a frame, by default a line, into a reply.
@@ -64,12 +64,12 @@ pub trait Handler: Send + Sync + 'static {
 
     /// See [`Service::last_line`].
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
-        Some(format!("{farewell}\n").into_bytes())
+        farewell.line()
     }
 
     /// See [`Service::busy_line`].
     fn busy_line(&self, waited: Duration) -> Vec<u8> {
-        format!("ERROR busy (waited {waited:?})\n").into_bytes()
+        words::busy_line(waited)
     }
 
     /// See [`Service::name`].

@@ -84,3 +84,15 @@ impl fmt::Display for Farewell {
         }
     }
 }
+
+impl Farewell {
+    /// What a peer is told by default.
+    pub(super) fn line(&self) -> Option<Vec<u8>> {
+        Some(format!("{self}\n").into_bytes())
+    }
+}
+
+/// What a peer is told by default in place of a reply that comes too late.
+pub(super) fn busy_line(waited: Duration) -> Vec<u8> {
+    format!("ERROR busy (waited {waited:?})\n").into_bytes()
+}

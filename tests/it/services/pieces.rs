@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
-use tidemill::{Pusher, Reply, Request};
+use tidemill::{Pusher, Reply, Request, Server};
 
 use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel};
 
@@ -96,8 +96,8 @@ fn what_was_flushed_stays_and_nothing_stands_inside_a_reply_that_was_broken_off(
     assert_adds_up(&server.handle().stats());
 }
 
-#[test]
-fn nothing_that_is_pushed_stands_inside_a_reply() {
+/// A peer that has the begin of a reply, `<`, who can push to it, and what lets the rest come.
+fn in_mid_reply() -> (Server, Peer, Pusher, Gate) {
     let gate = Gate::closed();
     let (pass, (sender, pushers)) = (gate.entrance(), channel::<Pusher>());
     let sender: Mutex<Sender<Pusher>> = Mutex::new(sender);
@@ -112,6 +112,12 @@ fn nothing_that_is_pushed_stands_inside_a_reply() {
     peer.send(b"x\n");
     peer.expect(b"<");
     let pusher = pushers.recv().unwrap();
+    (server, peer, pusher, gate)
+}
+
+#[test]
+fn nothing_that_is_pushed_stands_inside_a_reply() {
+    let (server, mut peer, pusher, gate) = in_mid_reply();
     pusher.push(&b"one\n"[..]).unwrap();
     pusher.push(&b"two\n"[..]).unwrap();
     eventually("they are taken in", || server.handle().stats().pushed_total == 2);
@@ -126,20 +132,7 @@ fn nothing_that_is_pushed_stands_inside_a_reply() {
 
 #[test]
 fn pushes_that_wait_for_a_reply_to_end_are_bounded_too() {
-    let gate = Gate::closed();
-    let (pass, (sender, pushers)) = (gate.entrance(), channel::<Pusher>());
-    let sender: Mutex<Sender<Pusher>> = Mutex::new(sender);
-    let server = embed(move |request: &Request<'_>, reply: &mut Reply<'_>| {
-        reply.push(b"<");
-        reply.flush().unwrap();
-        sender.lock().unwrap().send(request.connection().pusher()).unwrap();
-        pass();
-        reply.push(b">\n");
-    });
-    let mut peer = Peer::connect(server.local_addr());
-    peer.send(b"x\n");
-    peer.expect(b"<");
-    let pusher = pushers.recv().unwrap();
+    let (_server, mut peer, pusher, gate) = in_mid_reply();
     let mut taken = 0;
     eventually("it is refused", || {
         let result = pusher.push(&[b'p'; 1000][..]);
