@@ -603,7 +603,9 @@ impl Connection {
             due(blocked.map(|buffers| buffers.progress_at), timeouts.write, CloseReason::WriteTimeout);
         // Also of a connection that ends once that is answered.
         let awaited_since = buffers.and_then(|buffers| buffers.awaits).map(|(since, _)| since);
-        let request = match timeouts.request.filter(|_| self.is_job_out() || awaited_since.is_some()) {
+        // To give the session back is no request.
+        let is_asked = self.is_job_out() && self.phase != Phase::Closing(CloseReason::Eof);
+        let request = match timeouts.request.filter(|_| is_asked || awaited_since.is_some()) {
             None => None,
             after => {
                 let since = awaited_since.unwrap_or_else(|| taken_at().unwrap_or(now));

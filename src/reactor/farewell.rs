@@ -23,7 +23,10 @@ impl Reactor {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.phase == Phase::Open {
             if connection.has_ended() && connection.is_quiet() {
-                return self.close(id, CloseReason::Eof);
+                return match connection.session {
+                    Some(_) => self.close_behind_session(id),
+                    None => self.close(id, CloseReason::Eof),
+                };
             }
             if connection.drain_left() != Some(0) || connection.may_have_frame() {
                 return;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::table::Entry;
 use super::{Reactor, ReactorHub, WARNING_INTERVAL};
 use crate::clock::{Nanos, nanos};
-use crate::connection::HandleInline;
+use crate::connection::{Cut, HandleInline, Phase};
 use crate::job::{ConnId, Handled, Job, JobEnd, Session, Task};
 use crate::mail::{Mail, Post};
 use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
@@ -59,9 +59,23 @@ impl Inline {
         }
     }
 
-    /// Frames are about to be cut.
-    pub(super) fn begin(&mut self) {
+    /// What is to be cut into `job`: at most `room` requests, and `frames` of all kinds.
+    pub(super) fn cut<'a>(
+        &'a mut self,
+        service: &'a Served,
+        job: &'a mut Job,
+        stop_allowed: bool,
+        (room, frames): (usize, usize),
+    ) -> Cut<'a> {
         (self.handled, self.overruns) = (0, 0);
+        Cut {
+            service,
+            stop_allowed,
+            job,
+            room: room.min(service.settings.max_job_lines),
+            frames,
+            inline: self,
+        }
     }
 
     /// They were. Records the times of those that were handled here, which had come at `accepted_at`. Returns how many those are,
@@ -199,6 +213,21 @@ impl Reactor {
         self.give_back(job, reason);
     }
 
+    /// The peer has ended its side and had its replies: its session is given back first, and then the connection is closed, as it
+    /// may still read what is pushed to it meanwhile.
+    pub(super) fn close_behind_session(&mut self, id: ConnId) {
+        let Some(entry) = self.table.get(id) else { return };
+        entry.connection.phase = Phase::Closing(CloseReason::Eof);
+        self.end_session(id, CloseReason::Eof);
+        let Some(entry) = self.table.get(id) else { return };
+        match self.services[entry.connection.service() as usize].place {
+            // As if it were a request, so that nothing goes on before it is back.
+            Place::Worker => entry.connection.set_job_out(size_of::<Job>()),
+            // In the next turn, behind what was pushed in this one.
+            Place::Loop => self.list_left_over(id),
+        }
+    }
+
     /// Gives back the session that a job holds.
     pub(super) fn give_back(&mut self, mut job: Box<Job>, reason: CloseReason) {
         job.become_closing(reason);
@@ -215,7 +244,7 @@ impl Reactor {
         }
     }
 
-    /// Which place a service has for its sessions, if its connections have any.
+    /// Whether connections of a service have a session.
     pub(super) fn has_sessions(&self, service: ServiceId) -> bool {
         self.services[service as usize].has_sessions
     }

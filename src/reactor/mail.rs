@@ -44,7 +44,8 @@ impl Reactor {
         if let Task::Close(_) = job.task {
             self.closing_out -= 1;
             self.counters.panics += u64::from(job.end == JobEnd::Panicked);
-            return self.free.put(job, &mut self.litter);
+            self.free.put(job, &mut self.litter);
+            return self.closed_session(id, now);
         }
         self.count_unreplied(&job);
         let Some(Entry { connection, .. }) = self.table.get(id) else {
@@ -72,6 +73,16 @@ impl Reactor {
             } else {
                 self.serve(id, now);
             }
+        }
+    }
+
+    /// The session of a connection was given back by a worker. The connection may have waited for that.
+    fn closed_session(&mut self, id: ConnId, now: Instant) {
+        self.gone.remove(&id);
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
+        if connection.phase == Phase::Closing(CloseReason::Eof) {
+            connection.set_job_back();
+            self.serve(id, now);
         }
     }
 
@@ -238,7 +249,12 @@ impl Reactor {
             self.budget.visit();
             self.free.slots().took_in(id, push.bytes.len());
             let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
-            if !matches!(connection.phase, Phase::Open | Phase::Closing(_)) {
+            // Nothing comes behind what a handler or a pusher has closed.
+            let is_over = matches!(
+                connection.phase,
+                Phase::Closing(CloseReason::Handler) | Phase::Leaving(_) | Phase::Lingering(_)
+            );
+            if is_over {
                 continue;
             }
             if push.close {

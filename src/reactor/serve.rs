@@ -9,7 +9,7 @@ use super::admit::READ_INTEREST;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
-use crate::connection::{Cut, End, Inbound, Output, Phase, Role, Taken, Turn};
+use crate::connection::{End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{ConnId, Job, JobEnd};
 use crate::reason::CloseReason;
 
@@ -136,15 +136,7 @@ impl Reactor {
             let arrived_at = connection.inbound().map_or(0, Inbound::arrived_at);
             let service = &self.services[connection.service() as usize];
             let mut job = connection.new_job(id, &mut self.free, arrived_at);
-            self.inline.begin();
-            let cut = Cut {
-                service,
-                stop_allowed: connection.may_stop,
-                job: &mut job,
-                room: room.min(service.settings.max_job_lines),
-                frames: *share,
-                inline: &mut self.inline,
-            };
+            let cut = self.inline.cut(service, &mut job, connection.may_stop, (room, *share));
             let taken = connection.cut(cut, self.shared.hub.clock.now());
             connection.tidy();
             let goes_on = taken.inline > 0 && taken.end == End::Full && job.end == JobEnd::Done;
@@ -313,15 +305,7 @@ impl Reactor {
                 None => self.turn_at,
             };
             let mut job = connection.new_job(id, &mut self.free, read_at);
-            self.inline.begin();
-            let cut = Cut {
-                service,
-                stop_allowed: connection.may_stop,
-                job: &mut job,
-                room: room.min(service.settings.max_job_lines),
-                frames: *share,
-                inline: &mut self.inline,
-            };
+            let cut = self.inline.cut(service, &mut job, connection.may_stop, (room, *share));
             let taken = cut.take(&mut connection.session, &self.buffer[..read], 0, false);
             kept = taken.consumed;
             if let End::More { scanned } = taken.end {

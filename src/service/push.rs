@@ -96,7 +96,8 @@ impl Pusher {
     }
 
     /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What has
-    /// gone out to a handler is answered first; what was read behind it is dropped.
+    /// gone out to a handler is answered first; what was read behind it is dropped, and so is what is pushed
+    /// later.
     pub fn close(&self) {
         if self.slots.post(self.id, 0) != Err(Refused::Gone) {
             self.send(Arc::default(), true);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::connection::Connection;
 use super::reply::Reply;
 use super::request::Request;
-use super::words::{Farewell, Kind, Place};
+use super::words::{self, Farewell, Kind, Place};
 use crate::framing::Framing;
 use crate::reason::CloseReason;
 
@@ -95,8 +95,9 @@ pub trait Service: Send + Sync + 'static {
     );
 
     /// A connection has ended, and gives its state back: exactly once for each that was opened, whatever it ended of, and behind
-    /// its last request. Nothing reaches the peer any more. Runs where [`place`](Self::place) says; at a stop at once, on a thread
-    /// of its own. By default the state is dropped.
+    /// its last request. A peer that has only ended its side ([`Eof`](CloseReason::Eof)) still gets what is pushed to it until this
+    /// returns, and keeps its place so long; for any other reason nothing reaches it any more. Runs where [`place`](Self::place) says; at
+    /// a stop at once, on a thread of its own. By default the state is dropped.
     ///
     /// The one exception: a state that is with a handler that never returns.
     fn close(
@@ -155,13 +156,13 @@ pub trait Service: Send + Sync + 'static {
     /// default the text of `farewell` and a line feed; `None` tells nothing. Runs on the event loop, as
     /// [`classify`](Self::classify) does; after a panic nothing is told.
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
-        Some(format!("{farewell}\n").into_bytes())
+        farewell.line()
     }
 
     /// What a peer is told, line ending included, in place of the reply to a request that has `waited` for a worker longer than
     /// [`Config::queue_timeout`](crate::Config::queue_timeout) and is not run. Runs on a worker.
     fn busy_line(&self, waited: Duration) -> Vec<u8> {
-        format!("ERROR busy (waited {waited:?})\n").into_bytes()
+        words::busy_line(waited)
     }
 
     /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.

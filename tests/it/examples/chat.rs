@@ -173,6 +173,8 @@ fn who_vanishes_leaves_by_the_name_that_it_joined_with() {
     eve.sees(&join("tea", "eve"), &(joined(chat.address, "tea", 1, 3) + &has_joined(1, "eve")));
     eve.send(say(1, 3, "eve", "x").trim_end().as_bytes());
     eve.finish();
+    // Which counts as DISCONNECT: it sees its own leaving, and the end.
+    eve.expect_rest(has_left(1, "eve").as_bytes());
     ann.expect((has_joined(1, "eve") + &has_left(1, "eve")).as_bytes());
     ann.sees("", "");
 }

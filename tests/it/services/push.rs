@@ -158,6 +158,8 @@ fn whoever_pushes_may_close_behind_it() {
     let pusher = pushers.recv().unwrap();
     pusher.push(&b"last\n"[..]).unwrap();
     pusher.close();
+    // Nothing comes behind it, whether it is still taken or not.
+    pusher.push(&b"never\n"[..]).unwrap_or_default();
     peer.expect_rest(b"last\n");
     let handle = server.handle();
     eventually("it is gone", || handle.stats().connections_closed_total.handler == 1);

@@ -328,3 +328,52 @@ fn nothing_is_handled_before_the_connection_is_open() {
     service.0.open();
     peer.expect_rest(b"ready\na\nb\n");
 }
+
+/// Says goodbye to whoever ends its side. A chat tells who leaves that it has left.
+struct Farewells(Place);
+
+impl Service for Farewells {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {}
+
+    fn handle(&self, _: &mut (), _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(&[request.line(), b"\n"].concat());
+    }
+
+    fn close(&self, _: (), _: &mut (), connection: &Connection<'_>, reason: CloseReason) {
+        let pusher = connection.pusher();
+        pusher.push(&vec![b'x'; 8 << 20][..]).unwrap_or_default();
+        pusher.push(reason.as_str().as_bytes()).unwrap_or_default();
+    }
+
+    fn place(&self) -> Place {
+        self.0
+    }
+}
+
+#[test]
+fn what_is_pushed_while_it_closes_reaches_a_peer_that_has_only_ended_its_side() {
+    for place in PLACES {
+        // With a limit of time for handlers: this is none.
+        let server = configure(Farewells(place), |config| {
+            config.request_timeout = Some(Duration::from_secs(60));
+            config.high_watermark_bytes = 16 << 20;
+        });
+        for lines in [&b""[..], b"a\nb\n"] {
+            let mut peer = Peer::connect(server.local_addr());
+            peer.send(lines);
+            peer.finish();
+            peer.expect_rest(&[lines, &vec![b'x'; 8 << 20], b"eof"].concat());
+        }
+        let handle = server.handle();
+        eventually("all are gone", || handle.stats().connections == 0);
+        let stats = handle.stats();
+        assert_eq!((stats.connections_closed_total.eof, stats.held_bytes), (2, 0));
+        assert_adds_up(&stats);
+        assert!(server.wait_for_end().is_clean());
+    }
+}
