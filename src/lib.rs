@@ -91,6 +91,7 @@ mod server;
 mod service;
 #[cfg(feature = "simulate")]
 pub mod simulate;
+mod slots;
 mod sync;
 mod threads;
 mod tuner;

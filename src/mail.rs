@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use crate::clock::Nanos;
-use crate::job::{ConnId, Job};
+use crate::job::Job;
+use crate::slots::ConnId;
 
 /// One piece of mail. Each is boxed, as it moves between queues.
 #[derive(Debug)]

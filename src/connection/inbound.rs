@@ -336,7 +336,8 @@ mod tests {
     use super::*;
     use crate::config::{ServiceSettings, StopFrom};
     use crate::connection::model::{Comments, NoInline};
-    use crate::job::{ConnId, Endpoint, FreeJobs, Slots};
+    use crate::job::{Endpoint, FreeJobs};
+    use crate::slots::{ConnId, Slots};
 
     fn service() -> Served {
         Served::new(Arc::new(Comments), ServiceSettings::of_lines(8, StopFrom::Any))

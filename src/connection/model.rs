@@ -9,10 +9,11 @@ use std::sync::Arc;
 use super::{Connection, Cut, End, HandleInline, Inbound, Phase, Role, Taken};
 use crate::clock::Nanos;
 use crate::config::{ServiceSettings, StopFrom, Timeouts};
-use crate::job::{Batch, ConnId, Endpoint, FreeJobs, Job, JobEnd, MS, Session, Slots};
+use crate::job::{Batch, Endpoint, FreeJobs, Job, JobEnd, Session};
 use crate::litter::Litter;
 use crate::reason::CloseReason;
 use crate::service::{Handler, Kind, Reply, Request, Served};
+use crate::slots::{ConnId, MS, Slots};
 
 /// Longest line.
 const MAX_LINE: usize = 8;

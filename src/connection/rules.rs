@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::job::{MS, Slots};
+use crate::slots::{MS, Slots};
 
 /// High and low.
 const MARKS: (usize, usize) = (64, 16);

@@ -343,10 +343,11 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::config::{ServiceSettings, StopFrom};
-    use crate::job::{ConnId, Endpoint, FreeJobs, JobEnd, Slots};
+    use crate::job::{Endpoint, FreeJobs, JobEnd};
     use crate::mail::Mail;
     use crate::metrics::{Counters, PoolGauges, Stats};
     use crate::service::{Handler, Reply, Request};
+    use crate::slots::{ConnId, Slots};
 
     const STACK_BYTES: usize = 256 << 10;
 

@@ -9,7 +9,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::clock::Nanos;
-use crate::job::ConnId;
+use crate::slots::ConnId;
 
 /// When to look at which connection, by the pool's clock, in any order. One entry of each counts (`Connection::look_at`);
 /// those that do not, or whose connection has ended, are left behind, and taken out when they are more than the others.

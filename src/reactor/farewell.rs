@@ -10,9 +10,9 @@ use super::Reactor;
 use super::table::Entry;
 use super::timeouts::told;
 use crate::connection::{Phase, Role};
-use crate::job::ConnId;
 use crate::reason::CloseReason;
 use crate::service::{self, Farewell, ServiceId};
+use crate::slots::ConnId;
 
 /// Reads of a connection that is let go at once: more may come while it is read, from one that sends without a pause.
 const LAST_READS: usize = 4;

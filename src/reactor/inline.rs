@@ -11,11 +11,12 @@ use super::table::Entry;
 use super::{Reactor, ReactorHub, WARNING_INTERVAL};
 use crate::clock::{Nanos, nanos};
 use crate::connection::{Cut, HandleInline, Phase};
-use crate::job::{ConnId, Handled, Job, JobEnd, Session, Task};
+use crate::job::{Handled, Job, JobEnd, Session, Task};
 use crate::mail::{Mail, Post};
 use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, WorkerStates};
+use crate::slots::ConnId;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);

@@ -10,9 +10,10 @@ use super::Reactor;
 use super::serve::write;
 use super::table::Entry;
 use crate::connection::Phase;
-use crate::job::{ConnId, Job, JobEnd, Task};
+use crate::job::{Job, JobEnd, Task};
 use crate::mail::{Completion, Mail, Piece, Push};
 use crate::reason::CloseReason;
+use crate::slots::ConnId;
 
 impl Reactor {
     /// Takes in one piece of mail. `Some`: what is left of it, as the turn is over.

@@ -10,8 +10,9 @@ use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
 use crate::connection::{End, Inbound, Output, Phase, Role, Taken, Turn};
-use crate::job::{ConnId, Job, JobEnd};
+use crate::job::{Job, JobEnd};
 use crate::reason::CloseReason;
+use crate::slots::ConnId;
 
 /// Jobs of a turn handed to the pool together; beyond, without waiting for the end of the turn.
 const MAX_BATCH: usize = 128;

@@ -9,8 +9,8 @@ use super::Reactor;
 use super::socket::Stream;
 use super::table::Entry;
 use crate::connection::Phase;
-use crate::job::ConnId;
 use crate::reason::CloseReason;
+use crate::slots::ConnId;
 
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.

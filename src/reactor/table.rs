@@ -8,7 +8,7 @@ use slab::Slab;
 
 use super::socket::Stream;
 use crate::connection::Connection;
-use crate::job::{ConnId, Slots};
+use crate::slots::{ConnId, Slots};
 
 /// A connection and its socket.
 #[derive(Debug)]

@@ -11,8 +11,8 @@ use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::Output;
-use crate::job::MS;
 use crate::service::{Handler, Kind, Reply, Request, Served};
+use crate::slots::MS;
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
 const DEADLINE: Duration = Duration::from_secs(20);

@@ -9,10 +9,10 @@ use super::Reactor;
 use super::table::Entry;
 use crate::clock::Nanos;
 use crate::connection::Phase;
-use crate::job::ConnId;
 use crate::mail::Mail;
 use crate::metrics::Counters;
 use crate::reason::CloseReason;
+use crate::slots::ConnId;
 
 impl Reactor {
     /// Sees that a connection is looked at when its earliest deadline is due.

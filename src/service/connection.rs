@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::Address;
-use crate::job::{ConnId, Origin};
+use crate::job::Origin;
 use crate::mail::Post;
 use crate::service::push::Pusher;
+use crate::slots::ConnId;
 
 /// The name of a connection within its server. None other ever has it, until four billion have come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -240,8 +240,9 @@ mod tests {
 
     use super::*;
     use crate::clock::Nanos;
-    use crate::job::{Batch, ConnId, Endpoint, Origin, Slots};
+    use crate::job::{Batch, Endpoint, Origin};
     use crate::mail::{Mail, Post};
+    use crate::slots::{ConnId, Slots};
 
     struct Nowhere;
 

@@ -6,8 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::connection::ConnectionId;
-use crate::job::{ConnId, Refused, Slots};
 use crate::mail::{Mail, Post, Push};
+use crate::slots::{ConnId, Refused, Slots};
 
 /// Pushes bytes to one connection, from any thread. Cheap to clone; it keeps nothing of the connection alive.
 ///

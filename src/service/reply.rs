@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use super::connection::Connection;
-use crate::job::{ConnId, Replies};
+use crate::job::Replies;
 use crate::mail::{Completion, Mail, Piece, Post};
+use crate::slots::ConnId;
 
 /// Where a handler writes its reply.
 ///
