@@ -6,7 +6,7 @@ use std::thread;
 
 use tidemill::{Connection, Deferred, Handler, Kind, Reply, Request, Server, Service};
 
-use crate::support::{Peer, assert_adds_up, configure, embed, eventually};
+use crate::support::{Ended, Peer, assert_adds_up, configure, embed, eventually, program};
 
 /// A line, and the reply to it.
 type Taken = (Vec<u8>, Deferred);
@@ -57,29 +57,36 @@ fn the_order_is_kept_and_no_worker_waits() {
     assert_adds_up(&handle.stats());
 }
 
-/// `TIDEMILL_LATER=10000 cargo test --test it thousands_are_outstanding` for more; both sides are in this process, with the
-/// descriptors of other tests.
+/// `TIDEMILL_LATER=10000 cargo test --test it thousands_are_outstanding` for more. The clients are another process, the load tool:
+/// each side needs a descriptor for each of them.
 #[test]
 fn thousands_are_outstanding_with_four_workers() {
-    let peers_wanted = std::env::var("TIDEMILL_LATER").map_or(200, |count| count.parse().unwrap());
-    let (peers_wanted, max) = (peers_wanted, crate::support::allow_files(2 * peers_wanted + 1000));
-    assert!(2 * peers_wanted < max, "{max} descriptors are allowed");
+    let wanted = std::env::var("TIDEMILL_LATER").map_or(200, |count| count.parse().unwrap());
+    // Beside those of other tests.
+    let max = crate::support::allow_files(wanted + 1000);
+    assert!(wanted < max, "{max} descriptors are allowed");
     let (service, taken) = taken_along();
     let server = configure(service, |config| {
         (config.min_threads, config.max_threads) = (4, 4);
-        config.max_connections = peers_wanted;
+        config.max_connections = wanted;
     });
-    let mut peers: Vec<Peer> = (0..peers_wanted).map(|_| Peer::connect(server.local_addr())).collect();
-    peers.iter_mut().for_each(|peer| peer.send(b"x\n"));
+    let (count, address) = (wanted.to_string(), server.local_addr().to_string());
+    let mut clients = program();
+    clients.args(["load", &address, "-c", &count, "-n", &count, "--timeout", "120s"]);
+    clients.args(["--request", "x {n}", "--expect", "{line}"]);
+    let clients = thread::spawn(move || Ended::of(&mut clients));
     let handle = server.handle();
-    let all: Vec<Taken> = taken.iter().take(peers_wanted).collect();
-    eventually("all are pending", || handle.stats().requests_pending == peers_wanted as u64);
+    let all: Vec<Taken> = taken.iter().take(wanted).collect();
+    eventually("all are pending", || handle.stats().requests_pending == wanted as u64);
     eventually("no worker is wanted", || handle.stats().pool_busy == 0 && handle.stats().pool_demand == 0);
     let held = handle.stats().held_bytes;
-    assert!(held <= 1024 * peers_wanted as u64, "{held} bytes are held for {peers_wanted}");
+    assert!(held <= 1024 * wanted as u64, "{held} bytes are held for {wanted}");
     all.into_iter().for_each(give);
-    peers.iter_mut().for_each(|peer| peer.expect(b"x\n"));
+    let ended = clients.join().unwrap();
+    assert!(ended.status.success(), "{}{}", ended.stdout, ended.stderr);
     eventually("nothing is pending", || handle.stats().requests_pending == 0);
+    let stats = handle.stats();
+    assert_eq!((stats.connections_accepted_total, stats.replies_total), (wanted as u64, wanted as u64));
 }
 
 #[test]
