@@ -98,6 +98,9 @@ impl DerefMut for Counters {
 /// Requests that take less than this on average may be timed together, in nanoseconds.
 pub(crate) const SHORT_REQUEST: Nanos = 1_000;
 
+/// Waiting times that differ by this part of them or less are the same to the histograms, of [`DIGITS`] digits.
+const WAIT_PARTS: Nanos = 128;
+
 /// Requests of one job, timed together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lap {
@@ -107,6 +110,21 @@ pub(crate) struct Lap {
     pub(crate) took: Nanos,
     /// How many, at least one.
     pub(crate) requests: usize,
+}
+
+impl Lap {
+    /// Whether the requests of `later`, which came with these, may be counted with them: all are short, and waited for as long
+    /// as the histograms can tell.
+    pub(crate) fn is_like(&self, later: &Lap) -> bool {
+        let is_short = |lap: &Lap| lap.took < SHORT_REQUEST * lap.requests as u64;
+        is_short(self) && is_short(later) && later.wait.saturating_sub(self.wait) <= self.wait / WAIT_PARTS
+    }
+
+    /// Counts the requests of `later` with these.
+    pub(crate) fn append(&mut self, later: &Lap) {
+        self.took += later.took;
+        self.requests += later.requests;
+    }
 }
 
 /// Distribution of the waiting and the service times, one value a request.
@@ -252,7 +270,8 @@ pub struct Stats {
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
     /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
-    /// up to four together: the count and the sum are exact, and slow ones that come right after short ones count as one.
+    /// up to four together, and those of one job count with their mean: the count and the sum are exact, and slow ones that come
+    /// right after short ones count as one.
     pub service_seconds: Distribution,
     /// Workers that run or are being started.
     pub pool_threads: u64,
@@ -490,5 +509,35 @@ impl Stats {
             pushed_total: counters.pushed,
             inline_overruns_total: counters.inline_overruns,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laps_that_the_histograms_cannot_tell_apart_are_alike() {
+        let lap = |wait, took| Lap { wait, took, requests: 4 };
+        let first = lap(12_800, 400);
+        assert!(first.is_like(&lap(12_900, 3_999)));
+        assert!(!first.is_like(&lap(12_901, 400)), "it waited for longer");
+        assert!(
+            !first.is_like(&lap(12_800, 4_000)) && !lap(12_800, 4_000).is_like(&first),
+            "they are not short"
+        );
+        assert!(lap(12_800, 400).is_like(&lap(0, 400)), "a clock that steps back");
+    }
+
+    #[test]
+    fn what_is_counted_together_keeps_its_count_and_its_sum() {
+        let timings = Timings::new();
+        let mut laps = Lap { wait: 1_000_000, took: 300, requests: 4 };
+        laps.append(&Lap { wait: 1_000_300, took: 500, requests: 4 });
+        timings.record(0, std::iter::once(laps));
+        let (wait, service) = timings.summaries();
+        assert_eq!((wait.count, service.count), (8, 8));
+        assert!((service.sum - 800e-9).abs() < 1e-15 && (service.p50 - 100e-9).abs() <= 1e-9, "{service:?}");
+        assert!((wait.sum - 8e-3).abs() < 1e-9 && (wait.p50 - 1e-3).abs() < 1e-5, "{wait:?}");
     }
 }

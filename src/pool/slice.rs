@@ -76,7 +76,11 @@ impl Laps {
     /// The present lap ends at `now`, and the next one begins; its requests had come at `accepted_at`. Returns what it took.
     pub(crate) fn end(&mut self, now: Nanos, accepted_at: Nanos) -> Nanos {
         let (took, requests) = (now.saturating_sub(self.begun), self.requests);
-        self.laps.push(Lap { wait: self.begun.saturating_sub(accepted_at), took, requests });
+        let lap = Lap { wait: self.begun.saturating_sub(accepted_at), took, requests };
+        match self.laps.last_mut() {
+            Some(last) if last.is_like(&lap) => last.append(&lap),
+            _ => self.laps.push(lap),
+        }
         self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
         (self.begun, self.requests) = (self.begun + took, 0);
         took
