@@ -87,6 +87,9 @@ pub struct Config {
     pub send_buffer_bytes: Option<usize>,
     /// The mode of a Unix socket's file, as `chmod` takes it. Default: `0o600`.
     pub unix_mode: u32,
+    /// Several processes may listen on one port, each of which says so: the system spreads connections over them. Of those that
+    /// begin while one of them stops, some wait a second for another. Default: `false`.
+    pub reuse_port: bool,
     /// How long the rest of a line may take once its first byte has come, whatever comes meanwhile. It stands still while the
     /// server itself does not read the connection. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub line_timeout: Option<Duration>,
@@ -130,6 +133,7 @@ impl Default for Config {
             max_memory_bytes: 256 << 20,
             send_buffer_bytes: Some(128 << 10),
             unix_mode: 0o600,
+            reuse_port: false,
             line_timeout: Some(Duration::from_secs(30)),
             idle_timeout: None,
             queue_timeout: None,
@@ -309,6 +313,7 @@ pub(crate) struct Settings {
     pub(crate) max_memory_bytes: usize,
     pub(crate) send_buffer_bytes: Option<usize>,
     pub(crate) unix_mode: u32,
+    pub(crate) reuse_port: bool,
     pub(crate) thread_stack_bytes: usize,
     pub(crate) drain_timeout: Duration,
     /// Of each service.
@@ -466,6 +471,7 @@ impl Config {
             max_memory_bytes: self.max_memory_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
             unix_mode: self.unix_mode,
+            reuse_port: self.reuse_port,
             thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
             services,

@@ -92,6 +92,7 @@ mod service;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 mod slots;
+mod state;
 mod sync;
 mod threads;
 mod tuner;
@@ -112,4 +113,5 @@ pub use service::{
     Connection, ConnectionId, Deferred, Delay, Farewell, Group, Handler, Helo, Kind, Place, PushError,
     Pusher, Reply, Request, Service,
 };
+pub use state::ServerState;
 pub use tuner::MAX_DECISIONS;

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
-use crate::clock::Clock;
+use crate::clock::{Clock, nanos};
 use crate::config::{Config, PoolLimits, ServiceConfig, StopFrom};
 use crate::controller::{self, Decision};
 use crate::error::Error;
@@ -30,6 +30,7 @@ use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
 use crate::reactor::{self, Dropped, Reactor, ReactorHub, Shared, Sockets, StopLevel};
 use crate::reason::CloseReason;
 use crate::service::{Erased, Served, Service, WorkerStates};
+use crate::state::ServerState;
 use crate::sync::lock_std;
 use crate::threads;
 use crate::tuner::Tuner;
@@ -469,8 +470,20 @@ impl ServerHandle {
     /// Begins a graceful stop: what has arrived is answered, then everything ends, after
     /// [`Config::drain_timeout`] at the latest. Never blocks. Again it does nothing.
     pub fn stop(&self) {
-        self.inner.stop.drain();
-        self.inner.hub.replies.wake();
+        self.stop_after(Duration::ZERO);
+    }
+
+    /// Begins a graceful stop after `delay`. Until then everything goes on as before, new connections too, but
+    /// [`state`](Self::state) says [`Delaying`](ServerState::Delaying): for a load balancer that needs time to see that nothing
+    /// more is to be sent here. [`Config::drain_timeout`] counts from its end. Whatever else stops the server, or a shorter delay,
+    /// ends it sooner; a longer one does nothing. Never blocks.
+    pub fn stop_after(&self, delay: Duration) {
+        let Inner { stop, hub, .. } = &*self.inner;
+        stop.drain_at(match delay {
+            Duration::ZERO => 0,
+            delay => hub.clock.now().saturating_add(nanos(delay)),
+        });
+        hub.replies.wake();
     }
 
     /// Stops at once: what is not answered is dropped. Handlers that run get a second more to return. Never blocks.
@@ -480,9 +493,14 @@ impl ServerHandle {
         self.inner.hub.replies.wake();
     }
 
-    /// Whether a stop has been asked for, by anyone.
+    /// Whether a stop has been asked for, by anyone, also one that begins after a delay.
     pub fn is_stopping(&self) -> bool {
-        self.inner.stop.is_set()
+        self.inner.stop.begins_at().is_some()
+    }
+
+    /// What the server is doing.
+    pub fn state(&self) -> ServerState {
+        self.inner.stop.state(self.inner.hub.clock.now())
     }
 
     /// Blocks until the server has ended; it does not stop it. Any number of threads may wait.

@@ -84,6 +84,9 @@ fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, E
             socket.set_only_v6(has_ipv4_beside(address, addresses))?;
         }
         socket.set_reuse_address(true)?;
+        if settings.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&KEEPALIVE)?;
         if let Some(bytes) = settings.send_buffer_bytes {

@@ -284,9 +284,9 @@ impl Reactor {
             let now = clock.instant(self.turn_at);
             self.turn(&events, now);
             if self.stop_requested {
-                self.shared.stop.drain();
+                self.shared.stop.drain_at(0);
             }
-            if self.shared.stop.is_set() && self.drain.is_none() {
+            if self.shared.stop.is_due(self.turn_at) && self.drain.is_none() {
                 self.begin_drain(now);
             }
             // Not twice in a row: others must be heard.
@@ -399,7 +399,10 @@ impl Reactor {
         }
         // A worker may have published a job without a wake, because it has another.
         let tick = self.jobs_out > 1 && pool.started() != self.started_before;
-        let drain_until = self.drain.map(|drain| drain.until);
+        let drain_until = match self.drain {
+            Some(drain) => Some(drain.until),
+            None => self.shared.stop.begins_at().map(|at| hub.clock.instant(at)),
+        };
         let deadline = self.deadlines.next().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();

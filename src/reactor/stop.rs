@@ -1,6 +1,6 @@
 //! How the reactor ends: gracefully, step by step, or at once.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -8,9 +8,11 @@ use socket2::SockRef;
 use super::Reactor;
 use super::socket::Stream;
 use super::table::Entry;
+use crate::clock::Nanos;
 use crate::connection::Phase;
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
+use crate::state::ServerState;
 
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.
@@ -30,32 +32,58 @@ pub(super) struct Drain {
     pub(super) all_handled: bool,
 }
 
-/// How far a stop was asked for. Only ever rises.
-#[derive(Debug, Default)]
-pub(crate) struct StopLevel(AtomicU8);
+/// What was asked for of a stop. A drain only ever comes nearer. Written by handles, read by the reactor. Relaxed: it tells of
+/// nothing else, and who asks wakes the reactor.
+#[derive(Debug)]
+pub(crate) struct StopLevel {
+    /// When the drain begins, by the server's clock; [`NEVER`] until it is asked for.
+    drain_at: AtomicU64,
+    abort: AtomicBool,
+}
 
-const DRAIN: u8 = 1;
-const ABORT: u8 = 2;
+const NEVER: Nanos = Nanos::MAX;
+
+impl Default for StopLevel {
+    fn default() -> StopLevel {
+        StopLevel { drain_at: AtomicU64::new(NEVER), abort: AtomicBool::new(false) }
+    }
+}
 
 impl StopLevel {
-    /// Asks for a graceful stop.
-    pub(crate) fn drain(&self) {
-        self.0.fetch_max(DRAIN, Relaxed);
+    /// Asks for a graceful stop that begins at `at`, or when it was to begin before that; 0 is at once.
+    pub(crate) fn drain_at(&self, at: Nanos) {
+        self.drain_at.fetch_min(at, Relaxed);
     }
 
     /// Asks for a stop at once.
     pub(crate) fn abort(&self) {
-        self.0.fetch_max(ABORT, Relaxed);
+        self.drain_at(0);
+        self.abort.store(true, Relaxed);
     }
 
     /// Whether a stop at once was asked for.
     pub(super) fn is_abort(&self) -> bool {
-        self.0.load(Relaxed) >= ABORT
+        self.abort.load(Relaxed)
     }
 
-    /// Whether any stop was asked for.
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Relaxed) >= DRAIN
+    /// When a stop begins that was asked for.
+    pub(crate) fn begins_at(&self) -> Option<Nanos> {
+        Some(self.drain_at.load(Relaxed)).filter(|at| *at != NEVER)
+    }
+
+    /// What a server does at `now` that was asked for no more than this.
+    pub(crate) fn state(&self, now: Nanos) -> ServerState {
+        match self.drain_at.load(Relaxed) {
+            _ if self.is_abort() => ServerState::Stopping,
+            NEVER => ServerState::Serving,
+            at if at > now => ServerState::Delaying,
+            _ => ServerState::Draining,
+        }
+    }
+
+    /// Whether a stop has to be under way at `now`.
+    pub(super) fn is_due(&self, now: Nanos) -> bool {
+        self.drain_at.load(Relaxed) <= now
     }
 }
 

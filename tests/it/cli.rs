@@ -484,7 +484,7 @@ fn client_h_takes_what_comes_in_pieces() {
 
 #[test]
 fn what_no_issue_has_asked_for_yet_is_absent() {
-    for option in ["--config", "--admin", "--exec", "--reuse-port", "--drain-delay"] {
+    for option in ["--config", "--admin", "--exec"] {
         assert_refused(&run(&["serve", "0", option, "x"]), 2, option);
     }
 }

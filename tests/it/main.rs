@@ -14,6 +14,7 @@
 //! | `mixture` | many peers of every kind at once: every account balances |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
+//! | `front` | behind a load balancer: the delay before a stop, ports that are shared |
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
 //! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
 //! | `stops` | a hundred stops at random moments under load |
@@ -44,6 +45,7 @@ mod controller_sim;
 mod examples;
 mod faults;
 mod framing_props;
+mod front;
 mod handlers;
 mod limits;
 mod load_protocols;

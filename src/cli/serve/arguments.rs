@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tidemill::{Config, Error, Helo, IpNet, StopFrom};
+use tidemill::{Config, Error, Helo, IpNet, MAX_DURATION, StopFrom};
 
 use crate::cli::size;
 
@@ -102,6 +102,13 @@ pub(crate) struct ServeArgs {
     /// How long a graceful stop may take before what is left is dropped
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "8s")]
     pub(super) drain_timeout: Duration,
+    /// After SIGTERM go on serving and accepting that long, but not ready, before the stop begins: for a load balancer that needs
+    /// time to see it. Once more SIGTERM, SIGINT or KILL_SERVICE end it
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(super) drain_delay: Duration,
+    /// Let several processes listen on the port, each with this option
+    #[arg(long)]
+    pub(super) reuse_port: bool,
     /// Print the statistics as one JSON line on standard output each time [default: off]
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub(super) stats_every: Option<Duration>,
@@ -142,10 +149,13 @@ pub(super) enum LogLevel {
 /// # Errors
 /// One line that names the option.
 pub(super) fn check(args: &ServeArgs) -> Result<(), String> {
-    match args.stats_every {
-        Some(Duration::ZERO) => Err("--stats-every is 0s, but must be longer".to_owned()),
-        _ => Ok(()),
+    if args.stats_every == Some(Duration::ZERO) {
+        return Err("--stats-every is 0s, but must be longer".to_owned());
     }
+    if args.drain_delay > MAX_DURATION {
+        return Err(format!("--drain-delay is {:?}, but must be 0ns to a year", args.drain_delay));
+    }
+    Ok(())
 }
 
 pub(super) fn timeout(text: &str) -> Result<Timeout, humantime::DurationError> {

@@ -77,7 +77,7 @@ fn serve(args: &ServeArgs, log: &Output) -> Result<u8, Refusal> {
     let server = start(args)?;
     let handle = server.handle();
     announce(&handle, &output);
-    watcher.begin(handle.clone());
+    watcher.begin(handle.clone(), args.drain_delay);
     match &reporter {
         Some(reporter) => reporter.begin(handle),
         None => output.close(),
@@ -120,6 +120,7 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     let tcp = bind.iter().map(|ip| Address::Tcp(SocketAddr::new(*ip, args.port)));
     config.listen = tcp.chain(args.unix.iter().cloned().map(Address::Unix)).collect();
     config.unix_mode = args.unix_mode;
+    config.reuse_port = args.reuse_port;
     config.stop_from = args.kill_from.clone().unwrap_or(anyone);
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;

@@ -4,11 +4,12 @@
 
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
-use tidemill::ServerHandle;
+use tidemill::{ServerHandle, ServerState};
 
 use super::log::ALWAYS;
 use super::statistics;
@@ -16,7 +17,7 @@ use crate::cli::unblock;
 
 /// Watches for signals.
 pub(super) struct Watcher {
-    server: mpsc::Sender<ServerHandle>,
+    server: mpsc::Sender<(ServerHandle, Duration)>,
     signals: Handle,
 }
 
@@ -38,18 +39,18 @@ impl Watcher {
             .name("tidemill-signal".to_owned())
             .spawn(move || {
                 // Without a server there is nobody to tell.
-                if let Ok(server) = started.recv() {
-                    watch(signals, &server);
+                if let Ok((server, drain_delay)) = started.recv() {
+                    watch(signals, &server, drain_delay);
                 }
             })
             .map_err(|error| format!("cannot start the signal thread: {error}"))?;
         Ok(watcher)
     }
 
-    /// Passes on what has come and what comes.
-    pub(super) fn begin(&self, server: ServerHandle) {
+    /// Passes on what has come and what comes. `drain_delay`: between SIGTERM and the stop.
+    pub(super) fn begin(&self, server: ServerHandle, drain_delay: Duration) {
         // The thread waits for it, and ends after `end` only.
-        drop(self.server.send(server));
+        drop(self.server.send((server, drain_delay)));
     }
 
     /// The server has ended: signals mean nothing any more.
@@ -58,8 +59,8 @@ impl Watcher {
     }
 }
 
-fn watch(mut signals: Signals, server: &ServerHandle) {
-    let mut stops = 0;
+fn watch(mut signals: Signals, server: &ServerHandle, drain_delay: Duration) {
+    let mut stops = false;
     for signal in signals.forever() {
         let name = match signal {
             SIGINT => "SIGINT",
@@ -71,8 +72,12 @@ fn watch(mut signals: Signals, server: &ServerHandle) {
             }
             _ => continue,
         };
-        stops += 1;
-        if stops == 1 {
+        let delays = signal == SIGTERM && !drain_delay.is_zero() && server.state() == ServerState::Serving;
+        if delays {
+            tracing::info!(signal = name, delay = ?drain_delay, "not ready, but serving until the stop begins; once more begins it");
+            server.stop_after(drain_delay);
+        } else if !stops {
+            stops = true;
             tracing::info!(signal = name, "stopping; once more stops at once");
             server.stop();
         } else {

@@ -1,0 +1,3 @@
+//! What stands in front of the server: how it leaves a load balancer without anybody noticing, and how it shares a port.
+
+mod delay;
