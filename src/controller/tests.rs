@@ -181,6 +181,14 @@ fn at_its_maximum_with_work_that_waits_it_looks_seldom_and_a_fixed_pool_never() 
 }
 
 #[test]
+fn at_its_maximum_it_is_looked_whether_the_work_blocks_as_it_may_have_to_come_down() {
+    let wants =
+        |workers, jobs| policy().wants_blocked(&Memory::default(), &sample(2000, workers, jobs, workers));
+    assert!(wants(64, 2), "inside the tolerance, but there is no growth to be considered above the maximum");
+    assert!(!wants(60, 2) && wants(60, 3), "below it only where growth is considered");
+}
+
+#[test]
 fn it_comes_down_to_the_highest_demand_of_the_window_without_traffic() {
     let policy = policy();
     let (mut memory, grown) =
