@@ -416,14 +416,19 @@ impl Config {
     /// As [`check_with`](Self::check_with).
     #[cfg(test)]
     pub(crate) fn check(self) -> Result<Settings, Error> {
-        self.check_with(Vec::new())
+        self.check_with(Vec::new(), true)
     }
 
-    /// Checks every value. `others`: what is set for the services besides the first.
+    /// Checks every value. `others`: what is set for the services besides the first. `by_default`: without an address the default
+    /// one is meant.
     ///
     /// # Errors
     /// [`Error::Setting`] for the first one out of range.
-    pub(crate) fn check_with(mut self, others: Vec<ServiceConfig>) -> Result<Settings, Error> {
+    pub(crate) fn check_with(
+        mut self,
+        others: Vec<ServiceConfig>,
+        by_default: bool,
+    ) -> Result<Settings, Error> {
         let limits = PoolLimits {
             min_threads: self.min_threads,
             max_threads: self.max_threads,
@@ -448,7 +453,7 @@ impl Config {
         )?;
         lasting("drain_timeout", self.drain_timeout, Duration::ZERO)?;
         let mut first = self.first_service();
-        if first.listen.is_empty() && others.is_empty() {
+        if first.listen.is_empty() && others.is_empty() && by_default {
             first.listen = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)).into()];
         }
         let (mut services, mut listen, mut listen_services) = (Vec::new(), Vec::new(), Vec::new());

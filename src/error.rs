@@ -27,6 +27,11 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A socket that was [given](crate::Builder::listener) cannot be listened on.
+    Listener {
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// The system refused the poll instance, its waker or a registration.
     Poll {
         /// What the system said.
@@ -55,6 +60,7 @@ impl fmt::Display for Error {
         match self {
             Error::Setting { name, value, must } => write!(f, "{name} is {value}, but must be {must}"),
             Error::Bind { address, source } => write!(f, "cannot listen on {address}: {source}"),
+            Error::Listener { source } => write!(f, "cannot listen on a socket that was given: {source}"),
             Error::Poll { source } => write!(f, "cannot set up polling: {source}"),
             Error::Thread { name, source } => write!(f, "cannot start the {name} thread: {source}"),
             Error::WaitInHandler => write!(f, "a handler cannot wait for the end of its own server"),
@@ -68,6 +74,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Bind { source, .. }
+            | Error::Listener { source }
             | Error::Poll { source }
             | Error::Thread { source, .. }
             | Error::PollFailed { source } => Some(source),

@@ -75,6 +75,7 @@ pub mod framing;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod handover;
 mod hub;
 mod job;
 mod litter;
@@ -105,6 +106,7 @@ pub use config::{
 };
 pub use controller::Decision;
 pub use error::Error;
+pub use handover::Listener;
 pub use ipnet::IpNet;
 pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
 pub use reason::CloseReason;

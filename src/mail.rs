@@ -1,13 +1,15 @@
 //! What comes to the reactor from other threads, through its mailbox (`replies`): finished jobs, pieces of replies, replies
-//! that were given later, and what is pushed.
+//! that were given later, what is pushed, and questions.
 //!
 //! The mailbox is one queue, so all that is for one connection leaves it in the order in which it was given.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
 use crate::clock::Nanos;
+use crate::handover::Listener;
 use crate::job::Job;
 use crate::slots::ConnId;
 
@@ -21,6 +23,7 @@ pub(crate) enum Mail {
     Piece(Box<Piece>),
     Completion(Box<Completion>),
     Push(Box<Push>),
+    Question(Question),
 }
 
 /// What a handler has written so far of a reply, and the replies before it in the same job.
@@ -53,6 +56,15 @@ pub(crate) struct Push {
     pub(crate) given: usize,
     /// They are to be closed behind it.
     pub(crate) close: bool,
+}
+
+/// What others want to know of the reactor; dropped without an answer if that has ended.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// Whether it turns.
+    Turns(SyncSender<()>),
+    /// Its listeners, once more; none if a stop was asked for.
+    Listeners(SyncSender<io::Result<Vec<Listener>>>),
 }
 
 /// The way to the reactor, and its clock, for whoever does not care how it is woken.

@@ -11,6 +11,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -22,14 +23,15 @@ use crate::clock::{Clock, nanos};
 use crate::config::{Config, PoolLimits, ServiceConfig, StopFrom};
 use crate::controller::{self, Decision};
 use crate::error::Error;
+use crate::handover::{Inherited, Lent, Listener};
 use crate::hub::Hub;
 use crate::job::{Job, Task};
-use crate::mail::{Mail, Post};
+use crate::mail::{Mail, Post, Question};
 use crate::metrics::{Counters, PoolGauges, Stats};
 use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
-use crate::reactor::{self, Dropped, Reactor, ReactorHub, Shared, Sockets, StopLevel};
+use crate::reactor::{self, Bound, Dropped, ListenSocket, Reactor, ReactorHub, Shared, Sockets, StopLevel};
 use crate::reason::CloseReason;
-use crate::service::{Erased, Served, Service, WorkerStates};
+use crate::service::{Erased, Served, Service, ServiceId, WorkerStates};
 use crate::state::ServerState;
 use crate::sync::lock_std;
 use crate::threads;
@@ -70,6 +72,10 @@ pub struct Builder {
     /// The first one is set by `config`, the others are by what comes with them.
     service: Arc<dyn Erased>,
     others: Vec<(Arc<dyn Erased>, ServiceConfig)>,
+    /// Sockets of the first service that others have opened and keep.
+    given: Vec<OwnedFd>,
+    /// Those of the server whose place this one takes.
+    inherited: Vec<Listener>,
 }
 
 /// Reaches a running server from any thread, handlers included. Cheap to clone.
@@ -87,6 +93,9 @@ struct Inner {
     pool: Arc<JobPool>,
     tuner: Arc<Tuner>,
     stop: Arc<StopLevel>,
+    lent: Lent,
+    /// Inherited listeners that no address was found for, until they are this server's own to close.
+    unused: Mutex<Vec<ListenSocket>>,
     counters: Arc<Mutex<Counters>>,
     end: Mutex<Option<End>>,
     ended: Condvar,
@@ -136,7 +145,13 @@ impl Server {
     /// Begins to set up a server for `service` with the defaults of [`Config`]. A closure that takes a
     /// [`Request`](crate::Request) and a [`Reply`](crate::Reply) is a service.
     pub fn builder(service: impl Service) -> Builder {
-        Builder { config: Config::default(), service: Arc::new(service), others: Vec::new() }
+        Builder {
+            config: Config::default(),
+            service: Arc::new(service),
+            others: Vec::new(),
+            given: Vec::new(),
+            inherited: Vec::new(),
+        }
     }
 
     /// The address of the first listener, with its real port.
@@ -180,6 +195,37 @@ impl Builder {
     /// Listens on `address`, with port 0 on a free port. Can be given more than once. See [`Config::listen`].
     pub fn listen(mut self, address: Address) -> Self {
         self.config.listen.push(address);
+        self
+    }
+
+    /// Listens on a socket that is open already, TCP or Unix: a `TcpListener`, a `UnixListener`, or a descriptor that came from
+    /// whoever started this process. Can be given more than once; the default address is not listened on then.
+    ///
+    /// Others may have the socket, too. So a stop accepts what is in its queue and closes our descriptor, but shuts no
+    /// door that is not this server's: nothing is done to the socket itself, and the file of a Unix socket stays. Its backlog
+    /// is the giver's; `TCP_NODELAY`, keep-alive and [`Config::send_buffer_bytes`] are set.
+    ///
+    /// # Examples
+    /// ```
+    /// use tidemill::{Helo, Server};
+    ///
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let server = Server::builder(Helo::new()).listener(socket.try_clone()?).start()?;
+    /// assert_eq!(server.local_addr().tcp(), Some(socket.local_addr()?));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn listener(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.given.push(socket.into());
+        self
+    }
+
+    /// Takes the place of another server, whose [listeners](ServerHandle::listeners) these are. Each address that this one is to
+    /// listen on is not bound if one of them was, by the service of the same name: with port 0 it keeps its port. Those that were
+    /// [given](Self::listener) to the other one are given to this one, too; the others are closed once they are its own.
+    ///
+    /// Both servers accept connections from when this one has started. Until [`ServerHandle::own`] the listeners are the other's.
+    pub fn inherit(mut self, listeners: Vec<Listener>) -> Self {
+        self.inherited.extend(listeners);
         self
     }
 
@@ -240,40 +286,59 @@ impl Builder {
         run: impl FnOnce(Reactor) -> io::Result<Dropped> + Send + 'static,
     ) -> Result<Server, Error> {
         let (others, configs): (Vec<_>, Vec<_>) = self.others.into_iter().unzip();
-        let settings = self.config.check_with(configs)?;
-        let sockets = reactor::bind(&settings)?;
-        let local_addrs = sockets
-            .iter()
-            .zip(&settings.listen)
-            .map(|(socket, asked)| {
-                socket.local_addr().map_err(|source| Error::Bind { address: asked.clone(), source })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let lent = Lent::new(!self.inherited.is_empty());
+        let (inherited, given): (Vec<_>, Vec<_>) =
+            self.inherited.into_iter().partition(|listener| listener.address().is_some());
+        let by_default = given.is_empty() && self.given.is_empty();
+        let settings = self.config.check_with(configs, by_default)?;
         let of_services = std::iter::once(self.service).chain(others).zip(settings.services.iter().cloned());
         let services: Arc<[Served]> =
             of_services.map(|(service, settings)| Served::new(service, settings)).collect();
-        let sockets = sockets.into_iter().zip(settings.listen_services.iter().copied()).collect();
-        let (sockets, waker) = Sockets::new(sockets)?;
+        let service_names: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
+        let mut inherited = Inherited::new(inherited);
+        let sockets = reactor::bind(&settings, &service_names, &mut inherited, &lent)?;
+        let in_error = |source| Error::Listener { source };
+        let unused = inherited.into_unused().map(|listener| ListenSocket::inherited(listener.into(), &lent));
+        // One whose file has gone needs no more than to be closed.
+        let unused = unused.filter_map(Result::ok).collect();
+        let asked = settings.listen.iter().cloned().map(Some).zip(settings.listen_services.iter().copied());
+        let bound = sockets.into_iter().zip(asked);
+        let bound = bound.map(|(socket, (asked, service))| Ok(Bound { socket, service, asked }));
+        let given = given.into_iter().map(|listener| {
+            let service = service_names.iter().position(|name| name == listener.service()).unwrap_or(0);
+            (OwnedFd::from(listener), ServiceId::try_from(service).unwrap_or(0))
+        });
+        let given = given.chain(self.given.into_iter().map(|socket| (socket, 0)));
+        let given = given.map(|(socket, service)| {
+            let socket = ListenSocket::open(socket).map_err(in_error)?;
+            Ok(Bound { socket, service, asked: None })
+        });
+        let sockets = bound.chain(given).collect::<Result<Vec<Bound>, Error>>()?;
+        let local_addrs = sockets.iter().map(|bound| bound.socket.local_addr().map_err(in_error));
+        let local_addrs = local_addrs.collect::<Result<Vec<_>, _>>()?;
+        let (sockets, waker) = Sockets::new(sockets, &settings)?;
 
         let hub = Hub::new(waker, Clock::start());
         let pool = JobPool::new();
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
         let inner = Arc::new(Inner {
             local_addrs,
-            service_names: services.iter().map(|service| service.name.clone()).collect(),
+            service_names,
             drain_timeout: settings.drain_timeout,
             hub: Arc::clone(&hub),
             pool: Arc::clone(&pool),
             tuner: Arc::clone(&tuner),
             stop: Arc::default(),
+            lent: lent.clone(),
+            unused: Mutex::new(unused),
             counters: Arc::new(Mutex::new(Counters::new(services.len()))),
             end: Mutex::new(None),
             ended: Condvar::new(),
             tuner_thread: Mutex::default(),
             reactor_thread: Mutex::default(),
         });
-        let shared =
-            Shared { hub, pool, tuner, stop: Arc::clone(&inner.stop), counters: Arc::clone(&inner.counters) };
+        let (stop, counters) = (Arc::clone(&inner.stop), Arc::clone(&inner.counters));
+        let shared = Shared { hub, pool, tuner, stop, lent, counters };
         let stack_bytes = settings.thread_stack_bytes;
         // Made on its thread: what services keep for a thread stays there.
         let turns = {
@@ -356,7 +421,7 @@ impl Inner {
         self.hub.replies.drain(&mut mail);
         let came_back = mail.into_iter().filter_map(|mail| match mail {
             Mail::Job(job) | Mail::Inline(job) => Some(job),
-            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) => None,
+            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Question(_) => None,
         });
         let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());
@@ -493,6 +558,42 @@ impl ServerHandle {
         self.inner.hub.replies.wake();
     }
 
+    /// The open listeners, once more, for a server that takes the place of this one ([`Builder::inherit`]), in this process or in
+    /// another. None if a stop was asked for. Blocks until the event loop has turned.
+    ///
+    /// # Errors
+    /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::Listener`] with what the system said,
+    /// as when no descriptor is left.
+    pub fn listeners(&self) -> Result<Vec<Listener>, Error> {
+        if self.inner.hub.is_on_own_thread() {
+            return Err(Error::WaitInHandler);
+        }
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.inner.hub.post(Mail::Question(Question::Listeners(answer)));
+        let listeners = answered.recv().unwrap_or_else(|_| Ok(Vec::new()));
+        listeners.map_err(|source| Error::Listener { source })
+    }
+
+    /// From now on the listeners are another server's, until [`own`](Self::own): a stop does not shut their doors. It leaves who
+    /// is in their queues to the other one, removes no file of a Unix socket, and gives connections that were just accepted
+    /// 50 ms for their first line. Never blocks. `false`: a stop was asked for before, and may have shut the doors; nothing is lent.
+    #[must_use = "it may not lend them"]
+    pub fn lend(&self) -> bool {
+        self.inner.lent.set(true);
+        let is_open = self.inner.stop.begins_at().is_none();
+        if !is_open {
+            self.inner.lent.set(false);
+        }
+        is_open
+    }
+
+    /// From now on the listeners are this server's own: those that it had [lent](Self::lend) and those that it has
+    /// [inherited](Builder::inherit). Of these the ones that it does not listen on are closed. Never blocks.
+    pub fn own(&self) {
+        self.inner.lent.set(false);
+        lock_std(&self.inner.unused).clear();
+    }
+
     /// Whether a stop has been asked for, by anyone, also one that begins after a delay.
     pub fn is_stopping(&self) -> bool {
         self.inner.stop.begins_at().is_some()
@@ -501,6 +602,24 @@ impl ServerHandle {
     /// What the server is doing.
     pub fn state(&self) -> ServerState {
         self.inner.stop.state(self.inner.hub.clock.now())
+    }
+
+    /// Blocks until a stop was asked for, by anyone, or for `timeout`. The same as [`is_stopping`](Self::is_stopping) then.
+    pub fn wait_stopping(&self, timeout: Duration) -> bool {
+        self.inner.stop.wait_until_asked(timeout)
+    }
+
+    /// Whether the server works: its event loop turns within `timeout`, and its pool has workers and its tuner, whatever their
+    /// handlers do. Blocks for `timeout` at most. What a watchdog should ask; a server that has ended does not work.
+    ///
+    /// Called by a handler of this server on its event loop, it would wait for itself: `false`.
+    pub fn is_alive(&self, timeout: Duration) -> bool {
+        let Inner { hub, pool, tuner_thread, .. } = &*self.inner;
+        let (answer, answered) = mpsc::sync_channel(1);
+        hub.post(Mail::Question(Question::Turns(answer)));
+        let has_workers = pool.census(Duration::ZERO, Duration::MAX).live > 0;
+        let has_tuner = lock_std(tuner_thread).as_ref().is_some_and(|thread| !thread.is_finished());
+        has_workers && has_tuner && answered.recv_timeout(timeout).is_ok()
     }
 
     /// Blocks until the server has ended; it does not stop it. Any number of threads may wait.

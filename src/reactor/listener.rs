@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mio::Registry;
 use mio::event::Source;
 use mio::net::{TcpListener, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
@@ -18,6 +19,7 @@ use super::socket::{ListenSocket, SocketFile, Stream};
 use crate::address::Address;
 use crate::config::Settings;
 use crate::error::Error;
+use crate::handover::{self, Inherited, Lent};
 use crate::job::Endpoint;
 use crate::service::ServiceId;
 
@@ -41,17 +43,41 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(6);
 
-/// Binds a listener to each address. Accepted sockets have `TCP_NODELAY` and `SO_KEEPALIVE`, which Linux lets them inherit.
+/// What TCP connections have. Linux lets them inherit it from their listener, as that is when they begin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    send_buffer_bytes: Option<usize>,
+}
+
+impl Options {
+    pub(super) fn of(settings: &Settings) -> Options {
+        Options { send_buffer_bytes: settings.send_buffer_bytes }
+    }
+
+    fn set(self, socket: &SockRef<'_>) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
+        self.send_buffer_bytes.map_or(Ok(()), |bytes| socket.set_send_buffer_size(bytes))
+    }
+}
+
+/// Binds a listener to each address, or takes the one that was inherited for it: `names` are those of the services.
 ///
 /// `[::]` serves both families, but IPv6 only where an IPv4 listener of the same port stands beside it. Port 0 is the same
 /// free port at all addresses that ask for it; where none is, as at the same address twice, a port each.
 ///
 /// # Errors
 /// [`Error::Bind`] with the address and what the system said.
-pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
+pub(crate) fn bind(
+    settings: &Settings,
+    names: &[String],
+    inherited: &mut Inherited,
+    lent: &Lent,
+) -> Result<Vec<ListenSocket>, Error> {
     let mut same_port_tries = SAME_PORT_TRIES;
     let sockets = loop {
-        match bind_all(settings, same_port_tries > 0) {
+        inherited.begin();
+        match bind_all(settings, names, inherited, lent, same_port_tries > 0) {
             Err(Error::Bind { address, source })
                 if same_port_tries > 0
                     && source.kind() == ErrorKind::AddrInUse
@@ -74,10 +100,25 @@ pub(crate) fn bind(settings: &Settings) -> Result<Vec<ListenSocket>, Error> {
 
 /// The same. `same_port`: port 0 is what the system picks at the first address that asks for it, whether that is taken at
 /// the others or not; else it picks one for each.
-fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, Error> {
+fn bind_all(
+    settings: &Settings,
+    names: &[String],
+    inherited: &mut Inherited,
+    lent: &Lent,
+    same_port: bool,
+) -> Result<Vec<ListenSocket>, Error> {
     let addresses = &settings.listen;
+    let options = Options::of(settings);
     let mut picked = 0;
-    let mut tcp = |address: SocketAddr| {
+    let mut tcp = |address: SocketAddr, found: Option<OwnedFd>| {
+        if let Some(found) = found {
+            options.set(&SockRef::from(&found))?;
+            let socket = ListenSocket::inherited(found, lent)?;
+            if same_port && address.port() == 0 {
+                picked = socket.local_addr()?.port();
+            }
+            return Ok(socket);
+        }
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             // Said either way: the system's default is a setting of the machine.
@@ -87,11 +128,7 @@ fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, E
         if settings.reuse_port {
             socket.set_reuse_port(true)?;
         }
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&KEEPALIVE)?;
-        if let Some(bytes) = settings.send_buffer_bytes {
-            socket.set_send_buffer_size(bytes)?;
-        }
+        options.set(&SockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         let mut bound = address;
         if address.port() == 0 {
@@ -105,7 +142,14 @@ fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, E
         }
         Ok(ListenSocket::Tcp(listener))
     };
-    let unix = |path: &PathBuf| {
+    let mode = || Permissions::from_mode(settings.unix_mode);
+    let unix = |path: &Path, found: Option<OwnedFd>| {
+        // Whose file has gone is one that nobody can reach.
+        if let Some(found) = found.filter(|_| path.exists()) {
+            let socket = ListenSocket::inherited(found, lent)?;
+            std::fs::set_permissions(path, mode())?;
+            return Ok(socket);
+        }
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;
         let address = SockAddr::unix(path)?;
@@ -117,21 +161,22 @@ fn bind_all(settings: &Settings, same_port: bool) -> Result<Vec<ListenSocket>, E
             socket.bind(&address)?;
         }
         // From here on the file is removed if something fails.
-        let file = SocketFile::at(path)?;
-        let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), file);
+        let file = SocketFile::at(path, lent)?;
+        let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), Some(file));
         // Nobody can connect before it listens.
-        std::fs::set_permissions(path, Permissions::from_mode(settings.unix_mode))?;
+        std::fs::set_permissions(path, mode())?;
         SockRef::from(&socket).listen(LISTEN_BACKLOG)?;
         Ok(socket)
     };
-    let mut bind = |address: &Address| {
-        let bound = match address {
-            Address::Tcp(address) => tcp(*address),
-            Address::Unix(path) => unix(path),
-        };
+    let mut bind = |(address, service): (&Address, &ServiceId)| {
+        let found = inherited.find(&names[usize::from(*service)], address).transpose();
+        let bound = found.and_then(|found| match address {
+            Address::Tcp(address) => tcp(*address, found),
+            Address::Unix(path) => unix(path, found),
+        });
         bound.map_err(|source| Error::Bind { address: address.clone(), source })
     };
-    addresses.iter().map(&mut bind).collect()
+    addresses.iter().zip(&settings.listen_services).map(&mut bind).collect()
 }
 
 /// Whether the file at `path` is a socket that nobody listens on any more.
@@ -155,7 +200,7 @@ fn has_ipv4_beside(address: SocketAddr, addresses: &[Address]) -> bool {
 fn shut_door(socket: &ListenSocket) -> io::Result<()> {
     match socket {
         ListenSocket::Tcp(socket) => drop_new(socket),
-        ListenSocket::Unix(_, file) => file.remove(),
+        ListenSocket::Unix(_, file) => file.as_ref().map_or(Ok(()), SocketFile::remove),
     }
 }
 
@@ -196,6 +241,15 @@ pub(super) enum Accepted {
     Refused(io::Error),
 }
 
+/// A listening socket of a service.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) socket: ListenSocket,
+    pub(crate) service: ServiceId,
+    /// The address that was asked for. `None`: the socket was given, and others have it too.
+    pub(crate) asked: Option<Address>,
+}
+
 /// The listeners of a server.
 #[derive(Debug)]
 pub(super) struct Listeners {
@@ -211,6 +265,10 @@ pub(super) struct Listeners {
 struct Listener {
     socket: ListenSocket,
     service: ServiceId,
+    /// The address that was asked for. `None`: the socket was given, so its door is not ours to shut.
+    asked: Option<Address>,
+    /// What connections lack that began before the socket was given: they are in its queue, until that was seen empty.
+    lacking: Option<Options>,
     /// Set when the listener is bound to one address, which then is that of each connection.
     endpoint: Option<Arc<Endpoint>>,
     /// An edge was seen, and the queue was not emptied since.
@@ -228,14 +286,20 @@ impl Listener {
 }
 
 impl Listeners {
-    /// Listeners of services.
-    pub(super) fn new(sockets: Vec<(ListenSocket, ServiceId)>) -> Listeners {
-        let listener = |(socket, service): (ListenSocket, ServiceId)| {
+    /// Listeners of services, whose connections have `options`.
+    pub(super) fn new(sockets: Vec<Bound>, options: Options) -> Listeners {
+        let listener = |Bound { socket, service, asked }: Bound| {
+            let lacks = asked.is_none() && matches!(socket, ListenSocket::Tcp(_));
+            if lacks && let Err(error) = options.set(&SockRef::from(&socket)) {
+                tracing::debug!(%error, "cannot set the options of a socket that was given");
+            }
             let bound = socket.local_addr().ok();
             let bound = bound.filter(|address| address.ip().is_none_or(|ip| !ip.is_unspecified()));
             Listener {
                 socket,
                 service,
+                asked,
+                lacking: lacks.then_some(options),
                 endpoint: bound.map(|address| Endpoint::new(address, service)),
                 ready: true,
                 retry_at: None,
@@ -273,11 +337,37 @@ impl Listeners {
         }
     }
 
-    /// Lets no connection begin any more. Those that have begun can still be accepted.
+    /// Lets no connection begin any more where the door is ours. Those that have begun can still be accepted.
     pub(super) fn shut_doors(&self) {
-        for listener in &self.listeners {
+        for listener in self.listeners.iter().filter(|listener| listener.asked.is_some()) {
             if let Err(error) = shut_door(&listener.socket) {
                 tracing::debug!(%error, "cannot shut the door before the last accept");
+            }
+        }
+    }
+
+    /// The open sockets once more, for another server, with the names of their services.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) fn duplicates(
+        &self,
+        names: impl Fn(ServiceId) -> String,
+    ) -> io::Result<Vec<handover::Listener>> {
+        let duplicate = |listener: &Listener| {
+            let socket = listener.socket.as_fd().try_clone_to_owned()?;
+            Ok(handover::Listener::new(names(listener.service), listener.asked.clone(), socket))
+        };
+        self.listeners.iter().map(duplicate).collect()
+    }
+
+    /// Leaves the sockets to those who have them too: `all`, or those that were given, which stand behind the others. As they stay
+    /// open elsewhere, closing ours would not end the registration.
+    pub(super) fn leave(&mut self, all: bool, registry: &Registry) {
+        let kept = if all { 0 } else { self.listeners.iter().filter(|one| one.asked.is_some()).count() };
+        for mut listener in self.listeners.drain(kept..) {
+            if let Err(error) = registry.deregister(listener.socket.source()) {
+                tracing::debug!(%error, "cannot forget a listener");
             }
         }
     }
@@ -335,6 +425,10 @@ impl Listeners {
             match listener.socket.accept() {
                 Ok((stream, peer)) => {
                     listener.pause = FIRST_PAUSE;
+                    if let Some(options) = listener.lacking {
+                        // Refused only for one that has broken.
+                        drop(options.set(&SockRef::from(&stream)));
+                    }
                     match self.endpoint(number, &stream) {
                         Ok(local) => return Accepted::Connection(stream, peer, local),
                         // It broke between its arrival and now.
@@ -343,7 +437,7 @@ impl Listeners {
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
-                        listener.ready = false;
+                        (listener.ready, listener.lacking) = (false, None);
                         return self.accept(now);
                     }
                     // The peer gave up while it was in the queue, or a signal came: the next one may be fine.
@@ -385,17 +479,25 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    fn bound(config: Config) -> Vec<ListenSocket> {
+        let settings = config.check().unwrap();
+        bind(&settings, &["x".to_owned()], &mut Inherited::new(Vec::new()), &Lent::default()).unwrap()
+    }
+
     #[test]
     fn a_listener_that_is_refused_leaves_the_others_alone() {
         let address = Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let config = Config { listen: vec![address.clone(), address], ..Config::default() };
-        let sockets = bind(&config.check().unwrap()).unwrap();
-        let healthy = sockets[1].local_addr().unwrap();
+        let sockets = bound(config);
+        let healthy = sockets[1].local_addr().unwrap().tcp().unwrap();
         // Accepting from it fails from now on.
         SockRef::from(&sockets[0]).shutdown(Shutdown::Read).unwrap();
         let client = std::net::TcpStream::connect(healthy).unwrap();
-        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
-        let (mut listeners, now) = (Listeners::new(sockets), Instant::now());
+        let asked = Some(healthy.into());
+        let bound = |socket| Bound { socket, service: 0, asked: asked.clone() };
+        let sockets = sockets.into_iter().map(bound).collect();
+        let options = Options { send_buffer_bytes: None };
+        let (mut listeners, now) = (Listeners::new(sockets, options), Instant::now());
         assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + FIRST_PAUSE));
         let Accepted::Connection(_, peer, _) = listeners.accept(now) else { panic!("not accepted") };
@@ -410,13 +512,54 @@ mod tests {
     fn port_0_is_one_port_for_all_and_at_the_same_address_one_each() {
         let ports = |addresses: &[&str]| -> Vec<u16> {
             let listen = addresses.iter().map(|address| address.parse().unwrap()).collect();
-            let settings = Config { listen, ..Config::default() }.check().unwrap();
-            bind(&settings).unwrap().iter().map(|socket| socket.local_addr().unwrap().port()).collect()
+            let sockets = bound(Config { listen, ..Config::default() });
+            sockets.iter().map(|socket| socket.local_addr().unwrap().port()).collect()
         };
         let same = ports(&["127.0.0.1:0", "127.0.0.2:0", "127.0.0.3:0"]);
         assert!(same[0] > 0 && same == [same[0]; 3], "{same:?}");
         let each = ports(&["127.0.0.1:0", "127.0.0.1:0"]);
         assert!(each[0] > 0 && each[1] > 0 && each[0] != each[1], "{each:?}");
+    }
+
+    /// A listener for a socket that somebody else has, too.
+    fn given(socket: &std::net::TcpListener) -> Listeners {
+        let socket = ListenSocket::open(socket.try_clone().unwrap().into()).unwrap();
+        let options = Options { send_buffer_bytes: Some(32 << 10) };
+        Listeners::new(vec![Bound { socket, service: 0, asked: None }], options)
+    }
+
+    #[test]
+    fn who_was_in_the_queue_before_a_socket_was_given_lacks_nothing() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        let early = connect();
+        let mut listeners = given(&socket);
+        let late = connect();
+        for _ in 0..2 {
+            let Accepted::Connection(stream, ..) = listeners.accept(Instant::now()) else { panic!() };
+            let known = SockRef::from(&stream);
+            assert!(known.tcp_nodelay().unwrap() && known.keepalive().unwrap());
+            assert_eq!(known.send_buffer_size().unwrap(), 64 << 10, "the system reckons with twice as much");
+        }
+        assert!(matches!(listeners.accept(Instant::now()), Accepted::None));
+        assert!(listeners.listeners[0].lacking.is_none(), "from here on they inherit it");
+        drop((early, late));
+    }
+
+    #[test]
+    fn what_was_left_to_others_tells_of_nothing_any_more() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut poll = mio::Poll::new().unwrap();
+        let mut listeners = given(&socket);
+        for source in listeners.sources() {
+            poll.registry().register(source, mio::Token(0), mio::Interest::READABLE).unwrap();
+        }
+        listeners.leave(false, poll.registry());
+        assert!(listeners.is_closed());
+        let _peer = std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
+        let mut events = mio::Events::with_capacity(1);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(events.is_empty());
     }
 
     #[test]

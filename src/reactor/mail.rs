@@ -11,7 +11,7 @@ use super::serve::write;
 use super::table::Entry;
 use crate::connection::Phase;
 use crate::job::{Job, JobEnd, Task};
-use crate::mail::{Completion, Mail, Piece, Push};
+use crate::mail::{Completion, Mail, Piece, Push, Question};
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
 
@@ -24,8 +24,22 @@ impl Reactor {
             Mail::Piece(piece) => self.take_piece(*piece),
             Mail::Completion(completion) => self.complete(completion, now),
             Mail::Push(push) => return self.push(push, now),
+            Mail::Question(question) => self.tell(question),
         }
         None
+    }
+
+    /// Whoever asked may have given up.
+    fn tell(&mut self, question: Question) {
+        match question {
+            Question::Turns(answer) => answer.send(()).unwrap_or_default(),
+            Question::Listeners(answer) => {
+                let names = |service| self.services[usize::from(service)].name.clone();
+                let none = self.shared.stop.begins_at().is_some();
+                let listeners = if none { Ok(Vec::new()) } else { self.listeners.duplicates(names) };
+                drop(answer.send(listeners));
+            }
+        }
     }
 
     /// A job came back from a worker.

@@ -38,6 +38,7 @@ use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{Phase, Turn};
 use crate::error::Error;
+use crate::handover::Lent;
 use crate::hub::Hub;
 use crate::job::{FreeJobs, Job};
 use crate::litter::Litter;
@@ -46,7 +47,7 @@ use crate::metrics::Counters;
 use crate::pool::{JobPool, LEAVE_TIMEOUT};
 use crate::reason::CloseReason;
 use crate::replies::Wake;
-use crate::service::{Served, ServiceId};
+use crate::service::Served;
 use crate::slots::{ConnId, Slots};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
@@ -54,8 +55,8 @@ use admit::MAX_REJECTED;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use inline::Inline;
-use listener::Listeners;
-pub(crate) use listener::bind;
+pub(crate) use listener::{Bound, bind};
+use listener::{Listeners, Options};
 use lone::LoneJob;
 use peers::Peers;
 pub(crate) use socket::ListenSocket;
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<JobPool>,
     pub(crate) tuner: Arc<Tuner>,
     pub(crate) stop: Arc<StopLevel>,
+    pub(crate) lent: Lent,
     /// Published whole at the end of each turn.
     pub(crate) counters: Arc<Mutex<Counters>>,
 }
@@ -116,11 +118,11 @@ impl Sockets {
     ///
     /// # Errors
     /// [`Error::Poll`] with what the system said.
-    pub(crate) fn new(sockets: Vec<(ListenSocket, ServiceId)>) -> Result<(Sockets, ReactorWaker), Error> {
+    pub(crate) fn new(sockets: Vec<Bound>, settings: &Settings) -> Result<(Sockets, ReactorWaker), Error> {
         let new = || {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), WAKER)?;
-            let mut listeners = Listeners::new(sockets);
+            let mut listeners = Listeners::new(sockets, Options::of(settings));
             for (number, socket) in listeners.sources().enumerate() {
                 poll.registry().register(socket, Token(LISTENERS - number), Interest::READABLE)?;
             }
@@ -190,6 +192,8 @@ pub(crate) struct Reactor {
     lone_job: LoneJob,
     /// Set when a graceful stop has begun.
     drain: Option<Drain>,
+    /// Connections of a server whose listeners are another's now that are given time for their first line.
+    newcomers: Vec<ConnId>,
     /// A peer that may do so asked for a stop.
     stop_requested: bool,
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
@@ -247,6 +251,7 @@ impl Reactor {
             turn_at: 0,
             lone_job: LoneJob::default(),
             drain: None,
+            newcomers: Vec::new(),
             stop_requested: false,
             started_before: 0,
             warned: None,
@@ -297,6 +302,7 @@ impl Reactor {
             self.let_go_when_handled();
             let Some(drain) = self.drain else { continue };
             self.close_listeners(now);
+            self.drain_newcomers(now);
             if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
                 self.shared.pool.leave_by(drain.until.max(now + LEAVE_TIMEOUT));
                 return Ok(Dropped::default());
@@ -405,7 +411,8 @@ impl Reactor {
         };
         let deadline = self.deadlines.next().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
-        let next = timers.into_iter().chain([self.handshakes_until(), drain_until]).flatten().min();
+        let stop = [self.handshakes_until(), self.newcomers_until(), drain_until];
+        let next = timers.into_iter().chain(stop).flatten().min();
         // By the one clock that says what is due.
         let until = next.map(|at| at.saturating_duration_since(hub.clock.instant(hub.clock.now())));
         match until {

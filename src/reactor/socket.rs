@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,10 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::net::{RecvFlags, recv};
+use socket2::{Domain, SockRef, Type};
 
 use crate::address::Address;
+use crate::handover::Lent;
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -100,8 +102,8 @@ impl Source for Stream {
 #[derive(Debug)]
 pub(crate) enum ListenSocket {
     Tcp(TcpListener),
-    /// With the file to be removed when it is closed.
-    Unix(UnixListener, SocketFile),
+    /// With the file to be removed when it is closed, where that is ours.
+    Unix(UnixListener, Option<SocketFile>),
 }
 
 /// The file of a Unix socket. As long as the socket is open its number is nobody else's.
@@ -110,17 +112,22 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     number: u64,
+    /// While it is set, the file is another's.
+    lent: Lent,
 }
 
 impl SocketFile {
     /// The one that a socket was just bound to.
-    pub(super) fn at(path: &Path) -> io::Result<SocketFile> {
+    pub(super) fn at(path: &Path, lent: &Lent) -> io::Result<SocketFile> {
         let file = fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_owned(), device: file.dev(), number: file.ino() })
+        Ok(SocketFile { path: path.to_owned(), device: file.dev(), number: file.ino(), lent: lent.clone() })
     }
 
-    /// Removes it, unless it has gone: whoever listens there next has another file of the same name.
+    /// Removes it, unless it is another's or has gone: whoever listens there next has another file of the same name.
     pub(super) fn remove(&self) -> io::Result<()> {
+        if self.lent.is_set() {
+            return Ok(());
+        }
         let file = fs::symlink_metadata(&self.path)?;
         if (file.dev(), file.ino()) != (self.device, self.number) {
             return Ok(());
@@ -130,10 +137,41 @@ impl SocketFile {
 }
 
 impl ListenSocket {
+    /// One that listens already. Its file, if it has one, is not ours.
+    ///
+    /// # Errors
+    /// It is no listening stream socket of TCP or of the file system's kind, or the system refused.
+    pub(crate) fn open(socket: OwnedFd) -> io::Result<ListenSocket> {
+        let known = SockRef::from(&socket);
+        if known.r#type()? != Type::STREAM || !known.is_listener()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no listening stream socket"));
+        }
+        known.set_nonblocking(true)?;
+        match known.domain()? {
+            Domain::IPV4 | Domain::IPV6 => Ok(ListenSocket::Tcp(TcpListener::from_std(socket.into()))),
+            Domain::UNIX => Ok(ListenSocket::Unix(UnixListener::from_std(socket.into()), None)),
+            _ => Err(io::Error::new(io::ErrorKind::Unsupported, "it is neither TCP nor a Unix socket")),
+        }
+    }
+
+    /// The same, of a server whose place this one takes: its file is ours unless it is `lent`.
+    pub(crate) fn inherited(socket: OwnedFd, lent: &Lent) -> io::Result<ListenSocket> {
+        let mut socket = ListenSocket::open(socket)?;
+        if let (Address::Unix(path), ListenSocket::Unix(_, file)) = (socket.local_addr()?, &mut socket) {
+            *file = Some(SocketFile::at(&path, lent)?);
+        }
+        Ok(socket)
+    }
+
     pub(crate) fn local_addr(&self) -> io::Result<Address> {
         match self {
             ListenSocket::Tcp(socket) => socket.local_addr().map(Address::Tcp),
-            ListenSocket::Unix(_, file) => Ok(Address::Unix(file.path.clone())),
+            ListenSocket::Unix(_, Some(file)) => Ok(Address::Unix(file.path.clone())),
+            ListenSocket::Unix(socket, None) => {
+                let address = socket.local_addr()?;
+                // One of the abstract kind has a name and no path.
+                Ok(Address::Unix(address.as_pathname().map(Path::to_owned).unwrap_or_default()))
+            }
         }
     }
 
@@ -168,7 +206,7 @@ impl AsFd for ListenSocket {
 
 impl Drop for ListenSocket {
     fn drop(&mut self) {
-        if let ListenSocket::Unix(_, file) = self {
+        if let ListenSocket::Unix(_, Some(file)) = self {
             // The stop may have removed it before.
             drop(file.remove());
         }

@@ -1,6 +1,7 @@
 //! How the reactor ends: gracefully, step by step, or at once.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -8,11 +9,12 @@ use socket2::SockRef;
 use super::Reactor;
 use super::socket::Stream;
 use super::table::Entry;
-use crate::clock::Nanos;
+use crate::clock::{Nanos, nanos};
 use crate::connection::Phase;
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
 use crate::state::ServerState;
+use crate::sync::lock_std;
 
 /// Connections accepted when a stop begins: what was in the accept queue by then. The longest queue that Linux grants
 /// by default is 4096.
@@ -22,6 +24,9 @@ const FINAL_ACCEPT_BUDGET: usize = 64 << 10;
 /// a peer that found the door shut tries again, and has to be refused.
 const MIN_HANDSHAKE: Duration = Duration::from_millis(10);
 const MAX_HANDSHAKE: Duration = Duration::from_millis(500);
+/// How long a connection that was just accepted is given for its first line where another server has the listeners: its client
+/// has not been refused, and would have been served had the other one been quicker.
+const FIRST_LINE: Duration = Duration::from_millis(50);
 
 /// A graceful stop under way.
 #[derive(Clone, Copy, Debug)]
@@ -32,48 +37,58 @@ pub(super) struct Drain {
     pub(super) all_handled: bool,
 }
 
-/// What was asked for of a stop. A drain only ever comes nearer. Written by handles, read by the reactor. Relaxed: it tells of
-/// nothing else, and who asks wakes the reactor.
+/// What was asked for of a stop. A drain only ever comes nearer. Written by handles and by the reactor, read by it. `SeqCst`: see
+/// [`Lent`](crate::handover::Lent). Who asks wakes the reactor.
 #[derive(Debug)]
 pub(crate) struct StopLevel {
     /// When the drain begins, by the server's clock; [`NEVER`] until it is asked for.
     drain_at: AtomicU64,
     abort: AtomicBool,
+    /// A stop was asked for: for who waits for that, and has no clock.
+    asked: Mutex<bool>,
+    heard: Condvar,
 }
 
 const NEVER: Nanos = Nanos::MAX;
 
 impl Default for StopLevel {
     fn default() -> StopLevel {
-        StopLevel { drain_at: AtomicU64::new(NEVER), abort: AtomicBool::new(false) }
+        StopLevel {
+            drain_at: AtomicU64::new(NEVER),
+            abort: AtomicBool::new(false),
+            asked: Mutex::default(),
+            heard: Condvar::new(),
+        }
     }
 }
 
 impl StopLevel {
     /// Asks for a graceful stop that begins at `at`, or when it was to begin before that; 0 is at once.
     pub(crate) fn drain_at(&self, at: Nanos) {
-        self.drain_at.fetch_min(at, Relaxed);
+        self.drain_at.fetch_min(at, SeqCst);
+        *lock_std(&self.asked) = true;
+        self.heard.notify_all();
     }
 
     /// Asks for a stop at once.
     pub(crate) fn abort(&self) {
         self.drain_at(0);
-        self.abort.store(true, Relaxed);
+        self.abort.store(true, SeqCst);
     }
 
     /// Whether a stop at once was asked for.
     pub(super) fn is_abort(&self) -> bool {
-        self.abort.load(Relaxed)
+        self.abort.load(SeqCst)
     }
 
     /// When a stop begins that was asked for.
     pub(crate) fn begins_at(&self) -> Option<Nanos> {
-        Some(self.drain_at.load(Relaxed)).filter(|at| *at != NEVER)
+        Some(self.drain_at.load(SeqCst)).filter(|at| *at != NEVER)
     }
 
     /// What a server does at `now` that was asked for no more than this.
     pub(crate) fn state(&self, now: Nanos) -> ServerState {
-        match self.drain_at.load(Relaxed) {
+        match self.drain_at.load(SeqCst) {
             _ if self.is_abort() => ServerState::Stopping,
             NEVER => ServerState::Serving,
             at if at > now => ServerState::Delaying,
@@ -83,7 +98,14 @@ impl StopLevel {
 
     /// Whether a stop has to be under way at `now`.
     pub(super) fn is_due(&self, now: Nanos) -> bool {
-        self.drain_at.load(Relaxed) <= now
+        self.drain_at.load(SeqCst) <= now
+    }
+
+    /// Blocks until a stop was asked for, or for `timeout`. Whether one was.
+    pub(crate) fn wait_until_asked(&self, timeout: Duration) -> bool {
+        let asked = lock_std(&self.asked);
+        let waited = self.heard.wait_timeout_while(asked, timeout, |asked| !*asked);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -102,17 +124,47 @@ pub(crate) struct Dropped {
 
 impl Reactor {
     /// Steps one and two of a graceful stop: shuts the door, takes what is in the accept queue, and limits each connection
-    /// to what its receive queue holds now.
+    /// to what its receive queue holds now. Where the listeners are another's, who is in the queue is left to that one.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         let until = now + self.settings.drain_timeout;
         self.drain = Some(Drain { from: now, until, all_handled: false });
-        self.listeners.shut_doors();
-        self.listeners.set_all_ready();
-        self.accept(FINAL_ACCEPT_BUDGET, now);
+        let is_lent = self.shared.lent.is_set();
+        if !is_lent {
+            self.listeners.shut_doors();
+            self.listeners.set_all_ready();
+            self.accept(FINAL_ACCEPT_BUDGET, now);
+        }
+        self.listeners.leave(is_lent, self.poll.registry());
         let ids = self.table.ids();
         tracing::info!(connections = ids.len(), pending = self.counters.pending, "draining");
         for id in ids {
-            self.drain(id);
+            if is_lent && self.is_newcomer(id) {
+                self.newcomers.push(id);
+            } else {
+                self.drain(id);
+            }
+        }
+    }
+
+    /// Whether a connection was accepted so lately that its first line may still be on its way.
+    fn is_newcomer(&mut self, id: ConnId) -> bool {
+        let now = self.turn_at;
+        let opened_at = self.table.get(id).map(|entry| entry.connection.opened_at);
+        opened_at.is_some_and(|at| now.saturating_sub(at) < nanos(FIRST_LINE))
+    }
+
+    /// Until when newcomers are given time.
+    pub(super) fn newcomers_until(&self) -> Option<Instant> {
+        let drain = self.drain.filter(|_| !self.newcomers.is_empty())?;
+        Some(drain.from + FIRST_LINE)
+    }
+
+    /// Ends the time that newcomers are given: from then on they are as the others.
+    pub(super) fn drain_newcomers(&mut self, now: Instant) {
+        if self.newcomers_until().is_some_and(|until| until <= now) {
+            for id in std::mem::take(&mut self.newcomers) {
+                self.drain(id);
+            }
         }
     }
 

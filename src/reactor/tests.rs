@@ -11,6 +11,7 @@ use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::Output;
+use crate::handover::{Inherited, Lent};
 use crate::service::{Handler, Kind, Reply, Request, Served};
 use crate::slots::MS;
 
@@ -50,16 +51,20 @@ impl Bench {
         let mut config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Config::default() };
         change(&mut config);
         let settings = config.check().unwrap();
-        let sockets = bind(&settings).unwrap();
+        let names = ["test".to_owned()];
+        let sockets = bind(&settings, &names, &mut Inherited::new(Vec::new()), &Lent::default()).unwrap();
         let address = sockets[0].local_addr().unwrap().tcp().unwrap();
-        let sockets = sockets.into_iter().map(|socket| (socket, 0)).collect();
-        let (sockets, waker) = Sockets::new(sockets).unwrap();
+        let asked = Some(address.into());
+        let bound = |socket| Bound { socket, service: 0, asked: asked.clone() };
+        let sockets = sockets.into_iter().map(bound).collect();
+        let (sockets, waker) = Sockets::new(sockets, &settings).unwrap();
         let service = Served::new(Arc::new(handler), settings.services[0].clone());
         let shared = Shared {
             hub: Hub::new(waker, clock),
             pool: JobPool::new(),
             tuner: Arc::new(Tuner::new(settings.limits, settings.policy)),
             stop: Arc::default(),
+            lent: Lent::default(),
             counters: Arc::new(Mutex::new(Counters::new(1))),
         };
         Bench { reactor: Reactor::new(sockets, settings, Arc::new([service]), shared), address }

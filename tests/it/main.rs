@@ -10,6 +10,7 @@
 //! | `neighbours` | nobody takes more than its share of a turn |
 //! | `memory` | what connections hold: bounded, known, given back |
 //! | `sockets` | several addresses, Unix sockets, refusals to start |
+//! | `given` | sockets that were given, or go from one server to the next: their doors stay open |
 //! | `timeouts` | peers and handlers that take too long |
 //! | `mixture` | many peers of every kind at once: every account balances |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
@@ -46,6 +47,7 @@ mod examples;
 mod faults;
 mod framing_props;
 mod front;
+mod given;
 mod handlers;
 mod limits;
 mod load_protocols;

@@ -1,0 +1,108 @@
+//! Listening sockets that go from one server to the next, which takes its place: in another process, as a rule.
+//!
+//! The sockets are the same ones in both, so the door never closes: whoever connects is accepted by either. What must not
+//! happen is that one of them shuts the door behind the other, by a socket filter or by removing a socket's file. So a server
+//! has its listeners [`Lent`] from when the next may have them until they are its own, and shuts no door meanwhile. Not in
+//! here: how sockets get to another process. Held by the tests of `tests/it/given.rs`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use crate::address::Address;
+
+/// An open listening socket of a server, for the server that takes its place.
+///
+/// Made by [`ServerHandle::listeners`](crate::ServerHandle::listeners), or of its parts where it comes from another process;
+/// taken by [`Builder::inherit`](crate::Builder::inherit).
+#[derive(Debug)]
+pub struct Listener {
+    service: String,
+    address: Option<Address>,
+    socket: OwnedFd,
+}
+
+impl Listener {
+    /// One of the service of this name. `address`: where it was told to listen, with port 0 if that was asked for; `None` if the
+    /// socket was [given](crate::Builder::listener) to the server.
+    pub fn new(service: impl Into<String>, address: Option<Address>, socket: impl Into<OwnedFd>) -> Listener {
+        Listener { service: service.into(), address, socket: socket.into() }
+    }
+
+    /// The name of the service that listens there.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Where the service was told to listen, with port 0 if that was asked for. `None`: the socket was given to the server.
+    pub fn address(&self) -> Option<&Address> {
+        self.address.as_ref()
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl From<Listener> for OwnedFd {
+    fn from(listener: Listener) -> OwnedFd {
+        listener.socket
+    }
+}
+
+/// Whether a server's listeners are another's, so that it shuts no door. Shared by all who would.
+///
+/// Written by who hands over or takes over, read by the reactor when a stop begins. `SeqCst`, as is the level of the stop
+/// (`StopLevel`): who lends looks for a stop behind it, and the reactor, which has seen a stop, looks for this; one of them sees
+/// the other.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lent(Arc<AtomicBool>);
+
+impl Lent {
+    pub(crate) fn new(lent: bool) -> Lent {
+        Lent(Arc::new(AtomicBool::new(lent)))
+    }
+
+    pub(crate) fn set(&self, lent: bool) {
+        self.0.store(lent, SeqCst);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(SeqCst)
+    }
+}
+
+/// What a server finds open already when it binds its listeners.
+#[derive(Debug)]
+pub(crate) struct Inherited {
+    listeners: Vec<Listener>,
+    /// For each of them, whether an address was found for it.
+    used: Vec<bool>,
+}
+
+impl Inherited {
+    pub(crate) fn new(listeners: Vec<Listener>) -> Inherited {
+        Inherited { used: vec![false; listeners.len()], listeners }
+    }
+
+    /// No address was found for any of them.
+    pub(crate) fn begin(&mut self) {
+        self.used.fill(false);
+    }
+
+    /// The one of a service that was told to listen at `address`, once more, if there is one. Each is given once.
+    pub(crate) fn find(&mut self, service: &str, address: &Address) -> Option<io::Result<OwnedFd>> {
+        let fits = |listener: &Listener| listener.service == service && listener.address() == Some(address);
+        let number = (0..self.listeners.len()).find(|n| !self.used[*n] && fits(&self.listeners[*n]))?;
+        self.used[number] = true;
+        Some(self.listeners[number].socket.try_clone())
+    }
+
+    /// Those for which no address was found.
+    pub(crate) fn into_unused(self) -> impl Iterator<Item = Listener> {
+        self.listeners.into_iter().zip(self.used).filter(|(_, used)| !used).map(|(listener, _)| listener)
+    }
+}
