@@ -63,8 +63,8 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// Whose rule decides: tidemill, jdk, tokio, dotnet, assignment (see `simulate::Rule` in the crate's docs for their
-    /// sources), or `all`; several are run one after the other and compared
+    /// Whose rule decides: tidemill, jdk, tokio, dotnet, php-fpm, squid, roadrunner, assignment (see `simulate::Rule` in the
+    /// crate's docs for their sources), or `all`; several are run one after the other and compared
     #[arg(long, value_name = "RULES", value_delimiter = ',', default_value = "tidemill")]
     rule: Vec<Rules>,
 

@@ -24,6 +24,19 @@ pub enum Rule {
     /// wait and none was taken for 500 ms (where 80 % of the CPUs are in use: for one second times the threads). The most
     /// recently idle thread is waked first; one that was idle for the keep-alive ends.
     DotNet,
+    /// The dynamic process manager of php-fpm (`sapi/fpm/fpm/fpm_process_ctl.c`): it looks once a second. With fewer idle ones than
+    /// `pm.min_spare_servers` (here `min`) it starts what is missing, 1 at most, then 2, 4, up to 32 in looks that follow each other;
+    /// with more than `pm.max_spare_servers` (here `min` and the tolerance) it ends one. It begins in the middle of the two.
+    #[cfg_attr(feature = "serde", serde(rename = "php-fpm"))]
+    PhpFpm,
+    /// The helpers of Squid (`src/helper.cc`, `src/helper/ChildConfig.cc`) with `startup=` as `min` and the default `idle=1`: a request
+    /// that finds no free helper starts one. None ends.
+    Squid,
+    /// The dynamic allocator of RoadRunner's pool (`pool/static_pool/dyn_allocator.go`) with its default `allocate_timeout` of 60 s and
+    /// `spawn_rate` of 5: workers are added once a request has waited in vain for all of that, one batch a second; a batch of
+    /// idle ones leaves at each end of the keep-alive (its `idle_timeout`) in which none was added. That request waits once more as
+    /// long; what it fails with then is not shown: it waits on.
+    RoadRunner,
     /// The assignment that tidemill began as: a pool of `clients` threads, resized only when clients and threads differ
     /// by more than the tolerance.
     Assignment,
@@ -40,7 +53,16 @@ pub(super) enum Order {
 
 impl Rule {
     /// All of them, the server's own first.
-    pub const ALL: [Rule; 5] = [Rule::Tidemill, Rule::Jdk, Rule::Tokio, Rule::DotNet, Rule::Assignment];
+    pub const ALL: [Rule; 8] = [
+        Rule::Tidemill,
+        Rule::Jdk,
+        Rule::Tokio,
+        Rule::DotNet,
+        Rule::PhpFpm,
+        Rule::Squid,
+        Rule::RoadRunner,
+        Rule::Assignment,
+    ];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -49,6 +71,9 @@ impl Rule {
             Rule::Jdk => "jdk",
             Rule::Tokio => "tokio",
             Rule::DotNet => "dotnet",
+            Rule::PhpFpm => "php-fpm",
+            Rule::Squid => "squid",
+            Rule::RoadRunner => "roadrunner",
             Rule::Assignment => "assignment",
         }
     }
@@ -56,15 +81,16 @@ impl Rule {
     /// Workers that there are before any request.
     pub(super) fn at_start(self, policy: &Policy) -> usize {
         match self {
-            Rule::Tidemill | Rule::Assignment => policy.min(),
+            Rule::Tidemill | Rule::Assignment | Rule::Squid | Rule::RoadRunner => policy.min(),
+            Rule::PhpFpm => (policy.min() + policy.tolerance() / 2).min(policy.max()),
             Rule::Jdk | Rule::Tokio | Rule::DotNet => 0,
         }
     }
 
     pub(super) fn order(self) -> Order {
         match self {
-            Rule::Tidemill | Rule::Assignment | Rule::DotNet => Order::LastIdleFirst,
-            Rule::Jdk | Rule::Tokio => Order::FirstIdleFirst,
+            Rule::Tidemill | Rule::Assignment | Rule::DotNet | Rule::Squid => Order::LastIdleFirst,
+            Rule::Jdk | Rule::Tokio | Rule::PhpFpm | Rule::RoadRunner => Order::FirstIdleFirst,
         }
     }
 
@@ -72,7 +98,7 @@ impl Rule {
     pub(super) fn idle_ends_above(self) -> Option<usize> {
         match self {
             Rule::Tokio | Rule::DotNet => Some(0),
-            Rule::Tidemill | Rule::Jdk | Rule::Assignment => None,
+            _ => None,
         }
     }
 
@@ -81,7 +107,7 @@ impl Rule {
         match self {
             Rule::Jdk if workers < policy.min() => workers + 1,
             Rule::DotNet if workers < policy.min() && !found_idle => workers + 1,
-            Rule::Tokio if workers < policy.max() && !found_idle => workers + 1,
+            Rule::Tokio | Rule::Squid if workers < policy.max() && !found_idle => workers + 1,
             Rule::Assignment if jobs.abs_diff(workers) > policy.tolerance() => {
                 jobs.clamp(policy.min(), policy.max())
             }

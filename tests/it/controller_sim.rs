@@ -366,8 +366,29 @@ fn other_rules_do_what_their_sources_say() {
         "one every half second or second: {}",
         stuck.peak_workers
     );
-    let gone = play_by(Rule::Tokio, "burst=64@1s block=50ms + burst=1@9s block=1ms");
-    assert!(gone.last_workers <= 1, "{}", gone.last_workers);
+    let gone = "burst=64@1s block=50ms + burst=1@9s block=1ms";
+    let last = |rule| play_by(rule, gone).last_workers;
+    assert!(last(Rule::Tokio) <= 1, "{}", last(Rule::Tokio));
+    assert_eq!(last(Rule::Squid), 64, "a helper that was started stays");
+
+    let steps = |rule, workload| -> Vec<(u64, usize)> {
+        play_by(rule, workload)
+            .decisions
+            .iter()
+            .map(|decision| (decision.at.as_secs(), decision.to))
+            .collect()
+    };
+    let long = "burst=20@1500ms block=1h + burst=1@9s block=1h";
+    let (once_a_second, doubled) = ((2..=9).collect::<Vec<u64>>(), [4, 6, 8, 10, 12, 14, 16, 18]);
+    let php_fpm = steps(Rule::PhpFpm, long);
+    assert_eq!(
+        php_fpm[..8],
+        once_a_second.into_iter().zip(doubled).collect::<Vec<_>>(),
+        "what is missing of 2 spare ones"
+    );
+    let longer = "burst=20@1s block=1h + burst=1@200s block=1h";
+    assert_eq!(steps(Rule::RoadRunner, longer), [(61, 7)], "one batch a second, for those that waited 60 s");
+    assert_eq!(steps(Rule::Squid, long).len(), 19, "one for each that found none free");
 }
 
 #[test]

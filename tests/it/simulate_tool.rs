@@ -58,7 +58,7 @@ fn rules_are_compared_side_by_side() {
         ended.stdout.lines().skip(4).filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(rules, ["tidemill", "tokio", "jdk"], "{}", ended.stdout);
     let all = document(&["trickle", "--rule", "all", "--json"]);
-    assert_eq!(all["runs"].as_array().unwrap().len(), 5);
+    assert_eq!(all["runs"].as_array().unwrap().len(), 8);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn wrong_usage_is_one_line_and_exit_status_2() {
         (&["steps"][..], "`steps` is none of step"),
         (&[], "<WORKLOAD>"),
         (&["rate=hold:5@1s"], "cpu= or block="),
-        (&["rate=hold:5@1s cpu=1ms", "--rule", "go"], "tidemill, jdk, tokio, dotnet, assignment"),
+        (&["rate=hold:5@1s cpu=1ms", "--rule", "go"], "tidemill, jdk, tokio, dotnet, php-fpm, squid"),
         (&["step", "--min-threads", "9", "--max-threads", "8"], "--min-threads is 9"),
         (&["step", "--duration", "0s"], "--duration"),
         (&["step", "--keep-alive", "0s"], "--keep-alive"),

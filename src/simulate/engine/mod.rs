@@ -1,7 +1,9 @@
 //! The events of a run, one after the other.
 //!
 //! The parts stand for those of the server: `arrive` and `finish` for the reactor and the workers, `work_waits` for the
-//! reactor's word to the tuner, `tune` for the tuner.
+//! reactor's word to the tuner, `tune` for the tuner. What rules of others look at is in `others`.
+
+mod others;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -16,6 +18,7 @@ use super::{Load, Rule, Run, Service, Setup, Workload};
 use crate::clock::{Nanos, nanos};
 use crate::controller::{self, Decision, Memory, Policy, Reason, Sample};
 use crate::schedule::{Arrivals, Curve};
+use others::Others;
 
 /// Until a request has finished, demand is shown as if requests needed this long, as the server's pool does.
 const UNKNOWN_TIME_PER_JOB: Nanos = 1_000_000;
@@ -27,10 +30,6 @@ const MEAN_SHIFT: u32 = 4;
 const COUNT_CORES_EVERY: Nanos = 1_000_000_000;
 /// Threads whose state the server reads at most for one sample.
 const MAX_STATES_READ: u64 = 16;
-/// .NET: the gate looks this often (`GateActivitiesPeriodMs`).
-const GATE: Nanos = 500_000_000;
-/// .NET: so long without a request taken, times the threads, where the CPUs are in use (`DequeueDelayThresholdMs`).
-const GATE_BUSY: Nanos = 1_000_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
@@ -43,7 +42,10 @@ enum Event {
     /// A new worker's thread has started.
     Started,
     Tune,
-    Gate,
+    /// A rule of others looks.
+    Look,
+    /// A request has waited as long as others let it.
+    WaitedInVain,
     IdleLongEnough,
     Limits(usize),
     Cores(usize),
@@ -127,8 +129,7 @@ pub(super) struct Engine<'a> {
     spawning_until: Nanos,
     last_taken: Nanos,
     idle_timer: bool,
-    /// CPU time that was used when the gate looked last.
-    used_at_gate: f64,
+    others: Others,
     mean: Nanos,
     tuner: Tuner,
     tally: Tally,
@@ -179,7 +180,7 @@ impl<'a> Engine<'a> {
             spawning_until: 0,
             last_taken: 0,
             idle_timer: false,
-            used_at_gate: 0.0,
+            others: Others::default(),
             mean: 0,
             tuner: Tuner {
                 memory: Memory::default(),
@@ -207,8 +208,8 @@ impl<'a> Engine<'a> {
         for (number, (at, _)) in self.setup.core_changes.iter().enumerate() {
             self.at(nanos(*at), Event::Cores(number));
         }
-        if self.setup.rule == Rule::DotNet {
-            self.at(GATE, Event::Gate);
+        if let Some(first) = self.setup.rule.looks_every(&self.policy) {
+            self.at(first, Event::Look);
         }
         let end = nanos(self.setup.duration);
         loop {
@@ -257,7 +258,8 @@ impl<'a> Engine<'a> {
                 self.tune();
             }
             Event::Tune => {}
-            Event::Gate => self.look_through_gate(),
+            Event::Look => self.look(),
+            Event::WaitedInVain => self.add_batch(),
             Event::IdleLongEnough => self.end_idle(),
             Event::Cores(number) => {
                 self.cores = self.setup.core_changes[number].1;
@@ -352,6 +354,9 @@ impl<'a> Engine<'a> {
         match self.setup.rule {
             Rule::Tidemill => self.work_waits(),
             other => {
+                if idle.is_none() {
+                    self.await_in_vain();
+                }
                 let target = other.on_request(&self.policy, self.target, self.jobs(), idle.is_some());
                 self.resize(target, self.jobs(), Reason::Demand, None);
             }
@@ -399,13 +404,9 @@ impl<'a> Engine<'a> {
                 self.arrive(stream);
             }
         }
-        match self.setup.rule {
-            Rule::Tidemill => {}
-            Rule::Assignment => {
-                let target = Rule::Assignment.on_request(&self.policy, self.target, self.jobs(), false);
-                self.resize(target, self.jobs(), Reason::Surplus, None);
-            }
-            Rule::Jdk | Rule::Tokio | Rule::DotNet => {}
+        if self.setup.rule == Rule::Assignment {
+            let target = Rule::Assignment.on_request(&self.policy, self.target, self.jobs(), false);
+            self.resize(target, self.jobs(), Reason::Surplus, None);
         }
     }
 
@@ -495,36 +496,6 @@ impl<'a> Engine<'a> {
         self.tuner.deaf_until = self.now + DEAF;
         if let Some(after) = verdict.check_after {
             self.tune_at(self.now.saturating_add(nanos(after)));
-        }
-    }
-
-    /// As the gate thread of .NET.
-    fn look_through_gate(&mut self) {
-        self.at(self.now + GATE, Event::Gate);
-        let used = self.cpu.used(self.now);
-        let in_use = used - self.used_at_gate >= 0.8 * GATE as f64 * self.cores as f64;
-        self.used_at_gate = used;
-        let patience = if in_use { GATE_BUSY * self.live as u64 } else { GATE };
-        let starved = !self.waiting.is_empty() && self.now.saturating_sub(self.last_taken) > patience;
-        if starved && self.live < self.policy.max() {
-            self.resize(self.live + 1, self.jobs(), Reason::Valve, None);
-        }
-    }
-
-    /// Ends workers that have been idle for the keep-alive.
-    fn end_idle(&mut self) {
-        self.idle_timer = false;
-        let keep_alive = nanos(self.policy.keep_alive());
-        let least = self.setup.rule.idle_ends_above().unwrap_or(usize::MAX);
-        while let Some(since) = self.idle.front().copied()
-            && self.live > least
-        {
-            if self.now < since + keep_alive {
-                self.idle_timer = true;
-                self.at(since + keep_alive, Event::IdleLongEnough);
-                return;
-            }
-            self.resize(self.live - 1, self.jobs(), Reason::Surplus, None);
         }
     }
 
