@@ -38,6 +38,7 @@
 //! # Features
 //!
 //! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
+//! - `exec`: the module `exec`, programs in any language as handlers. Part of `cli`.
 //! - `simulate`: the modules `simulate` and `schedule`, which play the pool's rule in simulated time. Part of `cli`.
 //! - `serde`: [`Stats`] and [`Decision`] can be serialized.
 //!
@@ -71,6 +72,8 @@ mod config;
 mod connection;
 pub mod controller;
 mod error;
+#[cfg(feature = "exec")]
+pub mod exec;
 pub mod framing;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

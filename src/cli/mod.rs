@@ -6,8 +6,10 @@ mod address_space;
 mod bar;
 mod client;
 mod files;
+mod launch;
 mod load;
 mod output;
+mod pipe;
 mod serve;
 mod simulate;
 mod size;
@@ -75,6 +77,9 @@ enum Command {
 
 /// Parses the program's arguments and runs the subcommand.
 pub(crate) fn run() -> ExitCode {
+    if let Some(status) = launch::run() {
+        return status;
+    }
     // Before the arguments are parsed, which takes more of the stack than there may be.
     if std::env::args_os().nth(1).is_some_and(|command| command == "serve")
         && let Err(message) = address_space::prepare()

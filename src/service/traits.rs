@@ -170,8 +170,9 @@ pub trait Service: Send + Sync + 'static {
         "service"
     }
 
-    /// Whether connections are opened and closed for the service. Only a [`Handler`](crate::Handler) says no, whose state is `()`.
-    #[doc(hidden)]
+    /// Whether connections are opened and closed for the service. Asked once, at the start. One whose state is `()`, and that has
+    /// nothing to do then, may say no, as a [`Handler`](crate::Handler) does: it spares each connection two visits to a worker, and
+    /// lets a [stop line](Self::stop_line) be looked for ahead. With another state than `()` it panics whenever that is asked for.
     fn has_sessions(&self) -> bool {
         true
     }

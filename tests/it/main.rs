@@ -21,6 +21,7 @@
 //! | `stops` | a hundred stops at random moments under load |
 //! | `services` | state, framings, the event loop, later replies, push: what a service can do |
 //! | `examples` | the examples as programs, driven by `redis-cli`, `redis-benchmark`, Python's `redis` and `postmap` |
+//! | `exec` | programs as handlers, and `client --pipe` |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
 //! | `stats` | the names, and that they add up at every moment |
@@ -44,6 +45,7 @@ mod closing;
 mod controller_props;
 mod controller_sim;
 mod examples;
+mod exec;
 mod faults;
 mod framing_props;
 mod front;

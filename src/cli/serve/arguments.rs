@@ -112,6 +112,12 @@ pub(crate) struct ServeArgs {
     /// Print the statistics as one JSON line on standard output each time [default: off]
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     pub(super) stats_every: Option<Duration>,
+    /// Hand requests to programs that run this command, which read lines on standard input and write lines on standard output;
+    /// split into words as a shell does, and run without one
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["inline", "handler_delay"])]
+    pub(super) exec: Option<String>,
+    #[command(flatten)]
+    pub(super) programs: super::exec::ExecArgs,
     /// Form of the log lines on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,
@@ -122,7 +128,7 @@ pub(crate) struct ServeArgs {
 
 /// A time limit that may be off.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeout(pub(super) Option<Duration>);
+pub(crate) struct Timeout(pub(super) Option<Duration>);
 
 /// A size that may be left to the system.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,7 @@
-//! `tidemill serve`: the HELO service with its settings, signals, logs and statistics.
+//! `tidemill serve`: the HELO service, or programs, with its settings, signals, logs and statistics.
 
 mod arguments;
+mod exec;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod log;
@@ -13,14 +14,15 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidemill::{Address, Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
+use tidemill::exec::ProgramsHandle;
+use tidemill::{Address, Builder, Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files};
 pub(crate) use arguments::ServeArgs;
 use log::ALWAYS;
 use signals::Watcher;
-use statistics::Reporter;
+use statistics::{Reporter, Running};
 
 /// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that
 /// reads at all, and of no account in the 10 s that containers are given. Less where the drain timeout is less than
@@ -74,16 +76,21 @@ fn serve(args: &ServeArgs, log: &Output) -> Result<u8, Refusal> {
     let reporter = reporter
         .transpose()
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
-    let server = start(args)?;
+    let (server, programs) = start(args)?;
     let handle = server.handle();
     announce(&handle, &output);
-    watcher.begin(handle.clone(), args.drain_delay);
+    let running = Running { server: handle, programs: programs.clone() };
+    watcher.begin(running.clone(), args.drain_delay);
     match &reporter {
-        Some(reporter) => reporter.begin(handle),
+        Some(reporter) => reporter.begin(running),
         None => output.close(),
     }
 
     let outcome = server.wait();
+    if let Some(programs) = programs {
+        // They are gone, unless a worker is left behind that waits for one.
+        programs.end(Duration::ZERO);
+    }
     watcher.end();
     drop(reporter);
     log.begin_last_lines();
@@ -110,7 +117,7 @@ fn last_lines_timeout(args: &ServeArgs) -> Duration {
     (args.drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
 }
 
-fn start(args: &ServeArgs) -> Result<Server, Refusal> {
+fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> {
     let mut config = Config::default();
     (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
     let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
@@ -136,9 +143,34 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     config.max_pending = args.max_pending;
     config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;
-    config.max_connections = possible_connections(args.max_connections, config.listen.len())?;
+    let (builder, programs) = service(args)?;
+    let descriptors = config.listen.len() + exec::descriptors(args, config.max_threads);
+    config.max_connections = possible_connections(args.max_connections, descriptors)?;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
+    let server = builder.config(config).start().map_err(|error| refusal(&error))?;
+    // Not before: a start that is refused is one line.
+    if let Some(possible) = lowered_to {
+        let wanted = args.max_connections;
+        tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
+    }
+    Ok((server, programs))
+}
+
+fn refusal(error: &Error) -> Refusal {
+    match error {
+        Error::Setting { .. } => (USAGE, arguments::in_options(error)),
+        _ => (FAILED, error.to_string()),
+    }
+}
+
+/// What is served: programs, or HELO.
+fn service(args: &ServeArgs) -> Result<(Builder, Option<ProgramsHandle>), Refusal> {
+    if let Some(command) = &args.exec {
+        let programs = exec::start(command, args).map_err(|error| refusal(&error))?;
+        let handle = programs.handle();
+        return Ok((Server::builder(programs), Some(handle)));
+    }
     let mut service = Helo::new().student_id(&args.student_id).inline(args.inline);
     if let Some(ip) = args.advertise_ip {
         service = service.advertise_ip(ip);
@@ -146,25 +178,15 @@ fn start(args: &ServeArgs) -> Result<Server, Refusal> {
     if let Some(port) = args.advertise_port {
         service = service.advertise_port(port);
     }
-    let server = Server::builder(Delay::new(service, args.handler_delay)).config(config).start();
-    let server = server.map_err(|error| match error {
-        Error::Setting { .. } => (USAGE, arguments::in_options(&error)),
-        _ => (FAILED, error.to_string()),
-    })?;
-    // Not before: a start that is refused is one line.
-    if let Some(possible) = lowered_to {
-        let wanted = args.max_connections;
-        tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
-    }
-    Ok(server)
+    Ok((Server::builder(Delay::new(service, args.handler_delay)), None))
 }
 
-/// Raises the limit of open files for `wanted` connections, and lowers those to what it permits.
+/// Raises the limit of open files for `wanted` connections beside `others`, and lowers those to what it permits.
 ///
 /// # Errors
 /// Not even one is possible.
-fn possible_connections(wanted: usize, listeners: usize) -> Result<usize, Refusal> {
-    let own = listeners + POLL_DESCRIPTORS + PASSING_DESCRIPTORS;
+fn possible_connections(wanted: usize, others: usize) -> Result<usize, Refusal> {
+    let own = others + POLL_DESCRIPTORS + PASSING_DESCRIPTORS;
     let in_use = files::in_use_below(usize::MAX);
     let limit = files::raise_limit(wanted.saturating_add(in_use + own + MAX_TURNED_AWAY_DESCRIPTORS));
     let turned_away = (limit / 8).clamp(1, MAX_TURNED_AWAY_DESCRIPTORS);

@@ -9,15 +9,15 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
-use tidemill::{ServerHandle, ServerState};
+use tidemill::ServerState;
 
 use super::log::ALWAYS;
-use super::statistics;
+use super::statistics::{self, Running};
 use crate::cli::unblock;
 
 /// Watches for signals.
 pub(super) struct Watcher {
-    server: mpsc::Sender<(ServerHandle, Duration)>,
+    server: mpsc::Sender<(Running, Duration)>,
     signals: Handle,
 }
 
@@ -48,7 +48,7 @@ impl Watcher {
     }
 
     /// Passes on what has come and what comes. `drain_delay`: between SIGTERM and the stop.
-    pub(super) fn begin(&self, server: ServerHandle, drain_delay: Duration) {
+    pub(super) fn begin(&self, server: Running, drain_delay: Duration) {
         // The thread waits for it, and ends after `end` only.
         drop(self.server.send((server, drain_delay)));
     }
@@ -59,14 +59,15 @@ impl Watcher {
     }
 }
 
-fn watch(mut signals: Signals, server: &ServerHandle, drain_delay: Duration) {
+fn watch(mut signals: Signals, running: &Running, drain_delay: Duration) {
+    let server = &running.server;
     let mut stops = false;
     for signal in signals.forever() {
         let name = match signal {
             SIGINT => "SIGINT",
             SIGTERM => "SIGTERM",
             SIGUSR1 => {
-                let stats = statistics::log_line(server);
+                let stats = statistics::log_line(running);
                 tracing::info!(target: ALWAYS, %stats, "statistics");
                 continue;
             }

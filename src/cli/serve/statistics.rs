@@ -7,6 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tidemill::exec::{ProgramsHandle, ProgramsStats};
 use tidemill::{Decision, ServerHandle, Stats};
 
 use crate::cli::output::{ATOMIC_BYTES, Output};
@@ -17,10 +18,23 @@ const MAX_LOG_BYTES: usize = ATOMIC_BYTES * 3 / 4;
 /// At most one warning within this time that lines are dropped, for a reader that reads, but too slowly.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// A server that runs, with the programs that serve its requests.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub(super) server: ServerHandle,
+    pub(super) programs: Option<ProgramsHandle>,
+}
+
+impl Running {
+    fn programs(&self) -> Option<ProgramsStats> {
+        self.programs.as_ref().map(ProgramsHandle::stats)
+    }
+}
+
 /// Prints the statistics periodically until it is dropped, and then once more.
 pub(super) struct Reporter {
     /// `None` once it is dropped.
-    server: Option<mpsc::Sender<ServerHandle>>,
+    server: Option<mpsc::Sender<Running>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -38,7 +52,7 @@ impl Reporter {
     }
 
     /// Begins to print.
-    pub(super) fn begin(&self, server: ServerHandle) {
+    pub(super) fn begin(&self, server: Running) {
         if let Some(sender) = &self.server {
             // The thread waits for it.
             drop(sender.send(server));
@@ -57,7 +71,7 @@ impl Drop for Reporter {
 }
 
 /// The thread of a [`Reporter`], until the other end of `started` is dropped.
-fn print_every(every: Duration, started: &Receiver<ServerHandle>, output: &Output) {
+fn print_every(every: Duration, started: &Receiver<Running>, output: &Output) {
     let Ok(server) = started.recv() else { return };
     let mut printer = Printer { server, output, shown: Duration::ZERO, warned: None };
     while matches!(started.recv_timeout(every), Err(RecvTimeoutError::Timeout)) {
@@ -68,7 +82,7 @@ fn print_every(every: Duration, started: &Receiver<ServerHandle>, output: &Outpu
 }
 
 struct Printer<'a> {
-    server: ServerHandle,
+    server: Running,
     output: &'a Output,
     /// When the last decision was taken that is in a line.
     shown: Duration,
@@ -79,11 +93,12 @@ struct Printer<'a> {
 impl Printer<'_> {
     /// Prints one line with the decisions since the last, as far as they fit. Whether some are left for another.
     fn print(&mut self) -> bool {
-        let mut decisions = self.server.decisions();
+        let mut decisions = self.server.server.decisions();
         decisions.retain(|decision| decision.at > self.shown);
-        let (stats, all) = (self.server.stats(), decisions.len());
+        let (stats, all) = (self.server.server.stats(), decisions.len());
+        let programs = self.server.programs();
         let line = loop {
-            let line = json(&stats, Some(self.output.dropped()), &decisions) + "\n";
+            let line = json(&stats, programs, Some(self.output.dropped()), &decisions) + "\n";
             if line.len() <= ATOMIC_BYTES || decisions.len() <= 1 {
                 break line;
             }
@@ -102,11 +117,12 @@ impl Printer<'_> {
 }
 
 /// The statistics for the log, with the last decisions as far as they fit.
-pub(super) fn log_line(server: &ServerHandle) -> String {
-    let (stats, decisions) = (server.stats(), server.decisions());
+pub(super) fn log_line(running: &Running) -> String {
+    let (stats, decisions) = (running.server.stats(), running.server.decisions());
+    let programs = running.programs();
     let mut last = &decisions[..];
     loop {
-        let line = json(&stats, None, last);
+        let line = json(&stats, programs, None, last);
         if line.len() <= MAX_LOG_BYTES || last.is_empty() {
             return line;
         }
@@ -115,18 +131,31 @@ pub(super) fn log_line(server: &ServerHandle) -> String {
 }
 
 /// The statistics, with the wall clock and decisions besides, as JSON on one line.
-fn json(stats: &Stats, lines_dropped: Option<u64>, decisions: &[Decision]) -> String {
+fn json(
+    stats: &Stats,
+    programs: Option<ProgramsStats>,
+    lines_dropped: Option<u64>,
+    decisions: &[Decision],
+) -> String {
     #[derive(serde::Serialize)]
     struct Line<'a> {
         unix_seconds: f64,
         #[serde(flatten)]
         stats: &'a Stats,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        programs: Option<ProgramsStats>,
         /// Lines before this one that were dropped because their reader stood still.
         #[serde(skip_serializing_if = "Option::is_none")]
         lines_dropped_total: Option<u64>,
         decisions: &'a [Decision],
     }
     let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
-    serde_json::to_string(&Line { unix_seconds, stats, lines_dropped_total: lines_dropped, decisions })
-        .unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+    serde_json::to_string(&Line {
+        unix_seconds,
+        stats,
+        programs,
+        lines_dropped_total: lines_dropped,
+        decisions,
+    })
+    .unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
 }

@@ -144,6 +144,22 @@ impl Peer {
         bytes
     }
 
+    /// The next line, its `\n` included.
+    #[track_caller]
+    pub(crate) fn line(&mut self) -> Vec<u8> {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            // What comes behind it is the next one's.
+            let mut byte = [0];
+            match self.stream.read(&mut byte) {
+                Ok(0) => panic!("the stream ended after '{}'", head(&line)),
+                Ok(_) => line.push(byte[0]),
+                Err(error) => panic!("{error} after '{}'", head(&line)),
+            }
+        }
+        line
+    }
+
     /// `HELO text`, answered as it must be.
     #[track_caller]
     pub(crate) fn ask(&mut self, text: &str) {

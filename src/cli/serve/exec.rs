@@ -1,0 +1,82 @@
+//! The options of `tidemill serve --exec`: programs as handlers.
+
+use std::env;
+use std::time::Duration;
+
+use clap::Args;
+use tidemill::Error;
+use tidemill::exec::{ExecConfig, Extent, Programs};
+
+use super::arguments::{ServeArgs, Timeout, timeout};
+use crate::cli::launch;
+
+/// The line that stops the service, from who may say it.
+const KILL_SERVICE: &str = "KILL_SERVICE";
+/// Descriptors that a program takes up here: its three streams, its process, and what it does.
+const DESCRIPTORS_EACH: usize = 5;
+/// Programs that end while their successors run already, at the most times: a part of those that run.
+const ENDING_SHARE: usize = 4;
+
+/// What can be said of programs, with --exec.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    /// What a request is: line, lines:N, or until:TEXT, lines up to one that is TEXT
+    #[arg(long, value_name = "EXTENT", default_value = "line", requires = "exec")]
+    exec_request: Extent,
+    /// Where a program's reply ends: line, lines:N, until:TEXT, or none, there are no replies
+    #[arg(long, value_name = "EXTENT", default_value = "line", requires = "exec")]
+    exec_reply: Extent,
+    /// Goes before each request, with {peer}, {peer_ip}, {connection} and {request} replaced [default: nothing]
+    #[arg(long, value_name = "TEMPLATE", requires = "exec")]
+    exec_prefix: Option<String>,
+    /// How long a program may take for one reply; it is ended then and replaced
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "30s", requires = "exec")]
+    exec_timeout: Duration,
+    /// Programs that are kept started and ready above those in use
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "exec")]
+    exec_spare: usize,
+    /// Replace a program after so many requests [default: off]
+    #[arg(long, value_name = "N", requires = "exec")]
+    exec_max_requests: Option<u64>,
+    /// Replace a program at this age, between two requests
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off", requires = "exec")]
+    exec_max_age: Timeout,
+    /// Give programs a terminal for their output, against those that hold back what they write to a pipe
+    #[arg(long, requires = "exec")]
+    exec_pty: bool,
+    /// What a program gets to end in: its input has ended, after a quarter SIGTERM to its process group, at the end SIGKILL
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "2s", requires = "exec")]
+    exec_stop: Duration,
+}
+
+/// Starts the programs of `command`.
+///
+/// # Errors
+/// As [`Programs::start`].
+pub(super) fn start(command: &str, args: &ServeArgs) -> Result<Programs, Error> {
+    let programs = &args.programs;
+    let mut config = ExecConfig::default();
+    config.request = programs.exec_request.clone();
+    config.reply = programs.exec_reply.clone();
+    config.prefix = programs.exec_prefix.clone().unwrap_or_default();
+    config.timeout = programs.exec_timeout;
+    config.spare = programs.exec_spare;
+    config.max_requests = programs.exec_max_requests;
+    config.max_age = programs.exec_max_age.0;
+    config.pty = programs.exec_pty;
+    config.stop_timeout = programs.exec_stop;
+    config.max_request_bytes = args.max_line;
+    // An ordinary line, unless it was said who may say it.
+    config.stop_line = args.kill_from.is_some().then(|| KILL_SERVICE.to_owned());
+    config.launcher = launch::launcher(env::current_exe().ok());
+    Programs::start(command, config)
+}
+
+/// Descriptors that programs take up at the most.
+pub(super) fn descriptors(args: &ServeArgs, max_threads: usize) -> usize {
+    if args.exec.is_none() {
+        return 0;
+    }
+    let programs = max_threads.saturating_add(args.programs.exec_spare);
+    programs.saturating_add(programs / ENDING_SHARE).saturating_add(1).saturating_mul(DESCRIPTORS_EACH)
+}

@@ -1,0 +1,465 @@
+//! The thread that keeps the programs: starts spares, reads their standard error, sees how they end, and ends them.
+//!
+//! Workers own programs (`program`), this thread their processes. It alone starts and reaps them: it is off the event loop, off the way of
+//! a request while spares last, and lives as long as they do, which the kernel's parent-death signal needs, as that comes
+//! when the *thread* ends that has started the process. All it waits for comes through one poll: standard errors, ends of processes
+//! (pidfd), workers (waker).
+//!
+//! A process is reaped last: until then its number is nobody else's, so that a signal to its group reaches nobody else. Held by
+//! `exec::remains` in `tests/it`.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::unix::pipe::Receiver;
+use mio::{Events, Interest, Poll, Token};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::command::Streams;
+use super::log::{Lines, Notice};
+use super::look::{self, Doing};
+use super::program::{Card, Program};
+use super::shared::{End, Ended, Shared};
+use super::terminal;
+
+/// A program that ends so soon after its start, and has served nobody, says something about all of them.
+pub(super) const EARLY: Duration = Duration::from_secs(1);
+/// So many of them in a row, and requests are refused. Fewer may be anybody's signal.
+const MAX_EARLY: u32 = 3;
+/// The pause before a program is started behind that; doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Whether a program that was started waits for input is looked at so soon for the first time, then whenever its age has grown by
+/// an eighth: a look takes some 30 µs, also of those that start beside it.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const MAX_LOOK: Duration = Duration::from_millis(50);
+/// A program that is never seen to wait for input counts as ready at this age: it may do so in a way that does not show.
+const READY_AFTER: Duration = Duration::from_secs(5);
+/// How long a process may take to be gone behind SIGKILL before a stop goes on without it.
+const KILL_GRACE: Duration = Duration::from_secs(1);
+/// Bytes of a program's standard error that are read at a time: one that writes without end does not hold up the others.
+const STDERR_BYTES: usize = 64 << 10;
+const MAX_EVENTS: usize = 256;
+
+pub(super) const WAKER: Token = Token(0);
+
+/// The process of a program.
+struct Kept {
+    card: Arc<Card>,
+    child: Child,
+    pidfd: OwnedFd,
+    stderr: Option<Receiver>,
+    lines: Lines,
+    phase: Phase,
+}
+
+enum Phase {
+    /// It was started and has not been seen to wait for input.
+    Starts { program: Program, inode: Option<u64>, look_at: Instant },
+    /// It is a spare, or a worker's.
+    Runs,
+    /// It is to end: since when, as what that is counted, and the signals it got.
+    Ends { since: Instant, end: End, signals: usize },
+}
+
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    poll: Poll,
+    kept: HashMap<u64, Kept>,
+    /// Of the program that was started last.
+    number: u64,
+    /// Programs whose standard error may have more.
+    again: Vec<u64>,
+    trouble: Trouble,
+    stop: Option<Instant>,
+}
+
+/// Programs that end as soon as they start.
+struct Trouble {
+    /// In a row.
+    early: u32,
+    /// Requests served when the last one ended.
+    served: u64,
+    pause: Duration,
+    /// When the last one was noticed, and until when none is started.
+    at: Instant,
+    until: Instant,
+}
+
+impl Kept {
+    /// It stays.
+    fn is_sound(&self, now: Instant) -> bool {
+        let stays = now.duration_since(self.card.started) >= EARLY || self.card.served.load(Relaxed) > 0;
+        stays && !matches!(self.phase, Phase::Ends { .. })
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(shared: Arc<Shared>, poll: Poll) -> Keeper {
+        let now = Instant::now();
+        let trouble = Trouble { early: 0, served: 0, pause: Duration::ZERO, at: now, until: now };
+        Keeper { shared, poll, kept: HashMap::new(), number: 0, again: Vec::new(), trouble, stop: None }
+    }
+
+    /// Runs until it is told to stop and every program is gone.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(MAX_EVENTS);
+        loop {
+            self.take_in();
+            if self.stop.is_some() {
+                let gone = self.kept.is_empty();
+                let late = |stop: Instant| stop + self.shared.grace() + KILL_GRACE <= Instant::now();
+                if gone || self.stop.is_some_and(late) {
+                    self.leave_behind();
+                    return;
+                }
+            } else {
+                self.start_missing();
+            }
+            let due = self.step();
+            let timeout = if self.again.is_empty() { due } else { Some(Duration::ZERO) };
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "programs cannot be waited for");
+                    return;
+                }
+            }
+            let mut ready: Vec<u64> = std::mem::take(&mut self.again);
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    Token(token) if token % 2 == 0 => ready.push(token as u64 / 2),
+                    Token(token) => self.reap(token as u64 / 2),
+                }
+            }
+            ready.sort_unstable();
+            ready.dedup();
+            for number in ready {
+                self.read_stderr(number);
+            }
+        }
+    }
+
+    /// Takes in what workers gave back, and whether it is time to stop.
+    fn take_in(&mut self) {
+        let (gone, stops) = self.shared.take_gone();
+        for (number, end, spoke_first) in gone {
+            self.begin_end(number, end);
+            if spoke_first {
+                let card = self.kept.get(&number).map(|kept| Arc::clone(&kept.card));
+                let why = "writes to its standard output before it was asked anything, which cannot be told from a reply. Have it write only \
+                           replies there, and the rest to standard error";
+                if let Some(card) = card {
+                    self.failed_early(&card, why.to_owned());
+                }
+            }
+        }
+        if stops && self.stop.is_none() {
+            self.stop = Some(Instant::now());
+            let numbers: Vec<u64> = self.kept.keys().copied().collect();
+            numbers.into_iter().for_each(|number| self.begin_end(number, End::Surplus));
+        }
+    }
+
+    /// A program is to end: it is not used any more, so its input has ended.
+    fn begin_end(&mut self, number: u64, end: End) {
+        let Some(kept) = self.kept.get_mut(&number) else { return };
+        if !matches!(kept.phase, Phase::Ends { .. }) {
+            kept.phase = Phase::Ends { since: Instant::now(), end, signals: 0 };
+        }
+    }
+
+    fn start_missing(&mut self) {
+        let now = Instant::now();
+        let starting = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Starts { .. })).count();
+        let mut missing = self.shared.wanted().saturating_sub(starting);
+        // While others serve nobody is refused, but those that do not stay are not started without end.
+        if !self.shared.is_in_trouble() && self.trouble.early >= MAX_EARLY && now < self.trouble.until {
+            return;
+        }
+        if self.shared.is_in_trouble() {
+            let has_young = self.kept.values().any(|kept| {
+                !matches!(kept.phase, Phase::Ends { .. }) && now.duration_since(kept.card.started) < EARLY
+            });
+            missing = usize::from(now >= self.trouble.until && !has_young && !self.shared.has_spare());
+        }
+        for _ in 0..missing {
+            self.number += 1;
+            if let Err(error) = self.start(self.number) {
+                let card = Card::new(self.number, 0);
+                self.failed_early(&card, format!("cannot be started: {error}"));
+                // Before another is tried it is found out whether there is to be a pause.
+                return;
+            }
+        }
+    }
+
+    fn start(&mut self, number: u64) -> io::Result<()> {
+        let settings = &self.shared.settings;
+        let stdin = Stdio::piped();
+        let (stdout, mut terminal) = match (&settings.reply, settings.pty) {
+            (super::Extent::None, _) => (Stdio::null(), None),
+            (_, false) => (Stdio::piped(), None),
+            (_, true) => {
+                let (ours, theirs) = terminal::open()?;
+                (theirs.into(), Some(ours))
+            }
+        };
+        let streams = Streams { stdin, stdout, stderr: Stdio::piped() };
+        let mut child = settings.command.start(number, streams)?;
+        let kept = Self::adopt(&self.poll, number, &mut child, terminal.take());
+        let (card, pidfd, stderr, program) = match kept {
+            Ok(kept) => kept,
+            Err(error) => {
+                drop(child.kill());
+                drop(child.wait());
+                return Err(error);
+            }
+        };
+        self.shared.has_started(&card);
+        let inode = program.input_inode();
+        let look_at = card.started + FIRST_LOOK;
+        let phase = Phase::Starts { program, inode, look_at };
+        self.kept.insert(
+            number,
+            Kept { card, child, pidfd, stderr: Some(stderr), lines: Lines::default(), phase },
+        );
+        Ok(())
+    }
+
+    /// Watches a process that was started.
+    fn adopt(
+        poll: &Poll,
+        number: u64,
+        child: &mut Child,
+        terminal: Option<OwnedFd>,
+    ) -> io::Result<(Arc<Card>, OwnedFd, Receiver, Program)> {
+        let missing = || io::Error::from(ErrorKind::NotFound);
+        let card = Arc::new(Card::new(number, child.id()));
+        let input: OwnedFd = child.stdin.take().ok_or_else(missing)?.into();
+        let output = terminal.or_else(|| child.stdout.take().map(OwnedFd::from));
+        let mut stderr = Receiver::from(child.stderr.take().ok_or_else(missing)?);
+        stderr.set_nonblocking(true)?;
+        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let token = usize::try_from(number * 2).map_err(io::Error::other)?;
+        poll.registry().register(&mut stderr, Token(token), Interest::READABLE)?;
+        poll.registry().register(&mut SourceFd(&pidfd.as_raw_fd()), Token(token + 1), Interest::READABLE)?;
+        let program = Program::new(Arc::clone(&card), input, output)?;
+        Ok((card, pidfd, stderr, program))
+    }
+
+    /// Does what is due for each program. Returns how soon there is more to do.
+    fn step(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let stop_timeout = self.shared.grace();
+        let mut due: Option<Instant> = None;
+        let mut at = |moment: Instant| due = Some(due.map_or(moment, |due| due.min(moment)));
+        let in_trouble = self.shared.is_in_trouble();
+        let mut survivor = false;
+        for kept in self.kept.values_mut() {
+            let age = now.duration_since(kept.card.started);
+            if in_trouble && !matches!(kept.phase, Phase::Ends { .. }) {
+                survivor |= kept.is_sound(now);
+                at(kept.card.started + EARLY);
+            }
+            match &mut kept.phase {
+                Phase::Starts { inode, look_at, .. } if *look_at <= now => {
+                    let doing = inode.and_then(|inode| look::doing(kept.card.id, inode));
+                    if doing == Some(Doing::Other) && age < READY_AFTER {
+                        *look_at = now + (age / 8).clamp(FIRST_LOOK, MAX_LOOK);
+                        at(*look_at);
+                    } else if let Phase::Starts { mut program, .. } =
+                        std::mem::replace(&mut kept.phase, Phase::Runs)
+                    {
+                        program.watch();
+                        self.shared.is_ready(program);
+                    }
+                }
+                Phase::Starts { look_at, .. } => at(*look_at),
+                Phase::Runs => {}
+                Phase::Ends { since, signals, .. } => {
+                    let steps = [(stop_timeout / 4, Signal::TERM), (stop_timeout, Signal::KILL)];
+                    while let Some((after, signal)) = steps.get(*signals) {
+                        if *since + *after > now {
+                            at(*since + *after);
+                            break;
+                        }
+                        signal_group(&kept.child, *signal);
+                        *signals += 1;
+                    }
+                }
+            }
+        }
+        if survivor {
+            self.trouble.early = 0;
+            self.trouble.pause = Duration::ZERO;
+            self.shared.trouble_is_over();
+            // There may be more to start now.
+            return Some(Duration::ZERO);
+        }
+        if self.trouble.early >= MAX_EARLY && self.trouble.until > now {
+            at(self.trouble.until);
+        }
+        if let Some(stop) = self.stop {
+            at(stop + stop_timeout + KILL_GRACE);
+        }
+        due.map(|due| due.saturating_duration_since(now))
+    }
+
+    /// The process of this program has ended.
+    fn reap(&mut self, number: u64) {
+        // Where it was told to end, that was said before.
+        self.take_in();
+        let Some(kept) = self.kept.get(&number) else { return };
+        // What it has left in its group goes with it. It is not reaped yet, so the group is still its own.
+        signal_group(&kept.child, Signal::KILL);
+        self.read_stderr(number);
+        let Some(mut kept) = self.kept.remove(&number) else { return };
+        let status = match kept.child.try_wait() {
+            Ok(Some(status)) => status,
+            Ok(None) => {
+                // It was not over after all.
+                self.kept.insert(number, kept);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(program = number, %error, "a program's end cannot be found out");
+                ExitStatus::default()
+            }
+        };
+        drop(self.poll.registry().deregister(&mut SourceFd(&kept.pidfd.as_raw_fd())));
+        if let Some(mut stderr) = kept.stderr.take() {
+            drop(self.poll.registry().deregister(&mut stderr));
+        }
+        kept.lines.end(number);
+        let end = match &kept.phase {
+            Phase::Ends { end, .. } => *end,
+            Phase::Starts { .. } | Phase::Runs => End::Died,
+        };
+        // A worker may have seen the end of its output first.
+        let by_itself = end == End::Died;
+        let was_spare = self.shared.has_ended(&Ended { number, end });
+        if !by_itself || self.stop.is_some() {
+            return;
+        }
+        let age = kept.card.started.elapsed();
+        let served = kept.card.served.load(Relaxed);
+        let last = kept.lines.last();
+        let said = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };
+        tracing::debug!(program = number, %status, ?age, served, was_spare, "a program ended by itself{said}");
+        if age < EARLY && served == 0 {
+            let hint = if status.success() {
+                ". A program has to read its standard input line by line until that ends"
+            } else {
+                ". Run it by hand to see why"
+            };
+            self.failed_early(&kept.card, format!("ends as soon as it is started ({status}){said}{hint}"));
+        }
+    }
+
+    /// A program says something about all of them.
+    fn failed_early(&mut self, card: &Card, why: String) {
+        let now = Instant::now();
+        let served = self.shared.served.load(Relaxed);
+        let Trouble { early, served: served_before, pause, at, until } = &mut self.trouble;
+        if served != *served_before {
+            (*served_before, *early, *pause) = (served, 0, Duration::ZERO);
+        }
+        *early += 1;
+        // Those that were started together are one attempt.
+        if card.started > *at || pause.is_zero() {
+            *pause = (*pause * 2).clamp(FIRST_PAUSE, MAX_PAUSE);
+            *at = now;
+        }
+        *until = now + *pause;
+        let early = *early;
+        if early < MAX_EARLY || self.kept.values().any(|kept| kept.is_sound(now)) {
+            return;
+        }
+        if self.shared.is_in_trouble_from_now() {
+            let command = &self.shared.settings.command.text;
+            tracing::error!(
+                program = card.number,
+                "{command} {why}. Requests are refused until one stays; it is tried again, in growing pauses"
+            );
+        }
+    }
+
+    fn read_stderr(&mut self, number: u64) {
+        let Some(kept) = self.kept.get_mut(&number) else { return };
+        let Some(stderr) = &mut kept.stderr else { return };
+        let mut buffer = [0; 4096];
+        let mut left = STDERR_BYTES;
+        loop {
+            match stderr.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(bytes) => {
+                    kept.lines.add(number, &buffer[..bytes]);
+                    left = left.saturating_sub(bytes);
+                    if left == 0 {
+                        self.again.push(number);
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => break,
+            }
+        }
+        // It is closed.
+        if let Some(mut stderr) = kept.stderr.take() {
+            drop(self.poll.registry().deregister(&mut stderr));
+        }
+    }
+
+    /// Told at the end of a stop, where a process is not gone.
+    fn leave_behind(&mut self) {
+        for (number, kept) in self.kept.drain() {
+            signal_group(&kept.child, Signal::KILL);
+            tracing::error!(
+                program = number,
+                pid = kept.card.id,
+                "a program is left behind: it is not gone behind SIGKILL"
+            );
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // However it ends: nobody waits for a program that does not come.
+        self.shared.is_over();
+    }
+}
+
+impl Card {
+    fn new(number: u64, id: u32) -> Card {
+        Card { number, id, started: Instant::now(), served: AtomicU64::new(0) }
+    }
+}
+
+/// To the process group of `child`, which was not reaped.
+fn signal_group(child: &Child, signal: Signal) {
+    // Refused where nobody is left in it.
+    let _ = kill_process_group(Pid::from_child(child), signal);
+}
+
+impl Notice {
+    /// What is told of a program that failed a request.
+    pub(super) fn of(end: End) -> Option<Notice> {
+        match end {
+            End::Died => Some(Notice::Died),
+            End::TimedOut => Some(Notice::TimedOut),
+            End::Broke => Some(Notice::Broke),
+            End::Replaced | End::Surplus => None,
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! Programs as handlers: requests go to co-processes, in any language, that read lines and write lines.
+//!
+//! [`Programs`] is a [`Service`]: give it to [`Server::builder`](crate::Server::builder). Each worker of the pool owns one program, started
+//! before its first request, so the pool's rule sizes both: a worker that waits for its program is a worker that blocks. Programs
+//! are shared: any of them takes the next request of anybody, one at a time, and gives one reply.
+//!
+//! ```
+//! use tidemill::Server;
+//! use tidemill::exec::{ExecConfig, Programs};
+//!
+//! let programs = Programs::start("sh -c 'while read -r line; do echo \"you said $line\"; done'", ExecConfig::default())?;
+//! let server = Server::builder(programs).listen("127.0.0.1:0".parse()?).threads(1, 8).start()?;
+//! # let mut client = tidemill::client::Client::connect(server.local_addr().tcp().unwrap(), std::time::Duration::from_secs(20))?;
+//! # client.send(b"hello\n")?;
+//! # assert_eq!(client.read_line()?, b"you said hello");
+//! server.handle().stop();
+//! assert!(server.wait()?.is_clean());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What a program has to do
+//!
+//! Read requests from its standard input until that ends, write each reply whole to its standard output, and flush it: most languages hold
+//! back what they write to a pipe (`python3 -u` or `print(…, flush=True)`, `$| = 1` in Perl, `fflush()` in awk, `stdbuf -oL`; else
+//! [`ExecConfig::pty`]). Lines come with `\n` at their end, whatever the client sent. Standard error goes to the log, line by line. It gets
+//! no signal but at its end.
+//!
+//! # What is shared, and what never is
+//!
+//! A reply goes to the request that was written before it, or nowhere. What a program writes before it is asked, or behind its reply,
+//! replaces the program; so does a reply that does not come in time ([`ExecConfig::timeout`]). One bound remains that nobody
+//! can move from outside: what a program writes after its reply was complete, and *after* the next request was written, cannot be told from
+//! the reply to that. A program that answers each request once, when it was asked, never does that.
+//!
+//! A request whose program ends, or breaks the framing, is answered [`FAILED`], once. If the program had not read a byte of it,
+//! another one gets it, and nobody notices. While programs end as soon as they are started requests are answered [`UNAVAILABLE`].
+//!
+//! # What remains
+//!
+//! Nothing: each program is a process group of its own, whose rest is killed when the program has ended; dropping [`Programs`], which the
+//! server's end does, ends them all and waits for that. If the server's process is killed, programs meet the end of their input. One that does
+//! not read then needs the kernel's parent-death signal, which cannot be asked for from here without `unsafe`: let a command set
+//! it that becomes the program ([`ExecConfig::launcher`]), such as `setpriv --pdeathsig KILL`; the `tidemill` program is one itself.
+
+mod command;
+mod extent;
+mod keeper;
+mod log;
+mod look;
+mod prefix;
+mod program;
+mod shared;
+mod stats;
+mod terminal;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Poll, Waker};
+
+use crate::error::Error;
+use crate::framing::Framing;
+use crate::service::{Connection, Kind, Reply, Request, Service};
+use crate::sync::lock_std;
+use crate::threads;
+pub use extent::Extent;
+use extent::Requests;
+use keeper::Keeper;
+use log::Notice;
+use look::Doing;
+use prefix::Prefix;
+use program::{Failure, Program};
+use shared::{End, Settings, Shared};
+pub use stats::{ProgramEnds, ProgramStats, ProgramsStats};
+
+/// What a request is answered whose program ended or broke the framing, in place of a reply.
+pub const FAILED: &str = "ERROR program failed\n";
+/// What a request is answered while no program stays where it is started.
+pub const UNAVAILABLE: &str = "ERROR program unavailable\n";
+/// Most programs that can be kept ready: each is a process.
+const MAX_SPARE: usize = 10_000;
+/// Stack of the keeper's thread, in bytes: of what is not ours only the subscriber of logs runs on it.
+const KEEPER_STACK_BYTES: usize = 512 << 10;
+
+/// What can be set for [`Programs`].
+///
+/// A plain value: change what matters and leave the rest.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ExecConfig {
+    /// What a request is. Default: a line.
+    pub request: Extent,
+    /// Where a reply ends. [`Extent::None`]: there are no replies, and what programs write is thrown away. Default: behind a line.
+    pub reply: Extent,
+    /// Goes before each request, as it is, with `{peer}`, `{peer_ip}`, `{connection}` and `{request}` replaced by the client's address, the same
+    /// without port, and the numbers of the connection and of the request. Control characters in such a value become `?`. Default:
+    /// nothing.
+    pub prefix: String,
+    /// How long one reply may take. The program is ended then and replaced, since its late reply must not become
+    /// another's. From 1 ms to [`MAX_DURATION`](crate::MAX_DURATION). Default: 30 s.
+    pub timeout: Duration,
+    /// Programs that are kept started and ready above those that workers have. Default: 1.
+    pub spare: usize,
+    /// A program is replaced after so many requests. At least 1. Default: `None`.
+    pub max_requests: Option<u64>,
+    /// A program is replaced at this age, between two requests. Default: `None`.
+    pub max_age: Option<Duration>,
+    /// Gives programs a terminal for their output, against those that hold back what they write to a pipe. Default: off.
+    pub pty: bool,
+    /// What a program gets to end in: its input has ended, after a quarter of it its process group gets SIGTERM, at the end SIGKILL. Up to
+    /// [`MAX_DURATION`](crate::MAX_DURATION). Default: 2 s.
+    pub stop_timeout: Duration,
+    /// Most bytes of a request where it is not one line; of one line [`Config::max_line_bytes`](crate::Config::max_line_bytes) is the
+    /// limit. Default: 65 536.
+    pub max_request_bytes: usize,
+    /// A line that stops the server, from peers that may ([`Config::stop_from`](crate::Config::stop_from)). Default: `None`.
+    pub stop_line: Option<String>,
+    /// Words that are put before the command when it is started, not when it is looked for: a command that prepares something and
+    /// becomes the program (`exec`). Default: none.
+    pub launcher: Vec<OsString>,
+}
+
+impl Default for ExecConfig {
+    fn default() -> Self {
+        ExecConfig {
+            request: Extent::Line,
+            reply: Extent::Line,
+            prefix: String::new(),
+            timeout: Duration::from_secs(30),
+            spare: 1,
+            max_requests: None,
+            max_age: None,
+            pty: false,
+            stop_timeout: Duration::from_secs(2),
+            max_request_bytes: 65_536,
+            stop_line: None,
+            launcher: Vec::new(),
+        }
+    }
+}
+
+/// A service that hands requests to programs. See the [module](self).
+///
+/// Dropping it ends the programs, and blocks until they are gone, for [`ExecConfig::stop_timeout`] and a second at most.
+#[derive(Debug)]
+pub struct Programs {
+    handle: ProgramsHandle,
+}
+
+/// Reaches the programs from any thread, also while a server has the service. Cheap to clone.
+#[derive(Clone)]
+pub struct ProgramsHandle {
+    shared: Arc<Shared>,
+    keeper: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// What a worker has of its own: a program, or none yet.
+pub struct Seat {
+    shared: Arc<Shared>,
+    program: Option<Program>,
+    /// The request as the program gets it. Kept for its capacity.
+    request: Vec<u8>,
+}
+
+impl Programs {
+    /// Looks for the program of `command`, split into words as a POSIX shell does and run without one, and starts the spares.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for what cannot be found or run, and for settings out of range; [`Error::Poll`] or [`Error::Thread`] where the
+    /// system refuses what it takes to keep programs. Nothing is left running.
+    pub fn start(command: &str, config: ExecConfig) -> Result<Programs, Error> {
+        let settings = check(command, config)?;
+        let poll = Poll::new().map_err(|source| Error::Poll { source })?;
+        let waker = Waker::new(poll.registry(), keeper::WAKER).map_err(|source| Error::Poll { source })?;
+        let shared = Arc::new(Shared::new(settings, waker));
+        let keeper = Keeper::new(Arc::clone(&shared), poll);
+        let name = "tidemill-exec";
+        let thread = threads::spawn(name.to_owned(), KEEPER_STACK_BYTES, move || keeper.run())
+            .map_err(|source| Error::Thread { name, source })?;
+        Ok(Programs { handle: ProgramsHandle { shared, keeper: Arc::new(Mutex::new(Some(thread))) } })
+    }
+
+    /// A handle to the programs.
+    pub fn handle(&self) -> ProgramsHandle {
+        self.handle.clone()
+    }
+}
+
+fn check(command: &str, config: ExecConfig) -> Result<Settings, Error> {
+    let refuse = |name, value: String, must| Error::Setting { name, value, must };
+    let ExecConfig {
+        request, reply, prefix, timeout, spare, max_requests, max_age, pty, stop_timeout, ..
+    } = config;
+    let program = command::Program::find(command, config.launcher)
+        .map_err(|must| refuse("exec", format!("'{command}'"), must))?;
+    let requests = match request {
+        Extent::Line => None,
+        Extent::None => {
+            return Err(refuse(
+                "exec_request",
+                request.to_string(),
+                "line, lines:N or until:TEXT".to_owned(),
+            ));
+        }
+        extent => Some(Requests { extent, max_bytes: config.max_request_bytes }),
+    };
+    let prefix = Prefix::parse(&prefix).map_err(|must| refuse("exec_prefix", format!("'{prefix}'"), must))?;
+    let durations = [
+        ("exec_timeout", Some(timeout), Duration::from_millis(1)),
+        ("exec_max_age", max_age, Duration::from_millis(1)),
+        ("exec_stop", Some(stop_timeout), Duration::ZERO),
+    ];
+    for (name, value, least) in durations {
+        if let Some(value) = value.filter(|value| *value < least || *value > crate::MAX_DURATION) {
+            return Err(refuse(name, format!("{value:?}"), format!("{least:?} to 365 days")));
+        }
+    }
+    if max_requests == Some(0) {
+        return Err(refuse("exec_max_requests", "0".to_owned(), "at least 1".to_owned()));
+    }
+    if spare > MAX_SPARE {
+        return Err(refuse("exec_spare", spare.to_string(), format!("at most {MAX_SPARE}")));
+    }
+    Ok(Settings {
+        command: program,
+        requests,
+        reply,
+        prefix,
+        timeout,
+        spare,
+        max_requests,
+        max_age,
+        pty,
+        stop_timeout,
+        stop_line: config.stop_line.map(String::into_bytes),
+    })
+}
+
+impl Drop for Programs {
+    fn drop(&mut self) {
+        self.handle.end(self.handle.shared.settings.stop_timeout);
+    }
+}
+
+impl ProgramsHandle {
+    /// What was counted of the programs.
+    pub fn stats(&self) -> ProgramsStats {
+        self.shared.stats()
+    }
+
+    /// The programs that run, the oldest first.
+    pub fn programs(&self) -> Vec<ProgramStats> {
+        self.shared.programs()
+    }
+
+    /// Ends the programs, those that are with a worker too, for good: what they have not answered is failed. They get `grace` for it;
+    /// with none, they are killed. Blocks until they are gone, for a second beyond that at most.
+    pub fn end(&self, grace: Duration) {
+        self.shared.stop(grace);
+        if let Some(thread) = lock_std(&self.keeper).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the programs' thread panicked");
+        }
+    }
+}
+
+impl fmt::Debug for ProgramsHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProgramsHandle")
+            .field("command", &self.shared.settings.command)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Service for Programs {
+    type State = ();
+    type Worker = Seat;
+
+    /// Blocks until there is a program for this worker: until then it is not one that could take a request, and so the pool does not
+    /// take it for one that waits for nothing.
+    fn start_worker(&self) -> Seat {
+        Seat::new(&self.handle.shared)
+    }
+
+    fn open(&self, _: &mut Seat, _: &Connection<'_>, _: &mut Reply<'_>) {}
+
+    fn handle(&self, (): &mut (), seat: &mut Seat, request: &Request<'_>, reply: &mut Reply<'_>) {
+        seat.serve(request, reply);
+    }
+
+    fn framing<'a>(&'a self, (): &'a ()) -> Option<&'a dyn Framing> {
+        self.handle.shared.settings.requests.as_ref().map(|requests| requests as &dyn Framing)
+    }
+
+    fn classify(&self, (): &(), frame: &[u8]) -> Kind {
+        match self.stop_line() {
+            Some(line) if line == frame => Kind::Stop,
+            _ => Kind::Request,
+        }
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        self.handle.shared.settings.stop_line.as_deref()
+    }
+
+    fn name(&self) -> &str {
+        "exec"
+    }
+
+    fn has_sessions(&self) -> bool {
+        false
+    }
+}
+
+impl Seat {
+    fn new(shared: &Arc<Shared>) -> Seat {
+        shared.is_missing();
+        let program = shared.take(Instant::now() + shared.settings.timeout);
+        Seat { shared: Arc::clone(shared), program, request: Vec::new() }
+    }
+
+    fn serve(&mut self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        let shared = Arc::clone(&self.shared);
+        let settings = &shared.settings;
+        self.request.clear();
+        settings.prefix.write(request, || shared.next_request(), &mut self.request);
+        extent::write_lines(request.frame(), &mut self.request);
+        let until = Instant::now() + settings.timeout;
+        loop {
+            let Some(mut program) = self.take(until) else {
+                reply.push(UNAVAILABLE.as_bytes());
+                return;
+            };
+            let silent = |program: &Program| name_held_back(&shared, program);
+            let asked =
+                request.blocking(|| program.ask(&self.request, &settings.reply, settings.timeout, silent));
+            match asked {
+                Ok(answer) => {
+                    reply.push(answer.reply);
+                    let more = answer.more;
+                    shared.served.fetch_add(1, Relaxed);
+                    let served = program.has_served();
+                    self.keep(program, more, served);
+                    return;
+                }
+                Err(failed) => {
+                    let end = match failed.why {
+                        Failure::Ended => End::Died,
+                        Failure::TimedOut => End::TimedOut,
+                        Failure::Spoke | Failure::TooLong => End::Broke,
+                    };
+                    if !failed.untouched {
+                        tell_failed(&shared, &program, failed.why, end);
+                    }
+                    shared.retire(program, end);
+                    // Where it had not read any of it another one may have it.
+                    if !failed.untouched || Instant::now() >= until {
+                        reply.push(FAILED.as_bytes());
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The program of this worker, or another if that is too old.
+    fn take(&mut self, until: Instant) -> Option<Program> {
+        let max_age = self.shared.settings.max_age;
+        loop {
+            let program = self.program.take().or_else(|| self.shared.take(until))?;
+            match max_age {
+                Some(age) if program.card.started.elapsed() >= age => {
+                    self.shared.retire(program, End::Replaced)
+                }
+                _ => return Some(program),
+            }
+        }
+    }
+
+    /// The program has served so many requests. Those that are not to serve another end now, so that their successor starts before it
+    /// is needed.
+    fn keep(&mut self, program: Program, wrote_more: bool, served: u64) {
+        let shared = &self.shared;
+        if wrote_more {
+            if let Some(since) = shared.notice(Notice::Trailing) {
+                let number = program.card.number;
+                tracing::warn!(
+                    program = number,
+                    since,
+                    "a program writes more than one reply to a request, and is replaced each time: does --exec-reply say where its replies end?"
+                );
+            }
+            shared.retire(program, End::Broke);
+        } else if shared.settings.max_requests.is_some_and(|most| served >= most) {
+            shared.retire(program, End::Replaced);
+        } else {
+            self.program = Some(program);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        match self.program.take() {
+            Some(program) => self.shared.give_back(program),
+            None => self.shared.is_not_missing(),
+        }
+    }
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").field("program", &self.program).finish_non_exhaustive()
+    }
+}
+
+/// Names held-back output, once: the program has read its request, has written nothing for a second, and waits for more.
+fn name_held_back(shared: &Shared, program: &Program) {
+    let waits = || program.input_inode().and_then(|inode| look::doing(program.card.id, inode));
+    if !program.has_read_all() || waits() != Some(Doing::Reads) || shared.is_named.swap(true, Relaxed) {
+        return;
+    }
+    tracing::warn!(
+        program = program.card.number,
+        "a program has read its request, has written nothing for a second, and waits for its next input: it holds back its output, or \
+         wants more lines for a request. Have it flush after each reply (python3 -u, $| = 1 in Perl, fflush() in awk, mawk -W interactive, stdbuf -oL), or try \
+         --exec-pty; or say with --exec-request what a request is"
+    );
+}
+
+/// Tells of a request that was failed, now and then.
+fn tell_failed(shared: &Shared, program: &Program, why: Failure, end: End) {
+    let Some(since) = Notice::of(end).and_then(|notice| shared.notice(notice)) else { return };
+    let what = match why {
+        Failure::Ended => "ended with a request inside, which is answered ERROR program failed",
+        Failure::TimedOut => {
+            "did not reply in time (--exec-timeout) and is replaced; its request is answered ERROR program failed"
+        }
+        Failure::TooLong => "replies without end: does --exec-reply say where its replies end?",
+        Failure::Spoke => "replied to what it had not read: does --exec-request say what a request is?",
+    };
+    tracing::warn!(program = program.card.number, since, "a program {what}");
+}

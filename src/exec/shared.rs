@@ -1,0 +1,314 @@
+//! What workers and keeper share: the spares, how many programs are missing, what was given back, and the counts.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mio::Waker;
+
+use super::command;
+use super::extent::{Extent, Requests};
+use super::log::{Notice, Notices};
+use super::prefix::Prefix;
+use super::program::{Card, Program};
+use super::stats::{ProgramEnds, ProgramStats, ProgramsStats, resident_bytes};
+use crate::sync::lock_std;
+
+/// What was set, checked.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) command: command::Program,
+    /// `None`: the server's lines.
+    pub(super) requests: Option<Requests>,
+    pub(super) reply: Extent,
+    pub(super) prefix: Prefix,
+    pub(super) timeout: Duration,
+    pub(super) spare: usize,
+    pub(super) max_requests: Option<u64>,
+    pub(super) max_age: Option<Duration>,
+    pub(super) pty: bool,
+    pub(super) stop_timeout: Duration,
+    pub(super) stop_line: Option<Vec<u8>>,
+}
+
+/// Why a program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// By itself.
+    Died,
+    /// It did not reply in time.
+    TimedOut,
+    /// It wrote what was no reply.
+    Broke,
+    /// It had served or lived for as long as it may.
+    Replaced,
+    /// Nobody needs it any more.
+    Surplus,
+}
+
+/// A process that is gone.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) number: u64,
+    pub(super) end: End,
+}
+
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    state: Mutex<State>,
+    /// There is a spare, or none is to be waited for.
+    news: Condvar,
+    /// Of the keeper.
+    waker: Waker,
+    /// Requests that were served by any program. Relaxed: a statistic.
+    pub(super) served: AtomicU64,
+    /// Numbers of requests.
+    requests: AtomicU64,
+    /// Held-back output was named.
+    pub(super) is_named: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Ready, the oldest first, so that the next one that is taken has had the most time to start.
+    spares: VecDeque<Program>,
+    /// Workers without a program.
+    empty: usize,
+    /// Given back to be ended, and whether it spoke before it was ever asked.
+    gone: Vec<(u64, End, bool)>,
+    /// None stays: nobody waits for one.
+    in_trouble: bool,
+    /// It is to end: how long programs get for it.
+    stopping: Option<Duration>,
+    /// The keeper is gone.
+    over: bool,
+    listed: BTreeMap<u64, Arc<Card>>,
+    started: u64,
+    ends: ProgramEnds,
+    notices: Notices,
+}
+
+impl Shared {
+    pub(super) fn new(settings: Settings, waker: Waker) -> Shared {
+        Shared {
+            settings,
+            state: Mutex::default(),
+            news: Condvar::new(),
+            waker,
+            served: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            is_named: AtomicBool::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock_std(&self.state)
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            tracing::error!(%error, "the programs' thread cannot be woken");
+        }
+    }
+
+    // For workers.
+
+    /// The number of the next request.
+    pub(super) fn next_request(&self) -> u64 {
+        self.requests.fetch_add(1, Relaxed) + 1
+    }
+
+    /// A worker has no program yet, or has lost its own: one is started for it, besides the spares.
+    pub(super) fn is_missing(&self) {
+        self.state().empty += 1;
+        self.wake();
+    }
+
+    /// A worker without a program is gone.
+    pub(super) fn is_not_missing(&self) {
+        self.state().empty -= 1;
+    }
+
+    /// A program for a worker without one, which it then has. Blocks until one is ready, or until `until`. `None`: there is none.
+    pub(super) fn take(&self, until: Instant) -> Option<Program> {
+        let mut state = self.state();
+        loop {
+            if state.stopping.is_some() || state.over {
+                return None;
+            }
+            if let Some(program) = state.spares.pop_front() {
+                state.empty -= 1;
+                drop(state);
+                self.wake();
+                return Some(program);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if state.in_trouble || left.is_zero() {
+                return None;
+            }
+            state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A worker that leaves gives its program back, as a spare if one is missing.
+    pub(super) fn give_back(&self, program: Program) {
+        let mut state = self.state();
+        if state.stopping.is_none() && !state.over && state.spares.len() < self.settings.spare {
+            state.spares.push_back(program);
+            self.news.notify_one();
+            return;
+        }
+        state.gone.push((program.card.number, End::Surplus, false));
+        drop(state);
+        self.wake();
+    }
+
+    /// A worker's program is to end; the worker has none then.
+    pub(super) fn retire(&self, program: Program, end: End) {
+        let spoke_first = end == End::Broke && program.card.served.load(Relaxed) == 0;
+        let mut state = self.state();
+        state.gone.push((program.card.number, end, spoke_first));
+        state.empty += 1;
+        drop(state);
+        // Only now its input ends: whoever is told to end it knows already why.
+        drop(program);
+        self.wake();
+    }
+
+    /// Tells of a failure, now and then. `None`: not now. Else how many there were since.
+    pub(super) fn notice(&self, notice: Notice) -> Option<u64> {
+        self.state().notices.tell(notice)
+    }
+
+    // For the keeper.
+
+    pub(super) fn take_gone(&self) -> (Vec<(u64, End, bool)>, bool) {
+        let mut state = self.state();
+        let stops = state.stopping.is_some();
+        if stops {
+            state.spares.clear();
+        }
+        (mem::take(&mut state.gone), stops)
+    }
+
+    /// How long a program gets to end.
+    pub(super) fn grace(&self) -> Duration {
+        self.state().stopping.unwrap_or(self.settings.stop_timeout)
+    }
+
+    /// Programs that are missing, those that are being started among them.
+    pub(super) fn wanted(&self) -> usize {
+        let state = self.state();
+        (state.empty + self.settings.spare).saturating_sub(state.spares.len())
+    }
+
+    pub(super) fn has_spare(&self) -> bool {
+        !self.state().spares.is_empty()
+    }
+
+    pub(super) fn has_started(&self, card: &Arc<Card>) {
+        let mut state = self.state();
+        state.started += 1;
+        state.listed.insert(card.number, Arc::clone(card));
+    }
+
+    /// A program may be taken.
+    pub(super) fn is_ready(&self, program: Program) {
+        self.state().spares.push_back(program);
+        self.news.notify_one();
+    }
+
+    /// A process is gone. Whether its program was a spare.
+    pub(super) fn has_ended(&self, ended: &Ended) -> bool {
+        let mut state = self.state();
+        state.listed.remove(&ended.number);
+        *match ended.end {
+            End::Died => &mut state.ends.died,
+            End::TimedOut => &mut state.ends.timed_out,
+            End::Broke => &mut state.ends.broke_framing,
+            End::Replaced => &mut state.ends.replaced,
+            End::Surplus => &mut state.ends.surplus,
+        } += 1;
+        let before = state.spares.len();
+        state.spares.retain(|spare| spare.card.number != ended.number);
+        state.spares.len() < before
+    }
+
+    pub(super) fn is_in_trouble(&self) -> bool {
+        self.state().in_trouble
+    }
+
+    /// No program stays. Whether that is news.
+    pub(super) fn is_in_trouble_from_now(&self) -> bool {
+        let was = mem::replace(&mut self.state().in_trouble, true);
+        self.news.notify_all();
+        !was
+    }
+
+    pub(super) fn trouble_is_over(&self) {
+        if mem::replace(&mut self.state().in_trouble, false) {
+            tracing::info!("programs stay again; requests are served");
+        }
+    }
+
+    /// The keeper is gone.
+    pub(super) fn is_over(&self) {
+        let mut state = self.state();
+        state.over = true;
+        state.spares.clear();
+        self.news.notify_all();
+    }
+
+    // For everybody.
+
+    /// Programs are to end, and get `grace` for it at the most.
+    pub(super) fn stop(&self, grace: Duration) {
+        let mut state = self.state();
+        state.stopping = Some(state.stopping.map_or(grace, |before| before.min(grace)));
+        self.news.notify_all();
+        drop(state);
+        self.wake();
+    }
+
+    pub(super) fn stats(&self) -> ProgramsStats {
+        let state = self.state();
+        let ids: Vec<u32> = state.listed.values().map(|card| card.id).collect();
+        let mut stats = ProgramsStats {
+            available: !state.in_trouble,
+            ready: state.spares.len() as u64,
+            running: ids.len() as u64,
+            resident_bytes: 0,
+            started_total: state.started,
+            ended_total: state.ends,
+        };
+        // Nobody waits while it is looked at what they occupy.
+        drop(state);
+        stats.resident_bytes = ids.into_iter().map(resident_bytes).sum();
+        stats
+    }
+
+    /// Those that run, the oldest first.
+    pub(super) fn programs(&self) -> Vec<ProgramStats> {
+        let state = self.state();
+        let is_ready = |card: &Card| state.spares.iter().any(|spare| spare.card.number == card.number);
+        let mut programs: Vec<ProgramStats> = state
+            .listed
+            .values()
+            .map(|card| ProgramStats {
+                number: card.number,
+                pid: card.id,
+                age_seconds: card.started.elapsed().as_secs_f64(),
+                requests: card.served.load(Relaxed),
+                resident_bytes: 0,
+                ready: is_ready(card),
+            })
+            .collect();
+        drop(state);
+        for program in &mut programs {
+            program.resident_bytes = resident_bytes(program.pid);
+        }
+        programs
+    }
+}

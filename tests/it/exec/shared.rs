@@ -1,0 +1,203 @@
+//! Shared mode: what a request and a reply are, who gets which program, and how many there are.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use super::{OBEDIENT, file, number, serve_exec, serve_script};
+use crate::support::{assert_json_adds_up, eventually, in_parallel};
+
+#[test]
+fn lines_are_answered_in_order_whatever_the_client_ends_them_with() {
+    let server = serve_script(OBEDIENT, "");
+    let replies = server.connect().exchange(b"one\ntwo words\r\n\n  \nKILL_SERVICE\nlast");
+    // `two` is a word that means something else.
+    assert_eq!(String::from_utf8(replies).unwrap(), "one\nwords\n\n\nKILL_SERVICE\nlast\n");
+    server.stop().assert_clean();
+}
+
+#[test]
+fn many_clients_get_their_own_replies() {
+    let server = serve_script(OBEDIENT, "--min-threads 3 --max-threads 3");
+    in_parallel(32, |client| {
+        let lines: Vec<String> = (0..50).map(|line| format!("client {client} line {line}\n")).collect();
+        let replies = server.connect().exchange(lines.concat().as_bytes());
+        assert_eq!(String::from_utf8(replies).unwrap(), lines.concat());
+    });
+    let stats = server.stats();
+    assert_json_adds_up(&stats);
+    assert_eq!(stats["requests_total"]["exec"]["request"], 1600);
+    server.stop().assert_clean();
+}
+
+#[test]
+fn requests_of_several_lines_are_handed_over_whole() {
+    // Answers with the number of lines of each request, which ends in an empty line.
+    let count = r#"perl -e '$| = 1; while (<STDIN>) { if (/^$/) { print $n + 0, " lines\n"; $n = 0 } else { $n++ } }'"#;
+    let server = serve_exec(count, "--exec-request until:");
+    let replies = server.connect().exchange(b"a=1\nb=2\n\nc=3\r\n\r\n\nunfinished\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "2 lines\n1 lines\n0 lines\n");
+    let sum = r#"perl -e '$| = 1; while (defined($a = <STDIN>)) { $b = <STDIN>; print $a + $b, "\n" }'"#;
+    let server = serve_exec(sum, "--exec-request lines:2");
+    let replies = server.connect().exchange(b"1\n2\n30\r\n12\n7\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "3\n42\n");
+}
+
+#[test]
+fn replies_end_where_it_is_said() {
+    let twice = r#"perl -ne 'BEGIN { $| = 1 } print "first $_", "second $_"'"#;
+    let replies = serve_exec(twice, "--exec-reply lines:2").connect().exchange(b"a\nb\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "first a\nsecond a\nfirst b\nsecond b\n");
+    let until = r#"perl -ne 'BEGIN { $| = 1 } print "x\n" x $_, "END\n"'"#;
+    let replies = serve_exec(until, "--exec-reply until:END").connect().exchange(b"2\n0\n1\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "x\nx\nEND\nEND\nx\nEND\n");
+}
+
+#[test]
+fn a_program_without_replies_gets_every_request() {
+    let kept = file("kept", "");
+    let server = serve_exec(
+        &format!("sh -c 'while read -r line; do echo noise; echo \"$line\" >>{}; done'", kept.display()),
+        "--exec-reply none --min-threads 1 --max-threads 1",
+    );
+    let lines: String = (0..100).map(|number| format!("line {number}\n")).collect();
+    assert_eq!(server.connect().exchange(lines.as_bytes()), b"");
+    server.stop().assert_clean();
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), lines);
+}
+
+#[test]
+fn a_long_request_and_a_long_reply_pass() {
+    // More than a pipe takes, both ways at once: it answers before it has read all of the line.
+    let echo = r#"perl -e '$| = 1; while (read STDIN, $_, 1) { print }'"#;
+    let server = serve_exec(echo, "--max-line 1MiB --min-threads 1");
+    let line = [vec![b'x'; 1_000_000], b"\n".to_vec()].concat();
+    let whole = r#"perl -ne 'BEGIN { $| = 1 } print'"#;
+    let calm = serve_exec(whole, "--max-line 1MiB --min-threads 1");
+    assert_eq!(calm.connect().exchange(&line.repeat(2)), line.repeat(2));
+    // A reply begins behind its request here too, and ends behind its line.
+    assert_eq!(server.connect().exchange(&line), line);
+}
+
+#[test]
+fn what_is_known_of_the_client_goes_before_the_request() {
+    let server = serve_exec("cat", "--exec-prefix <{peer_ip}|{peer}|{connection}|{request}>{{}}");
+    let mut peer = server.connect();
+    let local = peer.local();
+    for request in 1..=2 {
+        peer.send(b"x\n");
+        peer.expect(format!("<127.0.0.1|{local}|0|{request}>{{}}x\n").as_bytes());
+    }
+}
+
+#[test]
+fn the_service_stops_by_a_line_only_where_it_is_said_who_may() {
+    let server = serve_script(OBEDIENT, "--kill-from loopback");
+    let mut peer = server.connect();
+    peer.send(b"one\nKILL_SERVICE\n");
+    peer.expect_rest(b"one\n");
+    server.wait().assert_clean();
+}
+
+#[test]
+fn standard_error_is_logged_with_the_number_of_the_program() {
+    let server = serve_script(OBEDIENT, "--min-threads 1 --max-threads 1 --exec-spare 0");
+    let mut peer = server.connect();
+    peer.send(b"say two words \x1b[31m\nnumber\n");
+    peer.expect(b"said\n");
+    let program = number(&peer.line());
+    // No control character of it reaches the log.
+    server.expect_log("two words ?[31m");
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains("two words")).unwrap();
+    assert!(line.contains(&format!("program={program}")), "{line}");
+}
+
+#[test]
+fn a_program_has_its_number_and_nothing_of_what_is_the_servers() {
+    let mut command = crate::support::program();
+    command.args(["serve", "0", "--exec", r#"perl -ne 'BEGIN { $| = 1 } chomp; print "$_=$ENV{$_}\n"'"#]);
+    command
+        .env("OF_THE_USER", "kept")
+        .env("NOTIFY_SOCKET", "/none")
+        .env("LISTEN_FDNAMES", "x")
+        .env("WATCHDOG_USEC", "1000000000");
+    let server = crate::support::Serving::start(command);
+    let replies = server
+        .connect()
+        .exchange(b"OF_THE_USER\nTIDEMILL_MODE\nNOTIFY_SOCKET\nLISTEN_FDNAMES\nWATCHDOG_USEC\n");
+    assert_eq!(
+        String::from_utf8(replies).unwrap(),
+        "OF_THE_USER=kept\nTIDEMILL_MODE=shared\nNOTIFY_SOCKET=\nLISTEN_FDNAMES=\nWATCHDOG_USEC=\n"
+    );
+}
+
+#[test]
+fn a_program_is_replaced_after_so_many_requests_and_at_that_age() {
+    let server = serve_script(OBEDIENT, "--min-threads 1 --max-threads 1 --exec-max-requests 3");
+    let mut peer = server.connect();
+    let mut ask = || {
+        peer.send(b"pid\n");
+        number(&peer.line())
+    };
+    let programs: Vec<u32> = (0..9).map(|_| ask()).collect();
+    let several: BTreeSet<u32> = programs.iter().copied().collect();
+    assert_eq!(several.len(), 3, "{programs:?}");
+    assert!(programs.chunks(3).all(|three| three.iter().all(|id| *id == three[0])), "{programs:?}");
+    super::is_gone(programs[0]);
+
+    let server = serve_script(OBEDIENT, "--min-threads 1 --max-threads 1 --exec-max-age 50ms");
+    let mut peer = server.connect();
+    let mut ask = || {
+        peer.send(b"pid\n");
+        number(&peer.line())
+    };
+    let first = ask();
+    eventually("another program answers", || ask() != first);
+    super::is_gone(first);
+}
+
+#[test]
+fn a_spare_that_is_ready_costs_a_request_nothing() {
+    // It starts for longer than a test may take to be told from one that does not.
+    let slow = r#"
+sleep 1
+while read -r line; do
+    case $line in exit) exit ;; *) echo "$line" ;; esac
+done
+"#;
+    let server = serve_script(slow, "--min-threads 1 --max-threads 1 --exec-spare 3");
+    let mut peer = server.connect();
+    peer.send(b"first\n");
+    peer.expect(b"first\n");
+    // All are ready: the first one that was is in use.
+    eventually("three are ready", || {
+        let stats = server.stats();
+        stats["programs"]["ready"] == 3
+    });
+    let begun = Instant::now();
+    for _ in 0..3 {
+        peer.send(b"exit\nnext\n");
+        peer.expect(b"ERROR program failed\nnext\n");
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn while_programs_start_the_valve_does_not_open_again() {
+    // Four clients at one worker: more are wanted, and the next ones take a second to start.
+    let slow = "sleep 1; while read -r line; do sleep 0.02; echo \"$line\"; done";
+    let server =
+        serve_script(slow, "--min-threads 1 --max-threads 64 --tolerance 1 --exec-spare 0 --keep-alive 60s");
+    let mut peers: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    peers[0].send(b"x\n");
+    peers[0].expect(b"x\n");
+    for peer in &mut peers {
+        peer.send(&b"x\n".repeat(5));
+    }
+    peers.iter_mut().for_each(|peer| peer.expect(&b"x\n".repeat(5)));
+    let stats = server.stats();
+    // As many as there are clients, and the tolerance.
+    let threads = stats["pool_threads"].as_u64().unwrap();
+    assert!(threads <= 6, "{stats}");
+}

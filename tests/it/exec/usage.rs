@@ -1,0 +1,92 @@
+//! What is refused at the start, and what is said where programs do not do as they should.
+
+use super::{file, serve_exec, serve_script};
+use crate::support::{Ended, eventually, program};
+
+#[track_caller]
+fn refused(options: &[&str]) -> String {
+    let ended = Ended::of(program().args(["serve", "0"]).args(options));
+    assert_eq!(ended.status.code(), Some(2), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    ended.stderr
+}
+
+#[test]
+fn what_cannot_be_found_or_run_is_refused() {
+    let script = file("script", "#!/no/such/interpreter\n");
+    let plain = script.to_str().unwrap().to_owned();
+    assert!(refused(&["--exec", "no-such-program x"]).contains("--exec is 'no-such-program x', but must be"));
+    assert!(refused(&["--exec", "sh -c 'open"]).contains("quotes are closed"));
+    assert!(refused(&["--exec", " "]).contains("--exec"));
+    assert!(refused(&["--exec", &plain]).contains("is not executable"));
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    assert!(refused(&["--exec", &plain]).contains("its first line names /no/such/interpreter"));
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
+    for (option, value) in [
+        ("--exec-request", "none"),
+        ("--exec-request", "lines:0"),
+        ("--exec-reply", "word"),
+        ("--exec-prefix", "{user}"),
+        ("--exec-timeout", "0s"),
+        ("--exec-max-requests", "0"),
+        ("--exec-max-age", "0s"),
+        ("--exec-spare", "10001"),
+        ("--exec-stop", "10000days"),
+    ] {
+        let line = refused(&["--exec", "cat", option, value]);
+        assert!(line.contains(option), "{option} {value}: {line}");
+    }
+    for option in ["--exec-pty", "--exec-spare=2", "--exec-reply=line"] {
+        refused(&[option]);
+    }
+    refused(&["--exec", "cat", "--inline"]);
+}
+
+#[test]
+fn a_crash_loop_is_one_line_that_says_what_to_do_and_ends_when_it_is_mended() {
+    let script = file("program.sh", "echo what is missing >&2; exit 7");
+    let server = serve_exec(&format!("sh {}", script.display()), "");
+    server.expect_log("ends as soon as it is started");
+    let replies = server.connect().exchange(b"one\ntwo\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "ERROR program unavailable\n".repeat(2));
+    let stats = server.stats();
+    assert_eq!(stats["programs"]["available"], false);
+    let log = server.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("as soon as it is started")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    for part in ["exit status: 7", "it said last: what is missing", "Run it by hand"] {
+        assert!(lines[0].contains(part), "{}", lines[0]);
+    }
+    std::fs::write(&script, "while read -r line; do echo \"$line\"; done").unwrap();
+    eventually("it is served again", || server.connect().exchange(b"x\n") == b"x\n");
+    server.expect_log("programs stay again");
+    server.stop().assert_clean();
+}
+
+#[test]
+fn held_back_output_is_named_once_with_its_cure() {
+    let holds = "perl -ne print";
+    let server = serve_exec(holds, "--min-threads 1 --max-threads 1 --exec-timeout 2s");
+    let failed = "ERROR program failed\n";
+    assert_eq!(server.connect().exchange(b"x\nx\n"), failed.repeat(2).as_bytes());
+    let log = server.log();
+    assert_eq!(log.matches("it holds back its output").count(), 1, "{log}");
+    assert!(log.contains("python3 -u"), "{log}");
+}
+
+#[test]
+fn a_slow_program_is_not_taken_for_one_that_holds_back() {
+    let server = serve_script("while read -r line; do sleep 1.5; echo \"$line\"; done", "--min-threads 1");
+    assert_eq!(server.connect().exchange(b"x\n"), b"x\n");
+    assert!(!server.log().contains("holds back"), "{}", server.log());
+}
+
+#[test]
+fn a_terminal_cures_it() {
+    let server = serve_exec("perl -ne print", "--exec-pty");
+    assert_eq!(server.connect().exchange(b"one\n\ttwo\n"), b"one\n\ttwo\n");
+    server.stop().assert_clean();
+}
