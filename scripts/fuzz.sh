@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Lets a fuzzer look for bytes that break framing, a connection's state machine, the options, or the load tool's books.
+# Lets a fuzzer look for bytes that break framing, PROXY headers, a connection's state machine, the options, or the load tool's
+# books.
 #
 #   scripts/fuzz.sh                                  each target for 20 minutes
-#   scripts/fuzz.sh --minutes N [TARGET …]           framing, connection, options, ledger
+#   scripts/fuzz.sh --minutes N [TARGET …]           framing, proxy, connection, options, ledger
 #
 # Needs `cargo install cargo-fuzz` and a C++ compiler; a stable compiler will do, by RUSTC_BOOTSTRAP=1. No sanitizer: there is no
 # unsafe code. What is found lies in tests/fuzz/artifacts, and plays again by
@@ -15,7 +16,7 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 minutes=20 targets=()
 usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "$script"
+  sed -n '2,13s/^# \{0,1\}//p' "$script"
   exit "$1"
 }
 while [[ $# -gt 0 ]]; do
@@ -26,14 +27,14 @@ while [[ $# -gt 0 ]]; do
     minutes=$2
     shift 2
     ;;
-  framing | connection | options | ledger)
+  framing | proxy | connection | options | ledger)
     targets+=("$1")
     shift
     ;;
   *) usage 2 >&2 ;;
   esac
 done
-[[ ${#targets[@]} -gt 0 ]] || targets=(framing connection options ledger)
+[[ ${#targets[@]} -gt 0 ]] || targets=(framing proxy connection options ledger)
 . "$repository/scripts/program.sh"
 need_cargo scripts/fuzz.sh
 if ! cargo fuzz --version >/dev/null 2>&1; then

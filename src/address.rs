@@ -30,23 +30,26 @@ pub enum Address {
     Tcp(SocketAddr),
     /// The path of a Unix socket. Empty for a peer, which has no path of its own.
     Unix(PathBuf),
+    /// That of a peer whose proxy names nobody ([`Config::proxy_from`](crate::Config::proxy_from)). Written as `unknown`, and never
+    /// parsed.
+    Unknown,
 }
 
 impl Address {
-    /// The IP address and port, unless it is a Unix socket.
+    /// The IP address and port, if it has one.
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Address::Tcp(address) => Some(*address),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Unknown => None,
         }
     }
 
-    /// The IP address, unless it is a Unix socket. An IPv4 address mapped into IPv6 is given as the IPv4 address.
+    /// The IP address, if it has one. An IPv4 address mapped into IPv6 is given as the IPv4 address.
     pub fn ip(&self) -> Option<IpAddr> {
         self.tcp().map(|address| address.ip().to_canonical())
     }
 
-    /// The port; 0 for a Unix socket.
+    /// The port; 0 where it has none.
     pub fn port(&self) -> u16 {
         self.tcp().map_or(0, |address| address.port())
     }
@@ -80,6 +83,7 @@ impl fmt::Display for Address {
         match self {
             Address::Tcp(address) => address.fmt(f),
             Address::Unix(path) => write!(f, "{UNIX}{}", path.display()),
+            Address::Unknown => f.write_str("unknown"),
         }
     }
 }
@@ -91,8 +95,8 @@ impl ToSocketAddrs for Address {
     fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
         match self {
             Address::Tcp(address) => address.to_socket_addrs(),
-            Address::Unix(_) => {
-                Err(io::Error::new(io::ErrorKind::Unsupported, "a Unix socket has no IP address"))
+            Address::Unix(_) | Address::Unknown => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "it has no IP address"))
             }
         }
     }

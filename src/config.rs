@@ -2,7 +2,7 @@
 //!
 //! Nothing here reads the environment or a file; the program's `cli` does that and fills a `Config`.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -115,6 +115,9 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// Which peers may stop the service through a line that the handler takes for a stop request. Default: loopback.
     pub stop_from: StopFrom,
+    /// Which peers are proxies: they must begin with a header of the PROXY protocol, version 1 or 2, and count as the client that it
+    /// names. Default: none.
+    pub proxy_from: ProxyFrom,
 }
 
 impl Default for Config {
@@ -142,6 +145,7 @@ impl Default for Config {
             thread_stack_bytes: 2 << 20,
             drain_timeout: Duration::from_secs(8),
             stop_from: StopFrom::Loopback,
+            proxy_from: ProxyFrom::default(),
         }
     }
 }
@@ -184,6 +188,8 @@ pub struct ServiceConfig {
     pub write_timeout: Option<Duration>,
     /// See [`Config::stop_from`].
     pub stop_from: StopFrom,
+    /// See [`Config::proxy_from`].
+    pub proxy_from: ProxyFrom,
 }
 
 impl ServiceConfig {
@@ -274,18 +280,56 @@ pub enum StopFrom {
 }
 
 impl StopFrom {
-    /// Whether a peer at `address` may stop the service. The peer of a Unix socket counts as one at 127.0.0.1.
+    /// Whether a peer at `address` may stop the service. The peer of a Unix socket counts as one at 127.0.0.1; one whose proxy
+    /// names nobody may only where all may.
     pub fn allows(&self, address: &Address) -> bool {
-        let address = address.ip().unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let ip = match address {
+            Address::Tcp(_) => address.ip(),
+            Address::Unix(_) => Some(Ipv4Addr::LOCALHOST.into()),
+            Address::Unknown => None,
+        };
         match self {
             StopFrom::Any => true,
             StopFrom::None => false,
-            StopFrom::Loopback => address.is_loopback(),
-            StopFrom::Networks(networks) => {
-                networks.iter().any(|network| unmapped(network).contains(&address))
-            }
+            StopFrom::Loopback => ip.is_some_and(|ip| ip.is_loopback()),
+            StopFrom::Networks(networks) => ip.is_some_and(|ip| are_around(networks, ip)),
         }
     }
+}
+
+/// Which peers are proxies. None of them by default.
+///
+/// # Examples
+/// ```
+/// use tidemill::{Address, ProxyFrom};
+///
+/// let mut proxies = ProxyFrom::default();
+/// proxies.networks.push("10.0.0.0/8".parse().expect("it is a network"));
+/// assert!(proxies.includes(&Address::from(([10, 1, 2, 3], 80))));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProxyFrom {
+    /// Those in one of these networks. An IPv4 address mapped into IPv6 counts as its IPv4 address.
+    pub networks: Vec<IpNet>,
+    /// Those that come through a Unix socket.
+    pub unix: bool,
+}
+
+impl ProxyFrom {
+    /// Whether a peer at `address` is a proxy.
+    pub fn includes(&self, address: &Address) -> bool {
+        match address {
+            Address::Tcp(_) => address.ip().is_some_and(|ip| are_around(&self.networks, ip)),
+            Address::Unix(_) => self.unix,
+            Address::Unknown => false,
+        }
+    }
+}
+
+/// Whether `ip` is in one of the networks.
+fn are_around(networks: &[IpNet], ip: IpAddr) -> bool {
+    networks.iter().any(|network| unmapped(network).contains(&ip))
 }
 
 /// The network of the IPv4 addresses, if `network` is one of such addresses mapped into IPv6; else as it is.
@@ -333,6 +377,7 @@ pub(crate) struct ServiceSettings {
     /// Most requests in a job.
     pub(crate) max_job_lines: usize,
     pub(crate) stop_from: StopFrom,
+    pub(crate) proxy_from: ProxyFrom,
 }
 
 /// How long peers may take, in nanoseconds; `None`: for ever.
@@ -360,6 +405,7 @@ impl ServiceSettings {
             queue_timeout: None,
             max_job_lines: MAX_JOB_LINES,
             stop_from,
+            proxy_from: ProxyFrom::default(),
         }
     }
 }
@@ -389,6 +435,7 @@ impl ServiceConfig {
             max_job_lines: if timeouts.request.is_some() { 1 } else { MAX_JOB_LINES },
             timeouts,
             stop_from: self.stop_from.clone(),
+            proxy_from: self.proxy_from.clone(),
         })
     }
 }
@@ -407,6 +454,7 @@ impl Config {
             request_timeout: self.request_timeout,
             write_timeout: self.write_timeout,
             stop_from: self.stop_from.clone(),
+            proxy_from: self.proxy_from.clone(),
         }
     }
 
@@ -554,6 +602,9 @@ mod tests {
         assert!(StopFrom::Loopback.allows(&"[::ffff:127.0.0.1]:1".parse().unwrap()));
         assert!(StopFrom::Loopback.allows(&"unix:".parse().unwrap()));
         assert!(!StopFrom::Loopback.allows(&mapped));
+        let everywhere = StopFrom::Networks(vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()]);
+        assert!(StopFrom::Any.allows(&Address::Unknown));
+        assert!(!StopFrom::Loopback.allows(&Address::Unknown) && !everywhere.allows(&Address::Unknown));
         assert!(!StopFrom::None.allows(&"127.0.0.1:1".parse().unwrap()));
         for (network, allows) in [
             ("::ffff:10.1.2.3/128", true),

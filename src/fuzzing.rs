@@ -1,5 +1,8 @@
 //! What the fuzz targets in `tests/fuzz` call, and the tests that run their corpus. Not in any other build.
 
+use std::net::SocketAddr;
+
+use crate::framing::proxy::{FromTo, Header, MAX_HEADER_BYTES};
 use crate::framing::{Found, Framing, Lines};
 
 pub use crate::connection::play as connection;
@@ -16,6 +19,35 @@ pub fn framing(data: &[u8]) {
     for step in [bytes.len().max(1), step, 1] {
         assert_eq!(frames(&lines, bytes, step, ended), expected, "{step} bytes at a time");
     }
+}
+
+/// What is said of a PROXY header does not depend on how it came nor on what is behind it, and what it names is what it says when
+/// it is written again.
+///
+/// # Panics
+/// If not.
+pub fn proxy(data: &[u8]) {
+    let said = (0..=data.len()).map(|len| Header::read(&data[..len])).find(|said| *said != Header::More);
+    assert_eq!(said.unwrap_or(Header::More), Header::read(data), "a byte at a time");
+    match Header::read(data) {
+        Header::More => assert!(data.len() < MAX_HEADER_BYTES, "it would be waited for for ever"),
+        Header::Bad => {}
+        Header::Whole { consumed, from_to } => {
+            assert!(consumed <= data.len().min(MAX_HEADER_BYTES));
+            assert_eq!(Header::read(&data[..consumed]), Header::Whole { consumed, from_to });
+            if let Some(FromTo { from, to }) = from_to {
+                let line = line_of(from, to);
+                let consumed = line.len();
+                assert_eq!(Header::read(line.as_bytes()), Header::Whole { consumed, from_to }, "{line}");
+            }
+        }
+    }
+}
+
+/// The line of version 1 that names these, which are of one family.
+fn line_of(from: SocketAddr, to: SocketAddr) -> String {
+    let family = if from.is_ipv4() { "TCP4" } else { "TCP6" };
+    format!("PROXY {family} {} {} {} {}\r\n", from.ip(), to.ip(), from.port(), to.port())
 }
 
 /// The lines of `bytes`, and whether one was too long, by the letter of the rule.
@@ -88,6 +120,11 @@ mod tests {
     #[test]
     fn framing_holds_for_the_corpus() {
         run("framing", super::framing);
+    }
+
+    #[test]
+    fn a_proxy_header_holds_for_the_corpus() {
+        run("proxy", super::proxy);
     }
 
     #[test]

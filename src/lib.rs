@@ -105,7 +105,7 @@ mod watch;
 pub use address::Address;
 pub use config::{
     Config, MAX_DURATION, MAX_LINE_BYTES, MAX_THREAD_STACK_BYTES, MAX_WORKERS, MIN_THREAD_STACK_BYTES,
-    PoolLimits, ServiceConfig, StopFrom,
+    PoolLimits, ProxyFrom, ServiceConfig, StopFrom,
 };
 pub use controller::Decision;
 pub use error::Error;

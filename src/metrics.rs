@@ -358,6 +358,8 @@ pub struct Closed {
     pub request_timeout: u64,
     /// It held most when connections held more than [`Config::max_memory_bytes`](crate::Config::max_memory_bytes).
     pub memory: u64,
+    /// It did not begin with a good PROXY header, and had to ([`Config::proxy_from`](crate::Config::proxy_from)).
+    pub proxy_header: u64,
     /// The server stopped gracefully.
     pub stopping: u64,
     /// The server stopped at once.
@@ -379,12 +381,13 @@ impl Closed {
             write_timeout,
             request_timeout,
             memory,
+            proxy_header,
             stopping,
             aborted,
         } = *self;
         let by_peers =
             eof + reset + line_too_long + kill_refused + line_timeout + idle_timeout + write_timeout;
-        by_peers + panic + handler + request_timeout + memory + stopping + aborted
+        by_peers + panic + handler + request_timeout + memory + proxy_header + stopping + aborted
     }
 }
 
@@ -478,6 +481,7 @@ impl Stats {
                 write_timeout: closed(CloseReason::WriteTimeout),
                 request_timeout: closed(CloseReason::RequestTimeout),
                 memory: closed(CloseReason::Memory),
+                proxy_header: closed(CloseReason::ProxyHeader),
                 stopping: closed(CloseReason::Stopping),
                 aborted: closed(CloseReason::Aborted),
             },

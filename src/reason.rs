@@ -30,6 +30,9 @@ pub enum CloseReason {
     RequestTimeout,
     /// It held more than others when all together held more than [`Config::max_memory_bytes`](crate::Config::max_memory_bytes).
     Memory,
+    /// The peer is a proxy, and no header of the PROXY protocol came, or a bad one, or too late
+    /// ([`Config::proxy_from`](crate::Config::proxy_from)). No service hears of it.
+    ProxyHeader,
     /// The server stops, and this connection had all that it was to get.
     Stopping,
     /// The server stopped at once.
@@ -58,6 +61,7 @@ impl CloseReason {
             CloseReason::WriteTimeout => "write_timeout",
             CloseReason::RequestTimeout => "request_timeout",
             CloseReason::Memory => "memory",
+            CloseReason::ProxyHeader => "proxy_header",
             CloseReason::Stopping => "stopping",
             CloseReason::Aborted => "aborted",
             CloseReason::Full => "full",

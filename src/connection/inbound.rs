@@ -76,8 +76,17 @@ impl Inbound {
         self.incomplete_since = self.incomplete_since.map(|since| since.saturating_add(nanos));
     }
 
-    fn rest(&self) -> &[u8] {
+    /// The bytes that are not consumed.
+    pub(crate) fn rest(&self) -> &[u8] {
         &self.bytes[self.start..]
+    }
+
+    /// Consumes `count` bytes that were of no frame. What is behind them was not looked at as what it is.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.start += count;
+        (self.scanned, self.searched) = (0, 0);
+        (self.incomplete, self.incomplete_since) = (false, None);
+        self.tidy();
     }
 
     /// Adds bytes that were read at `now`. `scanned`: framing has looked at so many of them, and wants more; only if

@@ -45,6 +45,8 @@ const LOOK_AHEAD_BYTES: usize = 4 << 10;
 pub(crate) enum Role {
     /// Requests of its service are read and answered.
     Requests,
+    /// It comes from a proxy, which has yet to say for whom: only that is waited for. No service knows of it.
+    Announced,
     /// There was no place for it: it is told so, and is no client.
     TurnedAway,
 }
@@ -191,6 +193,22 @@ impl Connection {
             active_ms: 0,
             look_at: 0,
         }
+    }
+
+    /// Its proxy has said whose it is, with a header of `bytes` at the front of what has come in.
+    pub(crate) fn become_client(
+        &mut self,
+        peer: &Address,
+        local: Option<Arc<Endpoint>>,
+        may_stop: bool,
+        bytes: usize,
+    ) {
+        (self.role, self.may_stop, self.peer) = (Role::Requests, may_stop, Peer::new(peer));
+        if let Some(local) = local {
+            self.local = local;
+        }
+        self.inbound_mut().skip(bytes);
+        self.tidy();
     }
 
     pub(crate) fn peer(&self) -> Address {
@@ -539,6 +557,9 @@ impl Connection {
                 due(Some(since), after, CloseReason::RequestTimeout)
             }
         };
+        if self.role == Role::Announced && self.phase == Phase::Open {
+            return due(Some(self.opened_at), timeouts.line, CloseReason::ProxyHeader);
+        }
         if self.phase != Phase::Open || self.role != Role::Requests {
             return [write, request].into_iter().flatten().min_by_key(|(at, _)| *at);
         }

@@ -11,11 +11,17 @@ pub(super) enum Peer {
     V6(Box<SocketAddrV6>),
     /// The other side of a Unix socket has no name.
     Unix,
+    /// Its proxy named nobody.
+    Unknown,
 }
 
 impl Peer {
     pub(super) fn new(address: &Address) -> Peer {
-        let Address::Tcp(address) = address else { return Peer::Unix };
+        let address = match address {
+            Address::Tcp(address) => address,
+            Address::Unix(_) => return Peer::Unix,
+            Address::Unknown => return Peer::Unknown,
+        };
         match (address.ip().to_canonical(), address) {
             (IpAddr::V4(ip), _) => Peer::V4(ip, address.port()),
             (IpAddr::V6(ip), SocketAddr::V4(_)) => {
@@ -30,6 +36,7 @@ impl Peer {
             Peer::V4(ip, port) => Address::Tcp(SocketAddr::from((*ip, *port))),
             Peer::V6(address) => Address::Tcp(SocketAddr::V6(**address)),
             Peer::Unix => Address::Unix(PathBuf::new()),
+            Peer::Unknown => Address::Unknown,
         }
     }
 }

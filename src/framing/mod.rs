@@ -10,6 +10,7 @@
 mod fixed;
 mod length;
 mod lines;
+pub(crate) mod proxy;
 mod terminated;
 mod verify;
 

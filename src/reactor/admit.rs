@@ -7,6 +7,7 @@ use mio::{Interest, Token};
 
 use super::Reactor;
 use super::listener::Accepted;
+use crate::address::Address;
 use crate::connection::{Connection, Phase, Role};
 use crate::reason::CloseReason;
 
@@ -45,18 +46,23 @@ impl Reactor {
             };
             self.counters.accepted += 1;
             let service = local.service;
-            let may_stop = self.services[service as usize].may_stop(&peer);
+            let is_proxy = self.services[service as usize].settings.proxy_from.includes(&peer);
+            let may_stop = !is_proxy && self.services[service as usize].may_stop(&peer);
             let limit = self.services[service as usize].settings.max_connections;
             let is_full = self.counters.services[service as usize].open >= limit as u64;
             let turned_away =
                 if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING) {
                     Some(CloseReason::Full)
-                } else if !self.peers[service as usize].enter(&peer) {
+                } else if !is_proxy && !self.peers[service as usize].enter(&peer) {
                     Some(CloseReason::PeerFull)
                 } else {
                     None
                 };
-            let role = if turned_away.is_some() { Role::TurnedAway } else { Role::Requests };
+            let role = match turned_away {
+                Some(_) => Role::TurnedAway,
+                None if is_proxy => Role::Announced,
+                None => Role::Requests,
+            };
             let mut connection = Connection::new(local, &peer, may_stop, role, self.turn_at);
             match turned_away {
                 None => {
@@ -64,12 +70,7 @@ impl Reactor {
                     self.counters.services[service as usize].open += 1;
                 }
                 Some(reason) => {
-                    *match reason {
-                        CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
-                        _ => &mut self.counters.rejected_full,
-                    } += 1;
-                    tracing::debug!(%peer, reason = reason.as_str(), "connection rejected");
-                    self.announce(reason, &peer);
+                    self.count_rejected(reason, &peer);
                     if self.rejected >= MAX_REJECTED && !self.let_one_go() {
                         // Told, but not waited for: a reset may overtake the line.
                         if let Some(line) = self.last_line(service, reason, 0) {
@@ -92,10 +93,14 @@ impl Reactor {
             if role == Role::Requests && self.has_sessions(service) {
                 self.open_session(id);
             }
+            if role == Role::Announced {
+                // From now on, whatever comes.
+                self.arm(id);
+            }
             match role {
-                Role::Requests if self.drain.is_some() => self.drain(id),
+                Role::Requests | Role::Announced if self.drain.is_some() => self.drain(id),
                 // Its idle time begins.
-                Role::Requests => self.settle(id),
+                Role::Requests | Role::Announced => self.settle(id),
                 Role::TurnedAway => self.list(id),
             }
         }
@@ -103,6 +108,16 @@ impl Reactor {
 }
 
 impl Reactor {
+    /// A peer is turned away.
+    pub(super) fn count_rejected(&mut self, reason: CloseReason, peer: &Address) {
+        *match reason {
+            CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
+            _ => &mut self.counters.rejected_full,
+        } += 1;
+        tracing::debug!(%peer, reason = reason.as_str(), "connection rejected");
+        self.announce(reason, peer);
+    }
+
     /// Sessions of connections that have ended, with workers or on their way to one: they outlive their connections, so these do
     /// not limit them.
     fn leaving(&self) -> usize {

@@ -131,6 +131,7 @@ impl Reactor {
             }
             CloseReason::KillRefused => Farewell::StopRefused,
             CloseReason::Panic => Farewell::Panic,
+            CloseReason::ProxyHeader => Farewell::ProxyHeader,
             CloseReason::Eof
             | CloseReason::Reset
             | CloseReason::Handler
@@ -197,12 +198,14 @@ impl Reactor {
         }
         self.drop_requests(lost);
         match connection.role {
-            Role::Requests => {
+            role @ (Role::Requests | Role::Announced) => {
                 let service = connection.service() as usize;
                 self.counters.open -= 1;
                 self.counters.services[service].open -= 1;
                 self.counters.closed[reason as usize] += 1;
-                self.peers[service].leave(&connection.peer());
+                if role == Role::Requests {
+                    self.peers[service].leave(&connection.peer());
+                }
             }
             // It never was open.
             Role::TurnedAway => self.rejected -= 1,
@@ -228,7 +231,8 @@ impl Reactor {
             | CloseReason::LineTimeout
             | CloseReason::WriteTimeout
             | CloseReason::RequestTimeout
-            | CloseReason::Memory => self.announce(reason, &peer),
+            | CloseReason::Memory
+            | CloseReason::ProxyHeader => self.announce(reason, &peer),
         }
         // A descriptor is free again.
         self.listeners.retry();

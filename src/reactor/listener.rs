@@ -173,6 +173,7 @@ fn bind_all(
         let bound = found.and_then(|found| match address {
             Address::Tcp(address) => tcp(*address, found),
             Address::Unix(path) => unix(path, found),
+            Address::Unknown => Err(ErrorKind::InvalidInput.into()),
         });
         bound.map_err(|source| Error::Bind { address: address.clone(), source })
     };
@@ -458,9 +459,15 @@ impl Listeners {
         if let Some(endpoint) = endpoint {
             return Ok(Arc::clone(endpoint));
         }
-        let key = (stream.local_addr()?, *service);
+        let service = *service;
+        Ok(self.endpoint_at(stream.local_addr()?, service))
+    }
+
+    /// The same where clients reached the service at `address`, which may be that of a proxy.
+    pub(super) fn endpoint_at(&mut self, address: Address, service: ServiceId) -> Arc<Endpoint> {
+        let key = (address, service);
         if let Some(endpoint) = self.endpoints.get(&key) {
-            return Ok(Arc::clone(endpoint));
+            return Arc::clone(endpoint);
         }
         if self.endpoints.len() >= self.prune_at {
             self.endpoints.retain(|_, endpoint| Arc::strong_count(endpoint) > 1);
@@ -468,7 +475,7 @@ impl Listeners {
         }
         let endpoint = Endpoint::new(key.0.clone(), key.1);
         self.endpoints.insert(key, Arc::clone(&endpoint));
-        Ok(endpoint)
+        endpoint
     }
 }
 

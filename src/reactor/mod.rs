@@ -19,6 +19,7 @@ mod lone;
 mod mail;
 mod memory;
 mod peers;
+mod proxy;
 mod serve;
 mod socket;
 mod stop;

@@ -32,6 +32,7 @@ impl Reactor {
         self.budget.visit();
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
+            Role::Announced => self.serve_announced(id),
             Role::TurnedAway => self.write_waiting(id),
         };
         if alive {
@@ -41,7 +42,7 @@ impl Reactor {
     }
 
     /// Writes, hands out a job, reads. `false`: the connection is gone.
-    fn serve_requests(&mut self, id: ConnId) -> bool {
+    pub(super) fn serve_requests(&mut self, id: ConnId) -> bool {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         let resumed = connection.turn == Turn::Its;
         if resumed {
@@ -338,7 +339,7 @@ impl Reactor {
     }
 
     /// Looks at what is kept: whether it has a whole frame, and whether it asks for a stop, which does not wait.
-    fn look_ahead(&mut self, id: ConnId) {
+    pub(super) fn look_ahead(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.inbound().is_none() {
             return;
@@ -365,7 +366,7 @@ impl Reactor {
     }
 
     /// Writes what waits, if the socket may take it. `false`: the connection is gone.
-    fn write_waiting(&mut self, id: ConnId) -> bool {
+    pub(super) fn write_waiting(&mut self, id: ConnId) -> bool {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         !connection.is_writable() || connection.outbound().is_none() || self.flush(id)
     }

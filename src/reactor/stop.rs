@@ -10,7 +10,7 @@ use super::Reactor;
 use super::socket::Stream;
 use super::table::Entry;
 use crate::clock::{Nanos, nanos};
-use crate::connection::Phase;
+use crate::connection::{Phase, Role};
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
 use crate::state::ServerState;
@@ -225,9 +225,10 @@ impl Reactor {
             // Read, but in no job yet: accepted only to be dropped.
             let ended = connection.has_ended();
             let session = connection.session.as_ref();
+            // Of a connection that nobody is named for there is only a header.
+            let inbound = connection.inbound().filter(|_| connection.role == Role::Requests);
             let requests =
-                connection.inbound().map_or(0, |inbound| inbound.count_requests(service, session, ended))
-                    as u64;
+                inbound.map_or(0, |inbound| inbound.count_requests(service, session, ended)) as u64;
             self.counters.services[connection.service() as usize].requests += requests;
             kept += requests;
             self.close(id, CloseReason::Aborted);

@@ -102,7 +102,7 @@ impl Reactor {
 
     fn time_out(&mut self, id: ConnId, reason: CloseReason) {
         match reason {
-            CloseReason::LineTimeout => {
+            CloseReason::LineTimeout | CloseReason::ProxyHeader => {
                 let Some(Entry { connection, .. }) = self.table.get(id) else { return };
                 connection.phase = Phase::Closing(reason);
                 let free = connection.discard_input();

@@ -67,6 +67,8 @@ pub enum Farewell {
     StopRefused,
     /// The handler panicked.
     Panic,
+    /// A header of the PROXY protocol had to come first.
+    ProxyHeader,
 }
 
 impl fmt::Display for Farewell {
@@ -81,6 +83,7 @@ impl fmt::Display for Farewell {
             Farewell::RequestTimeout { limit } => write!(f, "ERROR request not completed within {limit:?}"),
             Farewell::StopRefused => write!(f, "ERROR stop refused"),
             Farewell::Panic => write!(f, "ERROR internal error"),
+            Farewell::ProxyHeader => write!(f, "ERROR PROXY header expected"),
         }
     }
 }

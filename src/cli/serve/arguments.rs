@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tidemill::{Config, Error, Helo, IpNet, MAX_DURATION, StopFrom};
+use tidemill::{Config, Error, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
 
 use crate::cli::size;
 
@@ -60,6 +60,10 @@ pub(crate) struct ServeArgs {
     /// [default: loopback; with --assignment any]
     #[arg(long, value_name = "LIST", value_parser = stop_from)]
     pub(super) kill_from: Option<StopFrom>,
+    /// Proxies, which must begin with a PROXY protocol header, v1 or v2, and count as the client that it names: none, any,
+    /// loopback, unix (Unix sockets), or networks in CIDR form, separated by commas
+    #[arg(long, value_name = "LIST", value_parser = proxy_from, default_value = "none")]
+    pub(super) proxy_from: ProxyFrom,
     /// Most connections at a time; one more is told "ERROR server full" and closed. Lowered to what the limit of open
     /// files permits
     #[arg(long, value_name = "N", default_value_t = Config::default().max_connections)]
@@ -197,13 +201,43 @@ pub(super) fn stop_from(list: &str) -> Result<StopFrom, String> {
         _ => {}
     }
     let network = |text: &str| {
-        let text = text.trim();
-        let single = || text.parse::<IpAddr>().map(IpNet::from);
-        text.parse::<IpNet>().or_else(|_| single()).map_err(|_| {
-            format!("'{text}' is not any, none, loopback, an address, or a network such as 10.0.0.0/8")
+        network(text.trim()).ok_or_else(|| {
+            format!(
+                "'{}' is not any, none, loopback, an address, or a network such as 10.0.0.0/8",
+                text.trim()
+            )
         })
     };
     list.split(',').map(network).collect::<Result<_, _>>().map(StopFrom::Networks)
+}
+
+/// A network, or one of a single address.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+pub(super) fn proxy_from(list: &str) -> Result<ProxyFrom, String> {
+    const EVERYWHERE: [&str; 2] = ["0.0.0.0/0", "::/0"];
+    const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+    let mut proxies = ProxyFrom::default();
+    let known = |networks: [&'static str; 2]| networks.into_iter().filter_map(network);
+    for text in list.split(',').map(str::trim) {
+        match text {
+            "none" if list == "none" => {}
+            "unix" => proxies.unix = true,
+            "any" => {
+                proxies.unix = true;
+                proxies.networks.extend(known(EVERYWHERE));
+            }
+            "loopback" => proxies.networks.extend(known(LOOPBACK)),
+            text => proxies.networks.push(network(text).ok_or_else(|| {
+                format!(
+                    "'{text}' is not any, none, loopback, unix, an address, or a network such as 10.0.0.0/8"
+                )
+            })?),
+        }
+    }
+    Ok(proxies)
 }
 
 /// The message of a setting's error in the words of the command line.

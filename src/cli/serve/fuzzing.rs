@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidemill::{Address, StopFrom};
 
-use super::arguments::{stop_from, timeout};
+use super::arguments::{proxy_from, stop_from, timeout};
 use crate::cli::size;
 
 /// What an option accepts says the same when it is written out and read again; nothing panics.
@@ -17,6 +17,13 @@ pub(crate) fn options(data: &[u8]) {
     if let Some(duration) = limit(text) {
         let written = humantime::format_duration(duration).to_string();
         assert_eq!(limit(&written), Some(duration), "{text}: {written}");
+    }
+    if let Ok(proxies) = proxy_from(text) {
+        let written: Vec<String> = proxies.networks.iter().map(ToString::to_string).collect();
+        let unix = proxies.unix.then(|| "unix".to_owned());
+        let written: Vec<String> = written.into_iter().chain(unix).collect();
+        let expected = if written.is_empty() { "none".to_owned() } else { written.join(",") };
+        assert_eq!(proxy_from(&expected).as_ref(), Ok(&proxies), "{text}");
     }
     if let Ok(peers) = stop_from(text) {
         assert!(!text.is_empty());

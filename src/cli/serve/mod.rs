@@ -129,6 +129,7 @@ fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> 
     config.unix_mode = args.unix_mode;
     config.reuse_port = args.reuse_port;
     config.stop_from = args.kill_from.clone().unwrap_or(anyone);
+    config.proxy_from = args.proxy_from.clone();
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;
     config.max_connections_per_peer = args.max_connections_per_peer;

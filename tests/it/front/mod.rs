@@ -1,3 +1,4 @@
 //! What stands in front of the server: how it leaves a load balancer without anybody noticing, and how it shares a port.
 
 mod delay;
+mod proxy;

@@ -1,0 +1,125 @@
+//! Connections from proxies: the header that comes first, and the client whose connection it becomes with it.
+//!
+//! Until then it is nobody's: it has no session, no place among those of an address, and may stop nothing. What was read
+//! behind the header is there as if it had been read ahead. Held by `front::proxy` tests.
+
+use std::io::{ErrorKind, Read, Write};
+
+use super::Reactor;
+use super::admit::MAX_REJECTED;
+use super::table::Entry;
+use crate::address::Address;
+use crate::connection::{Phase, Role};
+use crate::framing::proxy::{FromTo, Header, MAX_HEADER_BYTES};
+use crate::reason::CloseReason;
+use crate::slots::ConnId;
+
+impl Reactor {
+    /// Reads on until the header is here, and goes on for the client that it names. `false`: the connection is gone.
+    pub(super) fn serve_announced(&mut self, id: ConnId) -> bool {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        if connection.phase != Phase::Open {
+            return self.write_waiting(id);
+        }
+        if !self.read_header(id) {
+            return false;
+        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let ended = connection.has_ended();
+        let Some(inbound) = connection.inbound() else { return true };
+        match Header::read(inbound.rest()) {
+            Header::Whole { consumed, from_to } => self.become_client(id, consumed, from_to),
+            Header::More if !ended => true,
+            Header::More | Header::Bad => {
+                connection.phase = Phase::Closing(CloseReason::ProxyHeader);
+                let free = connection.discard_input();
+                self.litter.drop_later(free);
+                true
+            }
+        }
+    }
+
+    /// Reads once, no more than a header may have. `false`: the connection is gone.
+    fn read_header(&mut self, id: ConnId) -> bool {
+        let (sparing, now) = (self.is_sparing(), self.turn_at);
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
+        let limit = connection.may_read(MAX_HEADER_BYTES, sparing);
+        if limit == 0 {
+            return true;
+        }
+        match stream.read(&mut self.buffer[..limit]) {
+            Ok(0) => connection.set_ended(),
+            Ok(read) => {
+                if read < limit {
+                    connection.set_read_short();
+                }
+                connection.count_drained(read);
+                // What is here is no frame of the service's, whole or not.
+                let here = connection.inbound().map_or(0, |inbound| inbound.len()) + read;
+                connection.inbound_mut().append(&self.buffer[..read], Some(here), now);
+                self.counters.read_bytes += read as u64;
+                self.budget.bytes(read);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.set_read_empty(),
+            // It is readable still, and comes again in the next turn.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => {
+                self.close(id, CloseReason::Reset);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The header of `bytes` is here: the connection is its client's from now on. `false`: it is gone.
+    fn become_client(&mut self, id: ConnId, bytes: usize, from_to: Option<FromTo>) -> bool {
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let service = connection.service();
+        let (peer, local) = match from_to {
+            Some(FromTo { from, to }) => {
+                (Address::Tcp(from), Some(self.listeners.endpoint_at(Address::Tcp(to), service)))
+            }
+            None => (Address::Unknown, None),
+        };
+        let may_stop = self.services[service as usize].may_stop(&peer);
+        connection.become_client(&peer, local, may_stop, bytes);
+        tracing::debug!(%peer, "a proxy has named its client");
+        if !self.peers[service as usize].enter(&peer) {
+            return self.turn_away(id, &peer);
+        }
+        if self.has_sessions(service) {
+            self.open_session(id);
+        }
+        let alive = self.serve_requests(id);
+        if alive {
+            // It may ask for a stop, which does not wait.
+            self.look_ahead(id);
+        }
+        alive
+    }
+
+    /// The client of a proxy has as many connections as it may. `false`: it could not even be waited for.
+    fn turn_away(&mut self, id: ConnId, peer: &Address) -> bool {
+        const REASON: CloseReason = CloseReason::PeerFull;
+        let makes_way = self.rejected < MAX_REJECTED || self.let_one_go();
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let service = connection.service();
+        let line = self.last_line(service, REASON, 0).filter(|_| !makes_way);
+        let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
+        if let Some(line) = line {
+            // Told, but not waited for, as where connections are accepted.
+            drop(stream.write(&line));
+        }
+        (connection.role, connection.phase) = (Role::TurnedAway, Phase::Closing(REASON));
+        let free = connection.discard_input();
+        self.litter.drop_later(free);
+        self.counters.open -= 1;
+        self.counters.services[service as usize].open -= 1;
+        self.rejected += 1;
+        self.count_rejected(REASON, peer);
+        if !makes_way {
+            self.close(id, REASON);
+        }
+        makes_way
+    }
+}
