@@ -118,6 +118,14 @@ pub struct Config {
     /// Which peers are proxies: they must begin with a header of the PROXY protocol, version 1 or 2, and count as the client that it
     /// names. Default: none.
     pub proxy_from: ProxyFrom,
+    /// Where the server tells about itself by HTTP: see [`Builder::admin`](crate::Builder::admin). A Unix socket there has the mode
+    /// `0o600`. `None`: nowhere. Default: `None`.
+    #[cfg(feature = "admin")]
+    pub admin: Option<Address>,
+    /// Most connections of the admin address at a time, which are no others: one more is told so and closed. At least 1.
+    /// Default: 64.
+    #[cfg(feature = "admin")]
+    pub admin_connections: usize,
 }
 
 impl Default for Config {
@@ -146,6 +154,10 @@ impl Default for Config {
             drain_timeout: Duration::from_secs(8),
             stop_from: StopFrom::Loopback,
             proxy_from: ProxyFrom::default(),
+            #[cfg(feature = "admin")]
+            admin: None,
+            #[cfg(feature = "admin")]
+            admin_connections: crate::admin::MAX_CONNECTIONS,
         }
     }
 }
@@ -378,6 +390,9 @@ pub(crate) struct ServiceSettings {
     pub(crate) max_job_lines: usize,
     pub(crate) stop_from: StopFrom,
     pub(crate) proxy_from: ProxyFrom,
+    /// It looks on: its connections are no clients. They are in no statistics and under no common limit, and a graceful stop
+    /// leaves them alone.
+    pub(crate) aside: bool,
 }
 
 /// How long peers may take, in nanoseconds; `None`: for ever.
@@ -406,6 +421,7 @@ impl ServiceSettings {
             max_job_lines: MAX_JOB_LINES,
             stop_from,
             proxy_from: ProxyFrom::default(),
+            aside: false,
         }
     }
 }
@@ -436,6 +452,7 @@ impl ServiceConfig {
             timeouts,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
+            aside: false,
         })
     }
 }
@@ -511,6 +528,18 @@ impl Config {
             services.push(service.check()?);
             listen_services.extend(service.listen.iter().map(|_| number));
             listen.extend(service.listen);
+        }
+        #[cfg(feature = "admin")]
+        if let Some(address) = self.admin {
+            // Behind all others, so that a list of these has their numbers.
+            let number = ServiceId::try_from(services.len()).map_err(|_| {
+                setting("services", services.len() + 1, format!("at most {}", ServiceId::MAX))
+            })?;
+            within("admin_connections", self.admin_connections, 1, MAX_CONNECTIONS)?;
+            let service = crate::admin::service_config(self.admin_connections).check()?;
+            services.push(ServiceSettings { aside: true, ..service });
+            listen_services.push(number);
+            listen.push(address);
         }
         let of_all = services.iter().map(|service| service.max_connections);
         Ok(Settings {

@@ -40,6 +40,7 @@
 //! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
 //! - `exec`: the module `exec`, programs in any language as handlers. Part of `cli`.
 //! - `simulate`: the modules `simulate` and `schedule`, which play the pool's rule in simulated time. Part of `cli`.
+//! - `admin`: the server tells about itself by HTTP, `Builder::admin`. Part of `cli`.
 //! - `serde`: [`Stats`] and [`Decision`] can be serialized.
 //!
 //! # Versions
@@ -66,6 +67,8 @@ pub mod guide {}
 pub mod architecture {}
 
 mod address;
+#[cfg(feature = "admin")]
+mod admin;
 pub mod client;
 mod clock;
 mod config;
@@ -84,6 +87,7 @@ mod job;
 mod litter;
 mod mail;
 mod metrics;
+mod overview;
 mod pool;
 pub mod protocol;
 mod reactor;

@@ -8,9 +8,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
+#[cfg(feature = "admin")]
+use crate::address::Address;
 use crate::clock::Nanos;
 use crate::handover::Listener;
 use crate::job::Job;
+#[cfg(feature = "admin")]
+use crate::job::ServiceId;
 use crate::slots::ConnId;
 
 /// One piece of mail. Each is boxed, as it moves between queues.
@@ -24,6 +28,8 @@ pub(crate) enum Mail {
     Completion(Box<Completion>),
     Push(Box<Push>),
     Question(Question),
+    #[cfg(feature = "admin")]
+    Survey(Box<Survey>),
 }
 
 /// What a handler has written so far of a reply, and the replies before it in the same job.
@@ -65,6 +71,45 @@ pub(crate) enum Question {
     Turns(SyncSender<()>),
     /// Its listeners, once more; none if a stop was asked for.
     Listeners(SyncSender<io::Result<Vec<Listener>>>),
+}
+
+/// A question about the connections of clients.
+#[cfg(feature = "admin")]
+pub(crate) struct Survey {
+    /// So many of those that hold most are told of.
+    pub(crate) top: usize,
+    /// Whose peers are told.
+    pub(crate) peers_of: Vec<ConnId>,
+    /// Takes the answer, on the reactor's thread.
+    pub(crate) answer: Box<dyn FnOnce(Findings) + Send>,
+}
+
+#[cfg(feature = "admin")]
+impl fmt::Debug for Survey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Survey").field("top", &self.top).finish_non_exhaustive()
+    }
+}
+
+/// The answer.
+#[cfg(feature = "admin")]
+#[derive(Debug)]
+pub(crate) struct Findings {
+    /// The one that holds most first.
+    pub(crate) most: Vec<Holder>,
+    /// In the order of [`Survey::peers_of`]; `None`: it is gone.
+    pub(crate) peers: Vec<Option<Address>>,
+}
+
+/// A connection, and what it holds.
+#[cfg(feature = "admin")]
+#[derive(Debug)]
+pub(crate) struct Holder {
+    pub(crate) service: ServiceId,
+    pub(crate) peer: Address,
+    pub(crate) age_nanos: Nanos,
+    pub(crate) state: &'static str,
+    pub(crate) held_bytes: usize,
 }
 
 /// The way to the reactor, and its clock, for whoever does not care how it is woken.

@@ -134,6 +134,23 @@ pub(crate) struct Timings {
     shards: Box<[Mutex<Shard>]>,
 }
 
+/// Bounds of the buckets that monitors get, in seconds: fixed, so that those of all servers and versions can be added up.
+#[cfg(feature = "admin")]
+const BUCKET_BOUNDS: [f64; 25] = [
+    1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1,
+    0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0,
+];
+
+/// A distribution of times in buckets.
+#[cfg(feature = "admin")]
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    /// A bound in seconds, and how many times are no longer.
+    pub(crate) up_to: Vec<(f64, u64)>,
+    pub(crate) count: u64,
+    pub(crate) sum_seconds: f64,
+}
+
 #[derive(Debug)]
 struct Shard {
     wait: Times,
@@ -162,6 +179,27 @@ impl Times {
     fn add(&mut self, other: &Times) {
         self.histogram.add(&other.histogram).expect("both have the same bounds");
         self.sum_nanos += other.sum_nanos;
+    }
+
+    /// The same in buckets. A time counts in the first whose bound is above the least that it may have been: 1 % off at most.
+    #[cfg(feature = "admin")]
+    fn buckets(&self) -> Buckets {
+        let mut counts = [0; BUCKET_BOUNDS.len()];
+        for recorded in self.histogram.iter_recorded() {
+            let least = self.histogram.lowest_equivalent(recorded.value_iterated_to()) as f64 / 1e9;
+            if let Some(bucket) = BUCKET_BOUNDS.iter().position(|bound| least <= *bound) {
+                counts[bucket] += recorded.count_at_value();
+            }
+        }
+        let up_to = counts.iter().scan(0, |sum, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        Buckets {
+            up_to: BUCKET_BOUNDS.into_iter().zip(up_to).collect(),
+            count: self.histogram.len(),
+            sum_seconds: self.sum_nanos as f64 / 1e9,
+        }
     }
 
     fn summary(&self) -> Distribution {
@@ -206,15 +244,27 @@ impl Timings {
         }
     }
 
+    /// Waiting and service times of all workers so far, in fixed buckets.
+    #[cfg(feature = "admin")]
+    pub(crate) fn histograms(&self) -> (Buckets, Buckets) {
+        let (wait, service) = self.sums();
+        (wait.buckets(), service.buckets())
+    }
+
     /// Waiting and service times of all workers so far.
     fn summaries(&self) -> (Distribution, Distribution) {
+        let (wait, service) = self.sums();
+        (wait.summary(), service.summary())
+    }
+
+    fn sums(&self) -> (Times, Times) {
         let (mut wait, mut service) = (Times::new(), Times::new());
         for shard in &self.shards {
             let shard = lock_std(shard);
             wait.add(&shard.wait);
             service.add(&shard.service);
         }
-        (wait.summary(), service.summary())
+        (wait, service)
     }
 }
 
@@ -223,6 +273,7 @@ impl Timings {
 pub(crate) struct PoolGauges {
     pub(crate) threads: usize,
     pub(crate) busy: usize,
+    pub(crate) waiting: usize,
     pub(crate) min: usize,
     pub(crate) max: usize,
     pub(crate) demand: usize,
@@ -277,6 +328,8 @@ pub struct Stats {
     pub pool_threads: u64,
     /// Workers that run a job.
     pub pool_busy: u64,
+    /// Jobs that wait for a worker: the requests that one read of a connection brought are one.
+    pub pool_waiting: u64,
     /// Present [`Config::min_threads`](crate::Config::min_threads).
     pub pool_min: u64,
     /// Present [`Config::max_threads`](crate::Config::max_threads).
@@ -327,7 +380,12 @@ pub struct Rejected {
 impl Rejected {
     /// Over all reasons.
     pub fn total(&self) -> u64 {
-        self.full + self.peer_full
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    pub(crate) fn by_reason(&self) -> [(&'static str, u64); 2] {
+        let Rejected { full, peer_full } = *self;
+        [(CloseReason::Full.as_str(), full), (CloseReason::PeerFull.as_str(), peer_full)]
     }
 }
 
@@ -369,6 +427,10 @@ pub struct Closed {
 impl Closed {
     /// Over all reasons.
     pub fn total(&self) -> u64 {
+        self.by_reason().iter().map(|(_, count)| count).sum()
+    }
+
+    pub(crate) fn by_reason(&self) -> [(&'static str, u64); 14] {
         let Closed {
             eof,
             reset,
@@ -385,9 +447,23 @@ impl Closed {
             stopping,
             aborted,
         } = *self;
-        let by_peers =
-            eof + reset + line_too_long + kill_refused + line_timeout + idle_timeout + write_timeout;
-        by_peers + panic + handler + request_timeout + memory + proxy_header + stopping + aborted
+        [
+            (CloseReason::Eof, eof),
+            (CloseReason::Reset, reset),
+            (CloseReason::LineTooLong, line_too_long),
+            (CloseReason::KillRefused, kill_refused),
+            (CloseReason::Panic, panic),
+            (CloseReason::Handler, handler),
+            (CloseReason::LineTimeout, line_timeout),
+            (CloseReason::IdleTimeout, idle_timeout),
+            (CloseReason::WriteTimeout, write_timeout),
+            (CloseReason::RequestTimeout, request_timeout),
+            (CloseReason::Memory, memory),
+            (CloseReason::ProxyHeader, proxy_header),
+            (CloseReason::Stopping, stopping),
+            (CloseReason::Aborted, aborted),
+        ]
+        .map(|(reason, count)| (reason.as_str(), count))
     }
 }
 
@@ -496,6 +572,7 @@ impl Stats {
             service_seconds,
             pool_threads: pool.threads as u64,
             pool_busy: pool.busy as u64,
+            pool_waiting: pool.waiting as u64,
             pool_min: pool.min as u64,
             pool_max: pool.max as u64,
             pool_demand: pool.demand as u64,

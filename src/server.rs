@@ -19,15 +19,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
+#[cfg(feature = "admin")]
+use crate::admin::Admin;
 use crate::clock::{Clock, nanos};
-use crate::config::{Config, PoolLimits, ServiceConfig, StopFrom};
-use crate::controller::{self, Decision};
+use crate::config::{Config, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
+use crate::controller::Decision;
 use crate::error::Error;
 use crate::handover::{Inherited, Lent, Listener};
 use crate::hub::Hub;
 use crate::job::{Job, Task};
 use crate::mail::{Mail, Post, Question};
-use crate::metrics::{Counters, PoolGauges, Stats};
+use crate::metrics::{Counters, Stats};
+use crate::overview::Overview;
 use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
 use crate::reactor::{self, Bound, Dropped, ListenSocket, Reactor, ReactorHub, Shared, Sockets, StopLevel};
 use crate::reason::CloseReason;
@@ -44,6 +47,8 @@ const DROP_GRACE: Duration = Duration::from_secs(2);
 const REACTOR_STACK_BYTES: usize = 2 << 20;
 /// The same of the tuner's: of what is not ours only the subscriber runs on it.
 const TUNER_STACK_BYTES: usize = 512 << 10;
+/// The service that looks on.
+const LOOKS_ON: &str = "admin";
 /// The thread that gives sessions back after a stop that was not graceful.
 const CLOSER: &str = "tidemill-closer";
 
@@ -85,9 +90,8 @@ pub struct ServerHandle {
 }
 
 struct Inner {
-    local_addrs: Vec<Address>,
-    /// Of the services, in their order.
-    service_names: Vec<String>,
+    addrs: Addrs,
+    overview: Arc<Overview>,
     drain_timeout: Duration,
     hub: Arc<ReactorHub>,
     pool: Arc<JobPool>,
@@ -96,7 +100,6 @@ struct Inner {
     lent: Lent,
     /// Inherited listeners that no address was found for, until they are this server's own to close.
     unused: Mutex<Vec<ListenSocket>>,
-    counters: Arc<Mutex<Counters>>,
     end: Mutex<Option<End>>,
     ended: Condvar,
     /// Until it is joined by the reactor's thread. Workers are joined by this one, see `pool`.
@@ -111,6 +114,14 @@ enum End {
     Stopped { dropped: Dropped, left_behind: Vec<String> },
     PollFailed(Arc<io::Error>),
     Panicked,
+}
+
+/// Where a server listens, with real ports.
+#[derive(Debug, Default)]
+struct Addrs {
+    of_clients: Vec<Address>,
+    /// That of the service that looks on.
+    aside: Option<Address>,
 }
 
 /// How a server ended.
@@ -236,6 +247,20 @@ impl Builder {
         self
     }
 
+    /// Tells about the server by HTTP at `address`, with port 0 at a free one ([`ServerHandle::admin_addr`]).
+    ///
+    /// Paths: `/metrics` for Prometheus, `/stats.json`, `/connections.json?top=N`, `/healthz`, `/readyz`, and `/`, a page that draws
+    /// the pool live. It is answered by the event loop, so also while every worker is stuck and while the server drains, and it
+    /// changes nothing. Whoever reaches the address may read all of that: give a loopback address or a Unix socket, which
+    /// only the server's user can open.
+    ///
+    /// Its connections are no clients: they are in no statistics, and at most [`Config::admin_connections`] at a time.
+    #[cfg(feature = "admin")]
+    pub fn admin(mut self, address: Address) -> Self {
+        self.config.admin = Some(address);
+        self
+    }
+
     /// Everything about the size of the pool at once.
     pub fn pool_limits(self, limits: PoolLimits) -> Self {
         let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
@@ -291,10 +316,13 @@ impl Builder {
             self.inherited.into_iter().partition(|listener| listener.address().is_some());
         let by_default = given.is_empty() && self.given.is_empty();
         let settings = self.config.check_with(configs, by_default)?;
-        let of_services = std::iter::once(self.service).chain(others).zip(settings.services.iter().cloned());
-        let services: Arc<[Served]> =
-            of_services.map(|(service, settings)| Served::new(service, settings)).collect();
-        let service_names: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
+        let served =
+            |(service, settings): (Arc<dyn Erased>, &ServiceSettings)| Served::new(service, settings.clone());
+        let services = std::iter::once(self.service).chain(others);
+        let services: Vec<Served> = services.zip(&settings.services).map(served).collect();
+        let names_of_clients: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
+        let aside = settings.services[services.len()..].iter().map(|_| LOOKS_ON.to_owned());
+        let service_names: Vec<String> = names_of_clients.iter().cloned().chain(aside).collect();
         let mut inherited = Inherited::new(inherited);
         let sockets = reactor::bind(&settings, &service_names, &mut inherited, &lent)?;
         let in_error = |source| Error::Listener { source };
@@ -314,30 +342,46 @@ impl Builder {
             Ok(Bound { socket, service, asked: None })
         });
         let sockets = bound.chain(given).collect::<Result<Vec<Bound>, Error>>()?;
-        let local_addrs = sockets.iter().map(|bound| bound.socket.local_addr().map_err(in_error));
-        let local_addrs = local_addrs.collect::<Result<Vec<_>, _>>()?;
+        let mut addrs = Addrs::default();
+        for Bound { socket, service, .. } in &sockets {
+            let address = socket.local_addr().map_err(in_error)?;
+            match settings.services[usize::from(*service)].aside {
+                false => addrs.of_clients.push(address),
+                true => addrs.aside = Some(address),
+            }
+        }
         let (sockets, waker) = Sockets::new(sockets, &settings)?;
 
         let hub = Hub::new(waker, Clock::start());
         let pool = JobPool::new();
         let tuner = Arc::new(Tuner::new(settings.limits, settings.policy));
+        let stop = Arc::<StopLevel>::default();
+        let counters = Arc::new(Mutex::new(Counters::new(settings.services.len())));
+        let overview = Arc::new(Overview {
+            service_names: names_of_clients,
+            hub: Arc::clone(&hub),
+            pool: Arc::clone(&pool),
+            tuner: Arc::clone(&tuner),
+            stop: Arc::clone(&stop),
+            counters: Arc::clone(&counters),
+            obstacle: Mutex::default(),
+        });
+        let services: Arc<[Served]> = services.into_iter().chain(looks_on(&settings, &overview)).collect();
         let inner = Arc::new(Inner {
-            local_addrs,
-            service_names,
+            addrs,
+            overview,
             drain_timeout: settings.drain_timeout,
             hub: Arc::clone(&hub),
             pool: Arc::clone(&pool),
             tuner: Arc::clone(&tuner),
-            stop: Arc::default(),
+            stop: Arc::clone(&stop),
             lent: lent.clone(),
             unused: Mutex::new(unused),
-            counters: Arc::new(Mutex::new(Counters::new(services.len()))),
             end: Mutex::new(None),
             ended: Condvar::new(),
             tuner_thread: Mutex::default(),
             reactor_thread: Mutex::default(),
         });
-        let (stop, counters) = (Arc::clone(&inner.stop), Arc::clone(&inner.counters));
         let shared = Shared { hub, pool, tuner, stop, lent, counters };
         let stack_bytes = settings.thread_stack_bytes;
         // Made on its thread: what services keep for a thread stays there.
@@ -349,6 +393,22 @@ impl Builder {
         inner.start_threads(services, stack_bytes, turns).inspect_err(|_| drop(inner.end_threads()))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
+}
+
+/// The service that tells about the server, if one is wanted. It stands behind all others.
+fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> Option<Served> {
+    #[cfg(feature = "admin")]
+    let served = settings
+        .services
+        .last()
+        .filter(|service| service.aside)
+        .map(|service| Served::new(Arc::new(Admin::new(Arc::clone(overview))), service.clone()));
+    #[cfg(not(feature = "admin"))]
+    let served = {
+        let _ = (settings, overview);
+        None
+    };
+    served
 }
 
 fn spawn(
@@ -422,6 +482,8 @@ impl Inner {
         let came_back = mail.into_iter().filter_map(|mail| match mail {
             Mail::Job(job) | Mail::Inline(job) => Some(job),
             Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Question(_) => None,
+            #[cfg(feature = "admin")]
+            Mail::Survey(_) => None,
         });
         let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());
@@ -524,12 +586,12 @@ fn again(error: &io::Error) -> io::Error {
 impl ServerHandle {
     /// The address of the first listener, with its real port.
     pub fn local_addr(&self) -> &Address {
-        &self.inner.local_addrs[0]
+        &self.inner.addrs.of_clients[0]
     }
 
     /// The addresses of all listeners, in the order of [`Config::listen`], with their real ports.
     pub fn local_addrs(&self) -> &[Address] {
-        &self.inner.local_addrs
+        &self.inner.addrs.of_clients
     }
 
     /// Begins a graceful stop: what has arrived is answered, then everything ends, after
@@ -601,7 +663,7 @@ impl ServerHandle {
 
     /// What the server is doing.
     pub fn state(&self) -> ServerState {
-        self.inner.stop.state(self.inner.hub.clock.now())
+        self.inner.overview.state()
     }
 
     /// Blocks until a stop was asked for, by anyone, or for `timeout`. The same as [`is_stopping`](Self::is_stopping) then.
@@ -652,35 +714,31 @@ impl ServerHandle {
 
     /// The statistics at the end of the reactor's last turn. Takes some microseconds and does not hold up the reactor.
     pub fn stats(&self) -> Stats {
-        let Inner { hub, pool, tuner, counters, service_names, .. } = &*self.inner;
-        let counters = lock_std(counters).clone();
-        let census = pool.census(Duration::ZERO, Duration::MAX);
-        let limits = tuner.limits();
-        let (grown, shrunk, refused) = tuner.resizes();
-        let gauges = PoolGauges {
-            threads: census.live,
-            busy: census.busy,
-            min: limits.min_threads,
-            max: limits.max_threads,
-            demand: controller::weigh(pool.out(), pool.time_per_job()),
-            cores: tuner.cores(),
-            grown,
-            shrunk,
-            refused,
-        };
-        Stats::new(
-            hub.clock.epoch().elapsed(),
-            service_names.iter().map(String::as_str),
-            &counters,
-            &gauges,
-            &hub.timings,
-        )
+        self.inner.overview.stats()
     }
 
     /// The last changes of the pool's size with their reasons, the oldest first; at most
     /// [`MAX_DECISIONS`](crate::MAX_DECISIONS).
     pub fn decisions(&self) -> Vec<Decision> {
-        self.inner.tuner.decisions()
+        self.inner.overview.decisions()
+    }
+
+    /// Why no new clients should be sent to the server: it stops, or somebody said so ([`set_not_ready`](Self::set_not_ready)).
+    /// `None`: they should.
+    pub fn not_ready(&self) -> Option<String> {
+        self.inner.overview.not_ready()
+    }
+
+    /// Says, for those who send clients here, that the server is not ready, and why; or, with `None`, that it is. It serves all the
+    /// same. The admin address tells it at `/readyz`.
+    pub fn set_not_ready(&self, reason: Option<String>) {
+        *lock_std(&self.inner.overview.obstacle) = reason;
+    }
+
+    /// The admin address, with its real port, if there is one: see [`Builder::admin`].
+    #[cfg(feature = "admin")]
+    pub fn admin_addr(&self) -> Option<&Address> {
+        self.inner.addrs.aside.as_ref()
     }
 
     /// The present limits of the pool.
@@ -702,7 +760,9 @@ impl ServerHandle {
 
 impl fmt::Debug for ServerHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerHandle").field("local_addrs", &self.inner.local_addrs).finish_non_exhaustive()
+        f.debug_struct("ServerHandle")
+            .field("local_addrs", &self.inner.addrs.of_clients)
+            .finish_non_exhaustive()
     }
 }
 

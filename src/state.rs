@@ -1,4 +1,5 @@
-//! What a server as a whole is doing. A further state: a variant with its word here, told by `reactor::StopLevel::state`.
+//! What a server as a whole is doing. A further state: a variant with its word here, told by `reactor::StopLevel::state`, and what it means
+//! for those who send clients in `overview`.
 
 use std::fmt;
 

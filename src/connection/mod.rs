@@ -47,6 +47,8 @@ pub(crate) enum Role {
     Requests,
     /// It comes from a proxy, which has yet to say for whom: only that is waited for. No service knows of it.
     Announced,
+    /// The same, for a service that looks on: it is no client, and has accounts of its own.
+    Aside,
     /// There was no place for it: it is told so, and is no client.
     TurnedAway,
 }
@@ -435,6 +437,22 @@ impl Connection {
                 .is_none_or(|buffers| buffers.held.is_none() && buffers.awaits.is_none())
     }
 
+    /// What it is doing, in a word.
+    #[cfg(feature = "admin")]
+    pub(crate) fn doing(&self) -> &'static str {
+        match self.phase {
+            Phase::Closing(_) | Phase::Leaving(_) => "closing",
+            Phase::Lingering(_) => "closed",
+            Phase::Open if self.is_choked() => "not_reading",
+            Phase::Open if self.is_job_out() => "handling",
+            Phase::Open if self.awaits_reply() => "deferred",
+            Phase::Open if self.turn == Turn::Waits => "held_back",
+            Phase::Open if self.outbound().is_some() => "sending",
+            Phase::Open if self.inbound().is_some() => "receiving",
+            Phase::Open => "idle",
+        }
+    }
+
     /// Whether anything is kept of it.
     pub(crate) fn has_buffers(&self) -> bool {
         self.buffers.is_some()
@@ -560,7 +578,7 @@ impl Connection {
         if self.role == Role::Announced && self.phase == Phase::Open {
             return due(Some(self.opened_at), timeouts.line, CloseReason::ProxyHeader);
         }
-        if self.phase != Phase::Open || self.role != Role::Requests {
+        if self.phase != Phase::Open || self.role == Role::TurnedAway {
             return [write, request].into_iter().flatten().min_by_key(|(at, _)| *at);
         }
         let read = buffers.filter(|buffers| buffers.paused_since.is_none());

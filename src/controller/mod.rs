@@ -31,7 +31,7 @@ mod window;
 
 use std::time::Duration;
 
-#[cfg(feature = "serde")]
+#[cfg(all(feature = "serde", feature = "simulate"))]
 pub(crate) use sample::seconds;
 pub use sample::{Decision, Policy, Reason, Sample, Verdict, weigh};
 use window::Window;

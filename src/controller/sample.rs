@@ -1,5 +1,6 @@
 //! What goes into the rule and what comes out of it: plain data.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::DRAIN_TARGET;
@@ -170,6 +171,32 @@ pub struct Decision {
     pub to: usize,
     /// Why.
     pub reason: Reason,
+}
+
+/// The decision and its reason in words.
+impl fmt::Display for Decision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Decision { demand, waiting, busy, from, to, reason, .. } = self;
+        let verb = if to > from { "grew" } else { "shrank" };
+        write!(f, "{verb} from {from} to {to}: ")?;
+        match reason {
+            Reason::Demand => {
+                write!(f, "the work was worth {demand} workers ({busy} busy, {waiting} jobs waiting)")
+            }
+            Reason::Valve => write!(f, "{waiting} jobs waited for too long behind {busy} busy workers"),
+            Reason::CpuBound => {
+                write!(
+                    f,
+                    "{waiting} jobs waited behind {busy} busy workers that all want a CPU: one more, for fairness"
+                )
+            }
+            Reason::Surplus => {
+                write!(f, "no more than {demand} were wanted for as long as surplus workers are kept")
+            }
+            Reason::Limits => write!(f, "it was outside of its limits"),
+            Reason::Steady => write!(f, "as it was"),
+        }
+    }
 }
 
 #[cfg(feature = "serde")]

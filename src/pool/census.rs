@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::crew::Thread;
 use crate::clock::Nanos;
 use crate::controller::DRAIN_TARGET;
+use crate::slots::ConnId;
 
 /// What a worker shows of itself. The atomics are statistics, relaxed, written by the worker only.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(crate) struct WorkerState {
     tid: AtomicU32,
     /// When it took its last job, by the server's clock, times two, plus one while it runs it.
     last: AtomicU64,
+    /// Of which connection that was. Apart from `last`, so for a moment it may be that of another.
+    connection: AtomicU64,
     /// Above 0 while its handler says that it is blocked: see [`Request::blocking`](crate::Request::blocking).
     pub(super) blocks: AtomicUsize,
 }
@@ -28,6 +31,7 @@ impl WorkerState {
             thread: Mutex::default(),
             tid: AtomicU32::new(0),
             last: AtomicU64::new(now * 2),
+            connection: AtomicU64::new(0),
             blocks: AtomicUsize::new(0),
         }
     }
@@ -37,8 +41,10 @@ impl WorkerState {
         self.tid.store(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(), Relaxed);
     }
 
-    /// It begins a job at `now`.
-    pub(super) fn begins(&self, now: Nanos) {
+    /// It begins a job of `connection` at `now`.
+    pub(super) fn begins(&self, connection: ConnId, now: Nanos) {
+        let ConnId { slot, generation } = connection;
+        self.connection.store(u64::from(slot) << 32 | u64::from(generation), Relaxed);
         self.last.store(now * 2 + 1, Relaxed);
     }
 
@@ -49,6 +55,16 @@ impl WorkerState {
 
     pub(super) fn last_taken(&self) -> Duration {
         Duration::from_nanos(self.last.load(Relaxed) / 2)
+    }
+
+    /// Of whom it has had a job for `long` or longer at `now`, and for how long.
+    #[cfg(feature = "admin")]
+    #[expect(clippy::cast_possible_truncation, reason = "each is a half")]
+    pub(super) fn has_had_for(&self, long: Duration, now: Duration) -> Option<(ConnId, Duration)> {
+        let age = now.saturating_sub(self.last_taken());
+        let connection = self.connection.load(Relaxed);
+        (self.is_busy() && age >= long)
+            .then_some((ConnId { slot: (connection >> 32) as u32, generation: connection as u32 }, age))
     }
 
     fn is_busy(&self) -> bool {

@@ -191,6 +191,17 @@ impl Crew {
         Census::take(state.live, states, state.last_taken, now, long)
     }
 
+    /// See [`Pool::old_jobs`](super::Pool::old_jobs).
+    #[cfg(feature = "admin")]
+    pub(super) fn old_jobs(&self, now: Duration, long: Duration) -> Vec<super::OldJob> {
+        let state = lock(&self.state);
+        let old = |(id, worker): &(u64, Arc<WorkerState>)| {
+            let (connection, age) = worker.has_had_for(long, now)?;
+            Some(super::OldJob { worker: thread_name(*id), connection, age })
+        };
+        state.workers.iter().filter_map(old).collect()
+    }
+
     /// See [`Pool::leave_by`](super::Pool::leave_by).
     pub(super) fn leave_by(&self, deadline: Instant) {
         let mut state = lock(&self.state);

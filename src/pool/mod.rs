@@ -71,6 +71,17 @@ pub(crate) struct Pool<Q> {
     mean_nanos: std::sync::atomic::AtomicU64,
 }
 
+/// A job that its worker has had for long.
+#[cfg(feature = "admin")]
+#[derive(Debug)]
+pub(crate) struct OldJob {
+    /// The worker's name.
+    pub(crate) worker: String,
+    /// Whose it is.
+    pub(crate) connection: crate::slots::ConnId,
+    pub(crate) age: Duration,
+}
+
 /// The pool of a server.
 pub(crate) type JobPool = Pool<Deques<Box<Job>>>;
 
@@ -221,6 +232,12 @@ impl<Q: Queue> Pool<Q> {
     /// Looks at every worker. `now` is in the time of their clock; who has had its job for `long` counts as lost.
     pub(crate) fn census(&self, now: Duration, long: Duration) -> Census {
         self.crew.census(now, long)
+    }
+
+    /// The jobs that workers have had for `long` or longer at `now`, in the time of their clock.
+    #[cfg(feature = "admin")]
+    pub(crate) fn old_jobs(&self, now: Duration, long: Duration) -> Vec<OldJob> {
+        self.crew.old_jobs(now, long)
     }
 
     /// Lets every worker go: parked ones now, busy ones after their job. Jobs that nobody has taken stay.

@@ -117,7 +117,7 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
         let Some(job) = held.job.as_deref_mut() else { return };
         job.begin_slice();
         let begun = hub.clock.now();
-        me.begins(begun);
+        me.begins(job.origin.id, begun);
 
         let service = &services[job.origin.local.service as usize];
         if service.times_handlers() {

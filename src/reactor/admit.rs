@@ -1,14 +1,17 @@
 //! Letting connections in, or turning them away.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use mio::{Interest, Token};
 
 use super::Reactor;
 use super::listener::Accepted;
+use super::socket::Stream;
 use crate::address::Address;
 use crate::connection::{Connection, Phase, Role};
+use crate::job::Endpoint;
 use crate::reason::CloseReason;
 
 /// What is asked for from the start. Urgent data too, which is of no interest: reads stop short at it.
@@ -32,7 +35,7 @@ impl Reactor {
             if !self.listeners.is_ready() {
                 return;
             }
-            let (mut stream, peer, local) = match self.listeners.accept(now) {
+            let (stream, peer, local) = match self.listeners.accept(now) {
                 Accepted::Connection(stream, peer, local) => (stream, peer, local),
                 Accepted::None => return,
                 Accepted::Refused(error) => {
@@ -44,65 +47,76 @@ impl Reactor {
                     continue;
                 }
             };
-            self.counters.accepted += 1;
-            let service = local.service;
-            let is_proxy = self.services[service as usize].settings.proxy_from.includes(&peer);
-            let may_stop = !is_proxy && self.services[service as usize].may_stop(&peer);
-            let limit = self.services[service as usize].settings.max_connections;
-            let is_full = self.counters.services[service as usize].open >= limit as u64;
-            let turned_away =
-                if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING) {
-                    Some(CloseReason::Full)
-                } else if !is_proxy && !self.peers[service as usize].enter(&peer) {
-                    Some(CloseReason::PeerFull)
-                } else {
-                    None
-                };
-            let role = match turned_away {
-                Some(_) => Role::TurnedAway,
-                None if is_proxy => Role::Announced,
-                None => Role::Requests,
-            };
-            let mut connection = Connection::new(local, &peer, may_stop, role, self.turn_at);
-            match turned_away {
-                None => {
-                    self.counters.open += 1;
-                    self.counters.services[service as usize].open += 1;
-                }
-                Some(reason) => {
-                    self.count_rejected(reason, &peer);
-                    if self.rejected >= MAX_REJECTED && !self.let_one_go() {
-                        // Told, but not waited for: a reset may overtake the line.
-                        if let Some(line) = self.last_line(service, reason, 0) {
-                            drop(stream.write(&line));
-                        }
-                        continue;
+            match self.services[local.service as usize].settings.aside {
+                false => self.admit(stream, &peer, local),
+                true => self.aside(|reactor| reactor.admit(stream, &peer, local)),
+            }
+        }
+    }
+
+    /// Lets a connection in, or turns it away.
+    fn admit(&mut self, mut stream: Stream, peer: &Address, local: Arc<Endpoint>) {
+        self.counters.accepted += 1;
+        let service = local.service;
+        let is_proxy = self.services[service as usize].settings.proxy_from.includes(peer);
+        let may_stop = !is_proxy && self.services[service as usize].may_stop(peer);
+        let limit = self.services[service as usize].settings.max_connections;
+        let is_full = self.counters.services[service as usize].open >= limit as u64;
+        let turned_away = if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING)
+        {
+            Some(CloseReason::Full)
+        } else if !is_proxy && !self.peers[service as usize].enter(peer) {
+            Some(CloseReason::PeerFull)
+        } else {
+            None
+        };
+        let aside = self.aside.entered;
+        let role = match turned_away {
+            Some(_) => Role::TurnedAway,
+            None if aside => Role::Aside,
+            None if is_proxy => Role::Announced,
+            None => Role::Requests,
+        };
+        let mut connection = Connection::new(local, peer, may_stop, role, self.turn_at);
+        match turned_away {
+            None => {
+                self.counters.open += 1;
+                self.counters.services[service as usize].open += 1;
+            }
+            Some(reason) => {
+                self.count_rejected(reason, peer);
+                // The places of those who are waited for are for clients.
+                if aside || self.rejected >= MAX_REJECTED && !self.let_one_go() {
+                    // Told, but not waited for: a reset may overtake the line.
+                    if let Some(line) = self.last_line(service, reason, 0) {
+                        drop(stream.write(&line));
                     }
-                    connection.phase = Phase::Closing(reason);
-                    self.rejected += 1;
+                    return;
                 }
+                connection.phase = Phase::Closing(reason);
+                self.rejected += 1;
             }
-            let id = self.table.insert(stream, connection);
-            let Some(entry) = self.table.get(id) else { continue };
-            let token = Token(id.slot as usize);
-            if let Err(error) = self.poll.registry().register(&mut entry.stream, token, READ_INTEREST) {
-                self.warn("cannot watch a connection", &error);
-                self.close(id, CloseReason::Reset);
-                continue;
-            }
-            if role == Role::Requests && self.has_sessions(service) {
-                self.open_session(id);
-            }
-            if role == Role::Announced {
-                // From now on, whatever comes.
-                self.arm(id);
-            }
-            match role {
-                Role::Requests | Role::Announced if self.drain.is_some() => self.drain(id),
-                // Its idle time begins.
-                Role::Requests | Role::Announced => self.settle(id),
-                Role::TurnedAway => self.list(id),
-            }
+        }
+        let id = self.table.insert(stream, connection);
+        let Some(entry) = self.table.get(id) else { return };
+        let token = Token(id.slot as usize);
+        if let Err(error) = self.poll.registry().register(&mut entry.stream, token, READ_INTEREST) {
+            self.warn("cannot watch a connection", &error);
+            self.close(id, CloseReason::Reset);
+            return;
+        }
+        if role == Role::Requests && self.has_sessions(service) {
+            self.open_session(id);
+        }
+        if role == Role::Announced {
+            // From now on, whatever comes.
+            self.arm(id);
+        }
+        match role {
+            Role::Requests | Role::Announced if self.drain.is_some() => self.drain(id),
+            // Its idle time begins.
+            Role::Requests | Role::Announced | Role::Aside => self.settle(id),
+            Role::TurnedAway => self.list(id),
         }
     }
 }
@@ -115,7 +129,9 @@ impl Reactor {
             _ => &mut self.counters.rejected_full,
         } += 1;
         tracing::debug!(%peer, reason = reason.as_str(), "connection rejected");
-        self.announce(reason, peer);
+        if !self.aside.entered {
+            self.announce(reason, peer);
+        }
     }
 
     /// Sessions of connections that have ended, with workers or on their way to one: they outlive their connections, so these do

@@ -180,6 +180,9 @@ impl Reactor {
     /// Ends a connection now, and accounts for what is lost with it. A job that is out is accounted for when it
     /// comes back.
     pub(super) fn close(&mut self, id: ConnId, reason: CloseReason) {
+        if self.steps_aside(id) {
+            return self.aside(|reactor| reactor.close(id, reason));
+        }
         self.end_session(id, reason);
         let Some(mut entry) = self.table.remove(id) else { return };
         let connection = &mut entry.connection;
@@ -198,7 +201,7 @@ impl Reactor {
         }
         self.drop_requests(lost);
         match connection.role {
-            role @ (Role::Requests | Role::Announced) => {
+            role @ (Role::Requests | Role::Announced | Role::Aside) => {
                 let service = connection.service() as usize;
                 self.counters.open -= 1;
                 self.counters.services[service].open -= 1;
@@ -232,7 +235,11 @@ impl Reactor {
             | CloseReason::WriteTimeout
             | CloseReason::RequestTimeout
             | CloseReason::Memory
-            | CloseReason::ProxyHeader => self.announce(reason, &peer),
+            | CloseReason::ProxyHeader => {
+                if !self.aside.entered {
+                    self.announce(reason, &peer);
+                }
+            }
         }
         // A descriptor is free again.
         self.listeners.retry();

@@ -79,14 +79,17 @@ impl Inline {
         }
     }
 
-    /// They were. Records the times of those that were handled here, which had come at `accepted_at`. Returns how many those are,
-    /// and how many times they held up the loop.
-    fn end(&mut self, accepted_at: Nanos) -> (usize, u64) {
+    /// They were. Records the times of those that were handled here, which had come at `accepted_at`, unless they are `aside`.
+    /// Returns how many those are, and how many times they held up the loop.
+    fn end(&mut self, accepted_at: Nanos, aside: bool) -> (usize, u64) {
         if self.laps.is_open() {
             let now = self.hub.clock.now();
             self.overruns += u64::from(self.laps.end(now, accepted_at) > nanos(MAX_HELD));
         }
-        self.hub.timings.record(OWN_NUMBER, self.laps.drain());
+        match aside {
+            true => drop(self.laps.drain()),
+            false => self.hub.timings.record(OWN_NUMBER, self.laps.drain()),
+        }
         (self.handled, self.overruns)
     }
 
@@ -156,7 +159,7 @@ impl HandleInline for Inline {
 impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
-        let (handled, overruns) = self.inline.end(job.accepted_at);
+        let (handled, overruns) = self.inline.end(job.accepted_at, self.aside.entered);
         job.batch.handled = handled;
         self.counters.inline_overruns += overruns;
         if job.end == JobEnd::Unfinished {

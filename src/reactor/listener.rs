@@ -35,6 +35,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// what was left, so that looking costs each new address the same.
 const FIRST_ENDPOINTS: usize = 64;
 
+/// Mode of the Unix socket of a service that looks on: what it tells is the server's user's business.
+const ASIDE_MODE: u32 = 0o600;
+
 /// How long a connection is silent before the system asks whether its peer is still there, how often it asks again, and
 /// after how many questions without an answer the connection is over: two minutes after the peer vanished. An idle peer
 /// that lives pays for it with a packet a minute.
@@ -110,7 +113,8 @@ fn bind_all(
     let addresses = &settings.listen;
     let options = Options::of(settings);
     let mut picked = 0;
-    let mut tcp = |address: SocketAddr, found: Option<OwnedFd>| {
+    let mut tcp = |address: SocketAddr, found: Option<OwnedFd>, is_aside: bool| {
+        let same_port = same_port && !is_aside;
         if let Some(found) = found {
             options.set(&SockRef::from(&found))?;
             let socket = ListenSocket::inherited(found, lent)?;
@@ -125,13 +129,13 @@ fn bind_all(
             socket.set_only_v6(has_ipv4_beside(address, addresses))?;
         }
         socket.set_reuse_address(true)?;
-        if settings.reuse_port {
+        if settings.reuse_port && !is_aside {
             socket.set_reuse_port(true)?;
         }
         options.set(&SockRef::from(&socket))?;
         socket.set_nonblocking(true)?;
         let mut bound = address;
-        if address.port() == 0 {
+        if same_port && address.port() == 0 {
             bound.set_port(picked);
         }
         socket.bind(&bound.into())?;
@@ -142,8 +146,8 @@ fn bind_all(
         }
         Ok(ListenSocket::Tcp(listener))
     };
-    let mode = || Permissions::from_mode(settings.unix_mode);
-    let unix = |path: &Path, found: Option<OwnedFd>| {
+    let unix = |path: &Path, found: Option<OwnedFd>, mode: u32| {
+        let mode = || Permissions::from_mode(mode);
         // Whose file has gone is one that nobody can reach.
         if let Some(found) = found.filter(|_| path.exists()) {
             let socket = ListenSocket::inherited(found, lent)?;
@@ -169,10 +173,11 @@ fn bind_all(
         Ok(socket)
     };
     let mut bind = |(address, service): (&Address, &ServiceId)| {
+        let is_aside = settings.services[usize::from(*service)].aside;
         let found = inherited.find(&names[usize::from(*service)], address).transpose();
         let bound = found.and_then(|found| match address {
-            Address::Tcp(address) => tcp(*address, found),
-            Address::Unix(path) => unix(path, found),
+            Address::Tcp(address) => tcp(*address, found, is_aside),
+            Address::Unix(path) => unix(path, found, if is_aside { ASIDE_MODE } else { settings.unix_mode }),
             Address::Unknown => Err(ErrorKind::InvalidInput.into()),
         });
         bound.map_err(|source| Error::Bind { address: address.clone(), source })
@@ -264,8 +269,12 @@ pub(super) struct Listeners {
 
 #[derive(Debug)]
 struct Listener {
+    /// By which events name it.
+    number: usize,
     socket: ListenSocket,
     service: ServiceId,
+    /// Its service looks on, and is not stopped with the others.
+    is_aside: bool,
     /// The address that was asked for. `None`: the socket was given, so its door is not ours to shut.
     asked: Option<Address>,
     /// What connections lack that began before the socket was given: they are in its queue, until that was seen empty.
@@ -287,9 +296,10 @@ impl Listener {
 }
 
 impl Listeners {
-    /// Listeners of services, whose connections have `options`.
-    pub(super) fn new(sockets: Vec<Bound>, options: Options) -> Listeners {
-        let listener = |Bound { socket, service, asked }: Bound| {
+    /// The listeners that were bound for these settings.
+    pub(super) fn new(sockets: Vec<Bound>, settings: &Settings) -> Listeners {
+        let options = Options::of(settings);
+        let listener = |(number, Bound { socket, service, asked }): (usize, Bound)| {
             let lacks = asked.is_none() && matches!(socket, ListenSocket::Tcp(_));
             if lacks && let Err(error) = options.set(&SockRef::from(&socket)) {
                 tracing::debug!(%error, "cannot set the options of a socket that was given");
@@ -297,8 +307,10 @@ impl Listeners {
             let bound = socket.local_addr().ok();
             let bound = bound.filter(|address| address.ip().is_none_or(|ip| !ip.is_unspecified()));
             Listener {
+                number,
                 socket,
                 service,
+                is_aside: settings.services[usize::from(service)].aside,
                 asked,
                 lacking: lacks.then_some(options),
                 endpoint: bound.map(|address| Endpoint::new(address, service)),
@@ -308,7 +320,7 @@ impl Listeners {
             }
         };
         Listeners {
-            listeners: sockets.into_iter().map(listener).collect(),
+            listeners: sockets.into_iter().enumerate().map(listener).collect(),
             endpoints: HashMap::new(),
             prune_at: FIRST_ENDPOINTS,
             next: 0,
@@ -326,7 +338,8 @@ impl Listeners {
 
     /// An edge came for the listener of this number.
     pub(super) fn set_ready(&mut self, number: usize) {
-        if let Some(listener) = self.listeners.get_mut(number) {
+        // It may have been closed, and others not.
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.number == number) {
             listener.ready = true;
         }
     }
@@ -338,9 +351,14 @@ impl Listeners {
         }
     }
 
-    /// Lets no connection begin any more where the door is ours. Those that have begun can still be accepted.
+    /// Those of services whose connections are clients: what a graceful stop is about.
+    fn of_clients(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|listener| !listener.is_aside)
+    }
+
+    /// Lets no client connect any more where the door is ours. Connections that have begun can still be accepted.
     pub(super) fn shut_doors(&self) {
-        for listener in self.listeners.iter().filter(|listener| listener.asked.is_some()) {
+        for listener in self.of_clients().filter(|listener| listener.asked.is_some()) {
             if let Err(error) = shut_door(&listener.socket) {
                 tracing::debug!(%error, "cannot shut the door before the last accept");
             }
@@ -373,14 +391,14 @@ impl Listeners {
         }
     }
 
-    /// Closes the listening sockets. Who is in their queues is reset by the system.
+    /// Closes the listening sockets for clients. Who is in their queues is reset by the system.
     pub(super) fn close(&mut self) {
-        self.listeners.clear();
+        self.listeners.retain(|listener| listener.is_aside);
     }
 
-    /// Whether the listening sockets are closed.
+    /// Whether the listening sockets for clients are closed.
     pub(super) fn is_closed(&self) -> bool {
-        self.listeners.is_empty()
+        self.of_clients().next().is_none()
     }
 
     /// Whether there may be something to accept now.
@@ -388,9 +406,9 @@ impl Listeners {
         self.listeners.iter().any(Listener::may_accept)
     }
 
-    /// Whether all queues were seen empty.
+    /// Whether all queues of clients were seen empty.
     pub(super) fn is_drained(&self) -> bool {
-        self.listeners.iter().all(|listener| !listener.ready)
+        self.of_clients().all(|listener| !listener.ready)
     }
 
     /// When to try again after a refusal.
@@ -503,8 +521,8 @@ mod tests {
         let asked = Some(healthy.into());
         let bound = |socket| Bound { socket, service: 0, asked: asked.clone() };
         let sockets = sockets.into_iter().map(bound).collect();
-        let options = Options { send_buffer_bytes: None };
-        let (mut listeners, now) = (Listeners::new(sockets, options), Instant::now());
+        let settings = Config { send_buffer_bytes: None, ..Config::default() }.check().unwrap();
+        let (mut listeners, now) = (Listeners::new(sockets, &settings), Instant::now());
         assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + FIRST_PAUSE));
         let Accepted::Connection(_, peer, _) = listeners.accept(now) else { panic!("not accepted") };
@@ -531,8 +549,8 @@ mod tests {
     /// A listener for a socket that somebody else has, too.
     fn given(socket: &std::net::TcpListener) -> Listeners {
         let socket = ListenSocket::open(socket.try_clone().unwrap().into()).unwrap();
-        let options = Options { send_buffer_bytes: Some(32 << 10) };
-        Listeners::new(vec![Bound { socket, service: 0, asked: None }], options)
+        let settings = Config { send_buffer_bytes: Some(32 << 10), ..Config::default() }.check().unwrap();
+        Listeners::new(vec![Bound { socket, service: 0, asked: None }], &settings)
     }
 
     #[test]

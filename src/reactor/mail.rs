@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use super::Reactor;
 use super::serve::write;
+#[cfg(feature = "admin")]
+use super::survey::Search;
 use super::table::Entry;
 use crate::connection::Phase;
 use crate::job::{Job, JobEnd, Task};
@@ -25,6 +27,8 @@ impl Reactor {
             Mail::Completion(completion) => self.complete(completion, now),
             Mail::Push(push) => return self.push(push, now),
             Mail::Question(question) => self.tell(question),
+            #[cfg(feature = "admin")]
+            Mail::Survey(survey) => self.searches.push_back(Search::new(survey)),
         }
         None
     }
@@ -209,6 +213,9 @@ impl Reactor {
     /// Takes in a reply that was given later, or the news that it will not be.
     fn complete(&mut self, completion: Box<Completion>, now: Instant) {
         let id = completion.connection;
+        if self.steps_aside(id) {
+            return self.aside(|reactor| reactor.complete(completion, now));
+        }
         self.budget.visit();
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.is_job_out() {

@@ -10,6 +10,7 @@
 //! used up is left over for the next, and the next poll does not block.
 
 mod admit;
+mod aside;
 mod budget;
 mod deadlines;
 mod farewell;
@@ -23,6 +24,8 @@ mod proxy;
 mod serve;
 mod socket;
 mod stop;
+#[cfg(feature = "admin")]
+mod survey;
 mod table;
 mod timeouts;
 
@@ -53,11 +56,12 @@ use crate::slots::{ConnId, Slots};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
 use admit::MAX_REJECTED;
+use aside::Aside;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use inline::Inline;
+use listener::Listeners;
 pub(crate) use listener::{Bound, bind};
-use listener::{Listeners, Options};
 use lone::LoneJob;
 use peers::Peers;
 pub(crate) use socket::ListenSocket;
@@ -123,7 +127,7 @@ impl Sockets {
         let new = || {
             let poll = Poll::new()?;
             let waker = Waker::new(poll.registry(), WAKER)?;
-            let mut listeners = Listeners::new(sockets, Options::of(settings));
+            let mut listeners = Listeners::new(sockets, settings);
             for (number, socket) in listeners.sources().enumerate() {
                 poll.registry().register(socket, Token(LISTENERS - number), Interest::READABLE)?;
             }
@@ -173,6 +177,11 @@ pub(crate) struct Reactor {
     /// Replies that are given later and are not here yet.
     deferred: usize,
     inline: Inline,
+    /// What counts for connections that look on.
+    aside: Aside,
+    /// Questions about the connections.
+    #[cfg(feature = "admin")]
+    searches: VecDeque<survey::Search>,
     /// While connections are closed because all hold too much: who held anything when that began, and how much, those that
     /// held most last.
     holders: Vec<(usize, ConnId)>,
@@ -241,6 +250,9 @@ impl Reactor {
             closing_out: 0,
             deferred: 0,
             inline,
+            aside: Aside::default(),
+            #[cfg(feature = "admin")]
+            searches: VecDeque::new(),
             free: FreeJobs::new(slots),
             holders: Vec::new(),
             litter: Litter::default(),
@@ -304,7 +316,7 @@ impl Reactor {
             let Some(drain) = self.drain else { continue };
             self.close_listeners(now);
             self.drain_newcomers(now);
-            if self.table.len() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
+            if self.clients() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
                 self.shared.pool.leave_by(drain.until.max(now + LEAVE_TIMEOUT));
                 return Ok(Dropped::default());
             }
@@ -355,6 +367,8 @@ impl Reactor {
         }
         self.obey_memory_limit();
         self.litter.drop_piece();
+        #[cfg(feature = "admin")]
+        self.search_on();
     }
 
     /// Takes finished jobs back, within the budget.
@@ -456,6 +470,7 @@ impl Reactor {
             && self.finished.is_empty()
             && self.holders.is_empty()
             && self.litter.is_empty()
+            && !self.is_searching()
     }
 
     /// Puts a connection on the list of those to look at in this turn, unless it is on a list.

@@ -33,6 +33,8 @@ impl Reactor {
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
             Role::Announced => self.serve_announced(id),
+            Role::Aside if self.aside.entered => self.serve_requests(id),
+            Role::Aside => return self.aside(|reactor| reactor.serve(id, now)),
             Role::TurnedAway => self.write_waiting(id),
         };
         if alive {

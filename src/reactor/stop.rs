@@ -135,10 +135,12 @@ impl Reactor {
             self.accept(FINAL_ACCEPT_BUDGET, now);
         }
         self.listeners.leave(is_lent, self.poll.registry());
-        let ids = self.table.ids();
-        tracing::info!(connections = ids.len(), pending = self.counters.pending, "draining");
-        for id in ids {
-            if is_lent && self.is_newcomer(id) {
+        tracing::info!(connections = self.clients(), pending = self.counters.pending, "draining");
+        for id in self.table.ids() {
+            if is_lent && self.steps_aside(id) {
+                // The next server answers from now on.
+                self.close(id, CloseReason::Stopping);
+            } else if is_lent && self.is_newcomer(id) {
                 self.newcomers.push(id);
             } else {
                 self.drain(id);
@@ -171,6 +173,9 @@ impl Reactor {
     /// Limits what is read of a connection to what its receive queue holds now.
     pub(super) fn drain(&mut self, id: ConnId) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };
+        if connection.role == Role::Aside {
+            return;
+        }
         if connection.phase == Phase::Open {
             connection.begin_drain(queued_bytes(stream));
         }
@@ -202,7 +207,7 @@ impl Reactor {
     /// While draining and listening: until when handshakes are waited for.
     pub(super) fn handshakes_until(&self) -> Option<Instant> {
         let drain = self.drain.filter(|_| !self.listeners.is_closed())?;
-        let alone = self.table.len() == 0 && self.jobs_out == 0;
+        let alone = self.clients() == 0 && self.jobs_out == 0;
         Some(drain.from + if alone { MIN_HANDSHAKE } else { MAX_HANDSHAKE })
     }
 
@@ -215,6 +220,10 @@ impl Reactor {
         let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, turned_away);
         for id in self.table.ids() {
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
+            if connection.role == Role::Aside {
+                self.close(id, CloseReason::Aborted);
+                continue;
+            }
             let service = &self.services[connection.service() as usize];
             if connection.phase == Phase::Open && connection.drain_left() != Some(0) {
                 let queued = stream.peek(&mut self.buffer).unwrap_or(0);

@@ -2,6 +2,8 @@
 //!
 //! Slots are reused, so everything that outlives a turn names a connection by slot and generation.
 
+#[cfg(feature = "admin")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -68,6 +70,18 @@ impl Table {
         self.get(id)?;
         self.slots.clear(id);
         Some(self.slab.remove(id.slot as usize))
+    }
+
+    /// The connections in these slots.
+    #[cfg(feature = "admin")]
+    pub(super) fn entries(&self, slots: Range<usize>) -> impl Iterator<Item = (ConnId, &Entry)> {
+        slots.filter_map(|slot| Some((self.id_of(slot)?, self.slab.get(slot)?)))
+    }
+
+    /// Behind the last slot that ever was in use.
+    #[cfg(feature = "admin")]
+    pub(super) fn end(&self) -> usize {
+        self.slab.capacity()
     }
 
     pub(super) fn len(&self) -> usize {

@@ -46,6 +46,10 @@ impl Reactor {
         if connection.look_at != at {
             return;
         }
+        if self.steps_aside(id) {
+            return self.aside(|reactor| reactor.look_at(at, id, now));
+        }
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.look_at = 0;
         if self.is_due(id).is_some() {
             // Whoever kept its time must not pay for a loop that was held up, or a process that was stopped: the event may
@@ -91,6 +95,8 @@ impl Reactor {
             Mail::Job(job) | Mail::Inline(job) => job.origin.id == id,
             Mail::Completion(completion) => completion.connection == id,
             Mail::Piece(_) | Mail::Push(_) | Mail::Question(_) => false,
+            #[cfg(feature = "admin")]
+            Mail::Survey(_) => false,
         })
     }
 

@@ -31,6 +31,7 @@
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
 //! | `load_protocols` | `tidemill load` against Redis, memcached and an SMTP server |
 //! | `simulate_tool` | `tidemill simulate`: output, report, usage |
+//! | `admin` | the admin address: what it says, whatever the server is doing, and that it disturbs nobody |
 //! | `framing_props` | lines do not depend on how bytes were cut: properties |
 //! | `controller_props` | the controller keeps its rules for any sequence of samples |
 //! | `controller_sim` | the rows of the elasticity scorecard in simulated time |
@@ -39,6 +40,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod admin;
 mod chaos;
 mod cli;
 mod closing;

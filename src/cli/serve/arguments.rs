@@ -1,11 +1,11 @@
 //! The options of `tidemill serve`, and its errors in their words.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tidemill::{Config, Error, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
+use tidemill::{Address, Config, Error, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
 
 use crate::cli::size;
 
@@ -122,6 +122,10 @@ pub(crate) struct ServeArgs {
     pub(super) exec: Option<String>,
     #[command(flatten)]
     pub(super) programs: super::exec::ExecArgs,
+    /// Tell about the server by HTTP there: /metrics, /stats.json, /readyz, and a live page at /. A port alone is one of
+    /// 127.0.0.1; a Unix socket is for the same user only [default: off]
+    #[arg(long, value_name = "[ADDR:]PORT|unix:PATH", value_parser = admin)]
+    pub(super) admin: Option<Address>,
     /// Form of the log lines on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,
@@ -179,6 +183,15 @@ fn send_buffer(text: &str) -> Result<SendBuffer, String> {
     match text {
         "system" => Ok(SendBuffer(None)),
         text => size::parse(text).map(|bytes| SendBuffer(Some(bytes))),
+    }
+}
+
+pub(super) fn admin(text: &str) -> Result<Address, String> {
+    match text.parse::<u16>() {
+        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()),
+        Err(_) => text.parse().map_err(|_| {
+            "must be a port, an IP address with a port, such as 10.0.0.1:9100, or unix:PATH".to_owned()
+        }),
     }
 }
 

@@ -39,6 +39,9 @@ const PASSING_DESCRIPTORS: usize = 2;
 /// of them.
 const MAX_TURNED_AWAY_DESCRIPTORS: usize = 64;
 
+/// With few descriptors allowed, such a part of them is for connections of the admin address.
+const ADMIN_SHARE: usize = 16;
+
 /// Exit status and one line, where there is no server.
 type Refusal = (u8, String);
 
@@ -144,9 +147,13 @@ fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> 
     config.max_pending = args.max_pending;
     config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;
+    config.admin = args.admin.clone();
+    let of_admin = args.admin.as_ref().map_or(0, |_| config.admin_connections);
     let (builder, programs) = service(args)?;
-    let descriptors = config.listen.len() + exec::descriptors(args, config.max_threads);
-    config.max_connections = possible_connections(args.max_connections, descriptors)?;
+    let listeners = config.listen.len() + usize::from(of_admin > 0);
+    let descriptors = listeners + exec::descriptors(args, config.max_threads);
+    (config.max_connections, config.admin_connections) =
+        possible_connections(args.max_connections, of_admin, descriptors)?;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
     let server = builder.config(config).start().map_err(|error| refusal(&error))?;
@@ -154,6 +161,9 @@ fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> 
     if let Some(possible) = lowered_to {
         let wanted = args.max_connections;
         tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
+    }
+    if let Some(address) = server.handle().admin_addr() {
+        tracing::info!(%address, "admin address");
     }
     Ok((server, programs))
 }
@@ -182,16 +192,19 @@ fn service(args: &ServeArgs) -> Result<(Builder, Option<ProgramsHandle>), Refusa
     Ok((Server::builder(Delay::new(service, args.handler_delay)), None))
 }
 
-/// Raises the limit of open files for `wanted` connections beside `others`, and lowers those to what it permits.
+/// Raises the limit of open files for `wanted` connections, and `of_admin` of the admin address, beside `others`, and lowers both
+/// to what it permits.
 ///
 /// # Errors
 /// Not even one is possible.
-fn possible_connections(wanted: usize, others: usize) -> Result<usize, Refusal> {
+fn possible_connections(wanted: usize, of_admin: usize, others: usize) -> Result<(usize, usize), Refusal> {
     let own = others + POLL_DESCRIPTORS + PASSING_DESCRIPTORS;
     let in_use = files::in_use_below(usize::MAX);
-    let limit = files::raise_limit(wanted.saturating_add(in_use + own + MAX_TURNED_AWAY_DESCRIPTORS));
+    let limit =
+        files::raise_limit(wanted.saturating_add(in_use + own + of_admin + MAX_TURNED_AWAY_DESCRIPTORS));
     let turned_away = (limit / 8).clamp(1, MAX_TURNED_AWAY_DESCRIPTORS);
-    let taken = files::in_use_below(limit) + own + turned_away;
+    let of_admin = of_admin.min((limit / ADMIN_SHARE).max(1));
+    let taken = files::in_use_below(limit) + own + turned_away + of_admin;
     if limit <= taken {
         let needed = taken + 1;
         return Err((
@@ -199,7 +212,7 @@ fn possible_connections(wanted: usize, others: usize) -> Result<usize, Refusal> 
             format!("the limit of open files is {limit}, but at least {needed} are needed"),
         ));
     }
-    Ok(wanted.min(limit - taken))
+    Ok((wanted.min(limit - taken), of_admin))
 }
 
 /// Once clients can connect: one line for each listener. They are the first lines, so there is room for them.

@@ -55,7 +55,7 @@ fn client(command: &mut Command) -> Option<Ended> {
 
 /// A client of another make is missing.
 #[track_caller]
-fn missing(what: &str) {
+pub(crate) fn missing(what: &str) {
     assert!(env::var_os("CLIENTS_REQUIRED").is_none(), "CLIENTS_REQUIRED is set, but {what}");
     skipped(what);
 }
