@@ -11,7 +11,7 @@ use crate::address::Address;
 use crate::clock::{Nanos, nanos};
 use crate::controller::Policy;
 use crate::error::Error;
-use crate::job::{MAX_JOB_LINES, ServiceId};
+use crate::job::ServiceId;
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
@@ -362,7 +362,6 @@ pub(crate) struct Settings {
     pub(crate) listen: Vec<Address>,
     pub(crate) limits: PoolLimits,
     pub(crate) policy: Policy,
-    pub(crate) max_connections: usize,
     pub(crate) max_pending: usize,
     pub(crate) high_watermark_bytes: usize,
     pub(crate) low_watermark_bytes: usize,
@@ -386,8 +385,6 @@ pub(crate) struct ServiceSettings {
     pub(crate) max_line_bytes: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) queue_timeout: Option<Nanos>,
-    /// Most requests in a job.
-    pub(crate) max_job_lines: usize,
     pub(crate) stop_from: StopFrom,
     pub(crate) proxy_from: ProxyFrom,
     /// It looks on: its connections are no clients. They are in no statistics and under no common limit, and a graceful stop
@@ -418,7 +415,6 @@ impl ServiceSettings {
             max_line_bytes,
             timeouts: Timeouts::default(),
             queue_timeout: None,
-            max_job_lines: MAX_JOB_LINES,
             stop_from,
             proxy_from: ProxyFrom::default(),
             aside: false,
@@ -448,7 +444,6 @@ impl ServiceConfig {
             max_connections_per_peer: self.max_connections_per_peer,
             max_line_bytes: self.max_line_bytes,
             queue_timeout: timeout("queue_timeout", self.queue_timeout)?,
-            max_job_lines: if timeouts.request.is_some() { 1 } else { MAX_JOB_LINES },
             timeouts,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
@@ -473,6 +468,42 @@ impl Config {
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
         }
+    }
+
+    /// Checks every value, as [`Builder::start`](crate::Builder::start) does first.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first one out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.clone().check_with(Vec::new(), true).map(drop)
+    }
+
+    /// Takes over from `present` what a running server keeps. Returns the names of what would have been different.
+    pub(crate) fn keep_what_is_fixed(&mut self, present: &Config) -> Vec<&'static str> {
+        let mut kept = Vec::new();
+        macro_rules! keep {
+            ($($field:ident),*) => {$(
+                if self.$field != present.$field {
+                    kept.push(stringify!($field));
+                    self.$field = present.$field.clone();
+                }
+            )*};
+        }
+        keep!(listen, unix_mode, reuse_port, proxy_from, thread_stack_bytes);
+        #[cfg(feature = "admin")]
+        keep!(admin, admin_connections);
+        // A size that was set once cannot be given up again.
+        if self.send_buffer_bytes.is_none() {
+            keep!(send_buffer_bytes);
+        }
+        kept
+    }
+
+    /// Sets all that belongs to the size of the pool.
+    pub(crate) fn set_pool_limits(&mut self, limits: PoolLimits) {
+        let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
+        (self.min_threads, self.max_threads, self.tolerance, self.keep_alive) =
+            (min_threads, max_threads, tolerance, keep_alive);
     }
 
     /// Checks every value, for a server of one service.
@@ -541,12 +572,10 @@ impl Config {
             listen_services.push(number);
             listen.push(address);
         }
-        let of_all = services.iter().map(|service| service.max_connections);
         Ok(Settings {
             listen,
             limits,
             policy,
-            max_connections: of_all.fold(0, usize::saturating_add).min(MAX_CONNECTIONS),
             max_pending: self.max_pending,
             high_watermark_bytes: self.high_watermark_bytes,
             low_watermark_bytes: self.high_watermark_bytes / 4,

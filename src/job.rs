@@ -377,10 +377,10 @@ impl FreeJobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::slots::CHUNK;
+    use crate::slots::FIRST_SLOTS;
 
     fn free_jobs() -> FreeJobs {
-        FreeJobs::new(Slots::new(1, 0))
+        FreeJobs::new(Slots::new(0))
     }
 
     fn take(free: &mut FreeJobs) -> Box<Job> {
@@ -420,9 +420,10 @@ mod tests {
 
     #[test]
     fn a_job_is_wanted_while_its_connection_has_its_slot() {
-        let slots = Slots::new(CHUNK + 1, 100);
+        let slots = Slots::new(100);
         let mut free = FreeJobs::new(Arc::clone(&slots));
-        for slot in [0, 4095, 4096] {
+        let first = u32::try_from(FIRST_SLOTS).unwrap();
+        for slot in [0, first - 1, first, 3 * first - 1, 3 * first] {
             let id = ConnId { slot, generation: u32::MAX };
             let mut job = take(&mut free);
             job.origin.id = id;
@@ -433,6 +434,6 @@ mod tests {
             slots.set(ConnId { generation: 5, ..id });
             assert!(!job.origin.is_there());
         }
-        assert!(slots.has(ConnId { slot: 1 << 20, generation: 1 }), "beyond what is kept");
+        assert!(slots.has(ConnId { slot: u32::MAX, generation: 1 }), "nobody has been there");
     }
 }

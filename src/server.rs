@@ -32,7 +32,9 @@ use crate::mail::{Mail, Post, Question};
 use crate::metrics::{Counters, Stats};
 use crate::overview::Overview;
 use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
-use crate::reactor::{self, Bound, Dropped, ListenSocket, Reactor, ReactorHub, Shared, Sockets, StopLevel};
+use crate::reactor::{
+    self, Bound, Dropped, ListenSocket, NewSettings, Reactor, ReactorHub, Shared, Sockets, StopLevel,
+};
 use crate::reason::CloseReason;
 use crate::service::{Erased, Served, Service, ServiceId, WorkerStates};
 use crate::state::ServerState;
@@ -92,7 +94,8 @@ pub struct ServerHandle {
 struct Inner {
     addrs: Addrs,
     overview: Arc<Overview>,
-    drain_timeout: Duration,
+    /// What is set now. Held while it is changed, so that the reactor gets changes in their order.
+    present: Mutex<Present>,
     hub: Arc<ReactorHub>,
     pool: Arc<JobPool>,
     tuner: Arc<Tuner>,
@@ -100,12 +103,20 @@ struct Inner {
     lent: Lent,
     /// Inherited listeners that no address was found for, until they are this server's own to close.
     unused: Mutex<Vec<ListenSocket>>,
+    settings: Arc<NewSettings>,
     end: Mutex<Option<End>>,
     ended: Condvar,
     /// Until it is joined by the reactor's thread. Workers are joined by this one, see `pool`.
     tuner_thread: Mutex<Option<JoinHandle<()>>>,
     /// Until it is joined by who waits for the end.
     reactor_thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What is set: for the server and its first service, and for the others.
+#[derive(Debug)]
+struct Present {
+    config: Config,
+    others: Vec<ServiceConfig>,
 }
 
 /// How the reactor ended.
@@ -190,7 +201,8 @@ impl Drop for Server {
         let inner = &self.handle.inner;
         self.handle.stop();
         if !inner.hub.is_on_own_thread() {
-            let limit = Instant::now() + inner.drain_timeout + DROP_GRACE;
+            let drain_timeout = lock_std(&inner.present).config.drain_timeout;
+            let limit = Instant::now() + drain_timeout + DROP_GRACE;
             inner.wait_until(Some(limit));
         }
     }
@@ -262,9 +274,9 @@ impl Builder {
     }
 
     /// Everything about the size of the pool at once.
-    pub fn pool_limits(self, limits: PoolLimits) -> Self {
-        let PoolLimits { min_threads, max_threads, tolerance, keep_alive } = limits;
-        self.threads(min_threads, max_threads).tolerance(tolerance).keep_alive(keep_alive)
+    pub fn pool_limits(mut self, limits: PoolLimits) -> Self {
+        self.config.set_pool_limits(limits);
+        self
     }
 
     /// See [`Config::min_threads`] and [`Config::max_threads`].
@@ -315,9 +327,9 @@ impl Builder {
         let (inherited, given): (Vec<_>, Vec<_>) =
             self.inherited.into_iter().partition(|listener| listener.address().is_some());
         let by_default = given.is_empty() && self.given.is_empty();
-        let settings = self.config.check_with(configs, by_default)?;
+        let settings = self.config.clone().check_with(configs.clone(), by_default)?;
         let served =
-            |(service, settings): (Arc<dyn Erased>, &ServiceSettings)| Served::new(service, settings.clone());
+            |(service, settings): (Arc<dyn Erased>, &ServiceSettings)| Served::new(service, settings);
         let services = std::iter::once(self.service).chain(others);
         let services: Vec<Served> = services.zip(&settings.services).map(served).collect();
         let names_of_clients: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
@@ -370,19 +382,21 @@ impl Builder {
         let inner = Arc::new(Inner {
             addrs,
             overview,
-            drain_timeout: settings.drain_timeout,
+            present: Mutex::new(Present { config: self.config, others: configs }),
             hub: Arc::clone(&hub),
             pool: Arc::clone(&pool),
             tuner: Arc::clone(&tuner),
             stop: Arc::clone(&stop),
             lent: lent.clone(),
             unused: Mutex::new(unused),
+            settings: Arc::default(),
             end: Mutex::new(None),
             ended: Condvar::new(),
             tuner_thread: Mutex::default(),
             reactor_thread: Mutex::default(),
         });
-        let shared = Shared { hub, pool, tuner, stop, lent, counters };
+        let new_settings = Arc::clone(&inner.settings);
+        let shared = Shared { hub, pool, tuner, stop, lent, new_settings, counters };
         let stack_bytes = settings.thread_stack_bytes;
         // Made on its thread: what services keep for a thread stays there.
         let turns = {
@@ -402,7 +416,7 @@ fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> Option<Served> {
         .services
         .last()
         .filter(|service| service.aside)
-        .map(|service| Served::new(Arc::new(Admin::new(Arc::clone(overview))), service.clone()));
+        .map(|service| Served::new(Arc::new(Admin::new(Arc::clone(overview))), service));
     #[cfg(not(feature = "admin"))]
     let served = {
         let _ = (settings, overview);
@@ -741,6 +755,44 @@ impl ServerHandle {
         self.inner.addrs.aside.as_ref()
     }
 
+    /// What is set now.
+    pub fn config(&self) -> Config {
+        lock_std(&self.inner.present).config.clone()
+    }
+
+    /// Changes the settings of the running server and of its first service, all of them or, where one is out of range, none. No
+    /// request and no reply is lost by it; connections that are there obey too. A time limit that was off begins to count now, and
+    /// [`Config::request_timeout`] with the next request that a worker takes. Never blocks: the event loop obeys from its next
+    /// turn on, so also for whoever connects or asks after this has returned.
+    ///
+    /// What takes effect at the start only stays as it is: [`Config::listen`], [`Config::unix_mode`], [`Config::reuse_port`],
+    /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin address, and [`Config::send_buffer_bytes`] where it is to be left to the system again. Returns the names
+    /// of those of them that differ.
+    ///
+    /// ```
+    /// # use tidemill::{Helo, Server};
+    /// # let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse()?).start()?;
+    /// let handle = server.handle();
+    /// let mut config = handle.config();
+    /// config.max_connections = 500;
+    /// config.idle_timeout = Some(std::time::Duration::from_secs(60));
+    /// assert!(handle.reconfigure(config)?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for the first one out of range; nothing is changed then.
+    pub fn reconfigure(&self, mut config: Config) -> Result<Vec<&'static str>, Error> {
+        let mut present = lock_std(&self.inner.present);
+        let kept = config.keep_what_is_fixed(&present.config);
+        let settings = config.clone().check_with(present.others.clone(), true)?;
+        self.inner.tuner.set_limits(settings.limits)?;
+        present.config = config;
+        self.inner.settings.give(settings);
+        self.inner.hub.replies.wake();
+        Ok(kept)
+    }
+
     /// The present limits of the pool.
     pub fn pool_limits(&self) -> PoolLimits {
         self.inner.tuner.limits()
@@ -752,7 +804,10 @@ impl ServerHandle {
     /// # Errors
     /// [`Error::Setting`] for a limit out of range; nothing is changed then.
     pub fn set_pool_limits(&self, limits: PoolLimits) -> Result<(), Error> {
+        let mut present = lock_std(&self.inner.present);
         self.inner.tuner.set_limits(limits)?;
+        present.config.set_pool_limits(limits);
+        drop(present);
         tracing::info!(?limits, "pool limits changed");
         Ok(())
     }

@@ -40,15 +40,18 @@ pub(crate) fn from_ms(ms: u32, now: Nanos) -> Nanos {
     (at_ms + 1) * MS
 }
 
-/// Slots whose generations lie together.
-pub(crate) const CHUNK: usize = 4096;
+/// Slots in the first part of them; each further part has twice as many as the one before.
+pub(crate) const FIRST_SLOTS: usize = 4096;
+/// Parts, for more slots than a slab of 2^30 connections and those that are turned away has.
+const PARTS: usize = 20;
 
-/// What other threads know of the connections in each slot. Twelve bytes a slot, for as many slots as ever were in use.
+/// What other threads know of the connections in each slot. Twelve bytes a slot, for at most three times as many slots as ever
+/// were in use.
 #[derive(Debug)]
 pub(crate) struct Slots {
-    chunks: Box<[OnceLock<Box<[Slot]>>]>,
-    /// Bytes on their way to a connection from which on nothing more is taken for it.
-    max_posted_bytes: u32,
+    parts: [OnceLock<Box<[Slot]>>; PARTS],
+    /// Bytes on their way to a connection from which on nothing more is taken for it. Written by the reactor.
+    max_posted_bytes: AtomicU32,
 }
 
 /// What workers, pushers and the reactor tell each other of a slot. Relaxed: nothing else is read because of it.
@@ -79,25 +82,29 @@ pub(crate) enum Refused {
 }
 
 impl Slots {
-    /// For slots below `slots`: connections in others are never taken for gone. For one of them nothing more is taken once
-    /// `max_posted_bytes` are on their way.
-    pub(crate) fn new(slots: usize, max_posted_bytes: usize) -> Arc<Slots> {
-        let max_posted_bytes = u32::try_from(max_posted_bytes.min(MAX_POSTED_BYTES)).unwrap_or(u32::MAX);
-        let chunks = (0..slots.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
-        Arc::new(Slots { chunks, max_posted_bytes })
+    /// For a connection nothing more is taken once `max_posted_bytes` are on their way to it.
+    pub(crate) fn new(max_posted_bytes: usize) -> Arc<Slots> {
+        let slots = Slots { parts: [const { OnceLock::new() }; PARTS], max_posted_bytes: AtomicU32::new(0) };
+        slots.limit_posted(max_posted_bytes);
+        Arc::new(slots)
+    }
+
+    /// From now on it is so many bytes. For the reactor.
+    pub(crate) fn limit_posted(&self, max_posted_bytes: usize) {
+        self.max_posted_bytes.store(posted_bytes(max_posted_bytes), Relaxed);
     }
 
     fn slot(&self, id: ConnId) -> Option<&Slot> {
-        let slot = id.slot as usize;
-        Some(&self.chunks.get(slot / CHUNK)?.get()?[slot % CHUNK])
+        let (part, index) = place(id.slot);
+        self.parts.get(part)?.get()?.get(index)
     }
 
     /// The connection of this name has its slot now. For the reactor.
     pub(crate) fn set(&self, id: ConnId) {
-        let slot = id.slot as usize;
-        if let Some(chunk) = self.chunks.get(slot / CHUNK) {
-            let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| Slot::default()).collect());
-            chunk[slot % CHUNK].generation.store(id.generation, Relaxed);
+        let (part, index) = place(id.slot);
+        if let Some(slots) = self.parts.get(part) {
+            let slots = slots.get_or_init(|| (0..FIRST_SLOTS << part).map(|_| Slot::default()).collect());
+            slots[index].generation.store(id.generation, Relaxed);
         }
     }
 
@@ -140,9 +147,10 @@ impl Slots {
     /// They may not be, and do not count.
     pub(crate) fn post(&self, id: ConnId, bytes: usize) -> Result<(), Refused> {
         let Some(slot) = self.slot(id).filter(|_| self.has(id)) else { return Err(Refused::Gone) };
-        let taken = slot.posted.fetch_update(Relaxed, Relaxed, |posted| {
-            (posted < self.max_posted_bytes).then(|| posted + posted_bytes(bytes))
-        });
+        let most = self.max_posted_bytes.load(Relaxed);
+        let taken = slot
+            .posted
+            .fetch_update(Relaxed, Relaxed, |posted| (posted < most).then(|| posted + posted_bytes(bytes)));
         taken.map(drop).map_err(|_| Refused::Full)
     }
 
@@ -159,6 +167,14 @@ impl Slots {
     }
 }
 
+/// The part that a slot is in, and where in it.
+#[inline]
+fn place(slot: u32) -> (usize, usize) {
+    let slot = slot as usize;
+    let part = (slot / FIRST_SLOTS + 1).ilog2();
+    (part as usize, slot - FIRST_SLOTS * ((1 << part) - 1))
+}
+
 /// What a push of `bytes` counts for.
 fn posted_bytes(bytes: usize) -> u32 {
     u32::try_from(bytes.min(MAX_POSTED_BYTES)).unwrap_or(u32::MAX)
@@ -167,6 +183,16 @@ fn posted_bytes(bytes: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_slot_has_a_place_of_its_own() {
+        let mut next = (0, 0);
+        for slot in 0..u32::try_from(9 * FIRST_SLOTS).unwrap() {
+            assert_eq!(place(slot), next, "{slot}");
+            next = if next.1 + 1 < FIRST_SLOTS << next.0 { (next.0, next.1 + 1) } else { (next.0 + 1, 0) };
+        }
+        assert!(place(1 << 30).0 < PARTS);
+    }
 
     #[test]
     fn a_moment_in_milliseconds_is_no_earlier_than_it_was_wherever_it_is_seen_from() {
@@ -184,7 +210,7 @@ mod tests {
     /// The reading of a worker is the later one where the reactor's turn began before it. (issue 16)
     #[test]
     fn a_job_that_was_taken_within_this_turn_was_not_taken_weeks_ago() {
-        let slots = Slots::new(1, 0);
+        let slots = Slots::new(0);
         let id = ConnId { slot: 0, generation: 0 };
         slots.set(id);
         slots.set_taken(id, 11 * MS);

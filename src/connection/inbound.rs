@@ -349,13 +349,13 @@ mod tests {
     use crate::slots::{ConnId, Slots};
 
     fn service() -> Served {
-        Served::new(Arc::new(Comments), ServiceSettings::of_lines(8, StopFrom::Any))
+        Served::new(Arc::new(Comments), &ServiceSettings::of_lines(8, StopFrom::Any))
     }
 
     fn job() -> Box<Job> {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        FreeJobs::new(Slots::new(1, 0)).take(id, &endpoint, endpoint.address.clone(), 0, 0)
+        FreeJobs::new(Slots::new(0)).take(id, &endpoint, endpoint.address.clone(), 0, 0)
     }
 
     fn lines(job: &mut Job) -> Vec<String> {

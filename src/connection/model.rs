@@ -100,8 +100,8 @@ pub fn play(data: &[u8]) {
     let peer = endpoint.address.clone();
     let mut world = World {
         connection: Connection::new(endpoint, &peer, stop_allowed & 1 == 1, Role::Requests, 0),
-        service: Served::new(Arc::new(Comments), ServiceSettings::of_lines(MAX_LINE, StopFrom::Any)),
-        free: FreeJobs::new(Slots::new(1, 0)),
+        service: Served::new(Arc::new(Comments), &ServiceSettings::of_lines(MAX_LINE, StopFrom::Any)),
+        free: FreeJobs::new(Slots::new(0)),
         litter: Litter::default(),
         job: None,
         sent: Vec::new(),

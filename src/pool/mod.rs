@@ -377,7 +377,7 @@ mod tests {
     fn job(line: &[u8]) -> Box<Job> {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::new(Slots::new(1, 0)).take(id, &endpoint, endpoint.address.clone(), 0, 0);
+        let mut job = FreeJobs::new(Slots::new(0)).take(id, &endpoint, endpoint.address.clone(), 0, 0);
         job.batch.push_line(line);
         job
     }
@@ -392,7 +392,7 @@ mod tests {
     impl Workshop {
         fn new(handler: impl Handler, clock: Clock) -> Workshop {
             let services =
-                Arc::new([Served::new(Arc::new(handler), ServiceSettings::of_lines(1024, StopFrom::None))]);
+                Arc::new([Served::new(Arc::new(handler), &ServiceSettings::of_lines(1024, StopFrom::None))]);
             Workshop { pool: JobPool::new(), hub: Hub::new(NoReactor, clock), services }
         }
 

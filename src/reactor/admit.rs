@@ -47,7 +47,7 @@ impl Reactor {
                     continue;
                 }
             };
-            match self.services[local.service as usize].settings.aside {
+            match self.settings.services[local.service as usize].aside {
                 false => self.admit(stream, &peer, local),
                 true => self.aside(|reactor| reactor.admit(stream, &peer, local)),
             }
@@ -58,9 +58,10 @@ impl Reactor {
     fn admit(&mut self, mut stream: Stream, peer: &Address, local: Arc<Endpoint>) {
         self.counters.accepted += 1;
         let service = local.service;
-        let is_proxy = self.services[service as usize].settings.proxy_from.includes(peer);
-        let may_stop = !is_proxy && self.services[service as usize].may_stop(peer);
-        let limit = self.services[service as usize].settings.max_connections;
+        let settings = &self.settings.services[service as usize];
+        let is_proxy = settings.proxy_from.includes(peer);
+        let may_stop = !is_proxy && settings.stop_from.allows(peer);
+        let limit = settings.max_connections;
         let is_full = self.counters.services[service as usize].open >= limit as u64;
         let turned_away = if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING)
         {

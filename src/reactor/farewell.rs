@@ -117,8 +117,8 @@ impl Reactor {
         reason: CloseReason,
         max_frame_bytes: usize,
     ) -> Option<Vec<u8>> {
-        let service = &self.services[service as usize];
-        let settings = &service.settings;
+        let (service, settings) =
+            (&self.services[service as usize], &self.settings.services[service as usize]);
         let farewell = match reason {
             CloseReason::LineTooLong => Farewell::LineTooLong { limit: max_frame_bytes },
             CloseReason::Full => Farewell::Full { limit: settings.max_connections },

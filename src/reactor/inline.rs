@@ -69,14 +69,7 @@ impl Inline {
         (room, frames): (usize, usize),
     ) -> Cut<'a> {
         (self.handled, self.overruns) = (0, 0);
-        Cut {
-            service,
-            stop_allowed,
-            job,
-            room: room.min(service.settings.max_job_lines),
-            frames,
-            inline: self,
-        }
+        Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
     }
 
     /// They were. Records the times of those that were handled here, which had come at `accepted_at`, unless they are `aside`.

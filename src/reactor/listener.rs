@@ -48,12 +48,12 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// What TCP connections have. Linux lets them inherit it from their listener, as that is when they begin.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Options {
+struct Options {
     send_buffer_bytes: Option<usize>,
 }
 
 impl Options {
-    pub(super) fn of(settings: &Settings) -> Options {
+    fn of(settings: &Settings) -> Options {
         Options { send_buffer_bytes: settings.send_buffer_bytes }
     }
 
@@ -324,6 +324,19 @@ impl Listeners {
             endpoints: HashMap::new(),
             prune_at: FIRST_ENDPOINTS,
             next: 0,
+        }
+    }
+
+    /// What connections have that come from now on.
+    pub(super) fn set_options(&mut self, settings: &Settings) {
+        let options = Options::of(settings);
+        for listener in &mut self.listeners {
+            listener.lacking = listener.lacking.map(|_| options);
+            if let ListenSocket::Tcp(socket) = &listener.socket
+                && let Err(error) = options.set(&SockRef::from(socket))
+            {
+                tracing::warn!(%error, "cannot change the options of new connections");
+            }
         }
     }
 

@@ -21,6 +21,7 @@ mod mail;
 mod memory;
 mod peers;
 mod proxy;
+mod reconfigure;
 mod serve;
 mod socket;
 mod stop;
@@ -55,7 +56,6 @@ use crate::service::Served;
 use crate::slots::{ConnId, Slots};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
-use admit::MAX_REJECTED;
 use aside::Aside;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
@@ -64,6 +64,7 @@ use listener::Listeners;
 pub(crate) use listener::{Bound, bind};
 use lone::LoneJob;
 use peers::Peers;
+pub(crate) use reconfigure::NewSettings;
 pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
@@ -107,6 +108,7 @@ pub(crate) struct Shared {
     pub(crate) tuner: Arc<Tuner>,
     pub(crate) stop: Arc<StopLevel>,
     pub(crate) lent: Lent,
+    pub(crate) new_settings: Arc<NewSettings>,
     /// Published whole at the end of each turn.
     pub(crate) counters: Arc<Mutex<Counters>>,
 }
@@ -220,7 +222,7 @@ impl Reactor {
         services: Arc<[Served]>,
         shared: Shared,
     ) -> Reactor {
-        let slots = Slots::new(settings.max_connections + MAX_REJECTED, settings.high_watermark_bytes);
+        let slots = Slots::new(settings.high_watermark_bytes);
         let listener_count = sockets.listeners.len();
         let peers =
             settings.services.iter().map(|service| Peers::new(service.max_connections_per_peer)).collect();
@@ -300,6 +302,9 @@ impl Reactor {
             let clock = &self.shared.hub.clock;
             self.turn_at = clock.now();
             let now = clock.instant(self.turn_at);
+            if let Some(settings) = self.shared.new_settings.take() {
+                self.obey(settings);
+            }
             self.turn(&events, now);
             if self.stop_requested {
                 self.shared.stop.drain_at(0);

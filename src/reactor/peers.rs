@@ -29,6 +29,13 @@ impl Peers {
         enters
     }
 
+    /// Counts a connection from `peer` that is here already, however many there may be.
+    pub(super) fn count(&mut self, peer: &Address) {
+        if let (Some(_), Some(key)) = (self.limit, key(peer)) {
+            *self.counts.entry(key).or_default() += 1;
+        }
+    }
+
     /// A connection that has entered ends.
     pub(super) fn leave(&mut self, peer: &Address) {
         let Some(key) = key(peer).filter(|_| self.limit.is_some()) else { return };

@@ -81,7 +81,7 @@ impl Reactor {
             }
             None => (Address::Unknown, None),
         };
-        let may_stop = self.services[service as usize].may_stop(&peer);
+        let may_stop = self.settings.services[service as usize].stop_from.allows(&peer);
         connection.become_client(&peer, local, may_stop, bytes);
         tracing::debug!(%peer, "a proxy has named its client");
         if !self.peers[service as usize].enter(&peer) {

@@ -78,7 +78,7 @@ impl Reactor {
             // Its handler may have been given up: it has ended then.
             writer.send(()).unwrap_or_default();
         }
-        let timeouts = &self.services[connection.service() as usize].settings.timeouts;
+        let timeouts = &self.settings.services[connection.service() as usize].timeouts;
         if timeouts.idle.is_some() && connection.is_quiet() {
             connection.set_active(clock.now());
         }
@@ -304,9 +304,9 @@ impl Reactor {
             read > 0 && room > 0 && *share > 0 && connection.may_hand_out() && connection.inbound().is_none();
         if cut {
             // A look at the clock, where it decides whether a request has waited too long; else the beginning of the turn will do.
-            let read_at = match service.settings.queue_timeout {
-                Some(_) => self.shared.hub.clock.now(),
-                None => self.turn_at,
+            let read_at = match service.limits_waiting() {
+                true => self.shared.hub.clock.now(),
+                false => self.turn_at,
             };
             let mut job = connection.new_job(id, &mut self.free, read_at);
             let cut = self.inline.cut(service, &mut job, connection.may_stop, (room, *share));

@@ -58,13 +58,14 @@ impl Bench {
         let bound = |socket| Bound { socket, service: 0, asked: asked.clone() };
         let sockets = sockets.into_iter().map(bound).collect();
         let (sockets, waker) = Sockets::new(sockets, &settings).unwrap();
-        let service = Served::new(Arc::new(handler), settings.services[0].clone());
+        let service = Served::new(Arc::new(handler), &settings.services[0]);
         let shared = Shared {
             hub: Hub::new(waker, clock),
             pool: JobPool::new(),
             tuner: Arc::new(Tuner::new(settings.limits, settings.policy)),
             stop: Arc::default(),
             lent: Lent::default(),
+            new_settings: Arc::default(),
             counters: Arc::new(Mutex::new(Counters::new(1))),
         };
         Bench { reactor: Reactor::new(sockets, settings, Arc::new([service]), shared), address }

@@ -34,7 +34,7 @@ impl Reactor {
         let now = self.turn_at;
         let Entry { connection, .. } = self.table.get(id)?;
         let slots = self.free.slots();
-        connection.deadline(&self.services[connection.service() as usize].settings.timeouts, now, || {
+        connection.deadline(&self.settings.services[connection.service() as usize].timeouts, now, || {
             slots.taken_at(id, now)
         })
     }

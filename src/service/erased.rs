@@ -257,7 +257,7 @@ mod tests {
     fn with_request(ask: impl FnOnce(&Request<'_>, &AtomicUsize)) {
         let local = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let origin = Origin { id, slots: Slots::new(1, 0), peer: local.address.clone(), local, opened_at: 0 };
+        let origin = Origin { id, slots: Slots::new(0), peer: local.address.clone(), local, opened_at: 0 };
         let (post, blocks): (Arc<dyn Post>, _) = (Arc::new(Nowhere), AtomicUsize::new(0));
         ask(&Request::new(b"x", &Connection::new(&origin, &post), &blocks), &blocks);
     }

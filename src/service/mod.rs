@@ -17,16 +17,16 @@ mod workers;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use memchr::memmem::Finder;
 
-use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::ServiceSettings;
 use crate::framing::{Found, Framing, Lines};
 pub(crate) use crate::job::ServiceId;
-use crate::job::Session;
+use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, last_line, open};
@@ -52,34 +52,59 @@ pub(crate) struct Served {
     pub(crate) has_sessions: bool,
     /// Where sessions are opened and closed.
     pub(crate) place: Place,
-    lines: Lines,
     /// Frames are lines, always: it need not be asked.
     only_lines: bool,
     /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
     stop_line: Option<Finder<'static>>,
-    pub(crate) settings: ServiceSettings,
+    limits: Limits,
 }
+
+/// What is asked of the settings on the way of each request, by workers too, and may change meanwhile. Written by the reactor,
+/// between two turns. Relaxed: nothing else is read because of it.
+#[derive(Debug, Default)]
+struct Limits {
+    max_line_bytes: AtomicUsize,
+    /// [`NEVER`]: none.
+    queue_timeout: AtomicU64,
+    times_handlers: AtomicBool,
+}
+
+/// No request waits so long.
+const NEVER: Nanos = Nanos::MAX;
 
 impl Served {
     /// `service` as it is set.
-    pub(crate) fn new(service: Arc<dyn Erased>, settings: ServiceSettings) -> Served {
-        Served {
+    pub(crate) fn new(service: Arc<dyn Erased>, settings: &ServiceSettings) -> Served {
+        let served = Served {
             name: service.name().to_owned(),
             has_sessions: service.has_sessions(),
             place: service.place(),
-            lines: Lines::new(settings.max_line_bytes),
             only_lines: !service.has_sessions() && service.framing(None).is_none(),
             stop_line: service.stop_line().map(|line| Finder::new(line).into_owned()),
-            settings,
+            limits: Limits::default(),
             service,
-        }
+        };
+        served.obey(settings);
+        served
+    }
+
+    /// It is set like this from now on.
+    pub(crate) fn obey(&self, settings: &ServiceSettings) {
+        let Limits { max_line_bytes, queue_timeout, times_handlers } = &self.limits;
+        max_line_bytes.store(settings.max_line_bytes, Relaxed);
+        queue_timeout.store(settings.queue_timeout.unwrap_or(NEVER), Relaxed);
+        times_handlers.store(settings.timeouts.request.is_some(), Relaxed);
+    }
+
+    fn lines(&self) -> Lines {
+        Lines::new(self.limits.max_line_bytes.load(Relaxed))
     }
 
     /// How a connection's bytes become frames now. `None`: the service panicked.
     #[inline]
     pub(crate) fn framing<'a>(&'a self, session: Option<&'a Session>) -> Option<Cutter<'a>> {
         match self.only_lines {
-            true => Some(Cutter { lines: self.lines, custom: None }),
+            true => Some(Cutter { lines: self.lines(), custom: None }),
             false => self.ask_for_framing(session),
         }
     }
@@ -88,13 +113,13 @@ impl Served {
         // Unwind safety: it only had shared references.
         let custom = panic::catch_unwind(AssertUnwindSafe(|| self.service.framing(session)));
         let custom = custom.map_err(erased::discard).ok()?;
-        Some(Cutter { lines: self.lines, custom })
+        Some(Cutter { lines: self.lines(), custom })
     }
 
     /// Most content bytes of a frame of a connection.
     pub(crate) fn max_frame_bytes(&self, session: Option<&Session>) -> usize {
         let framing = self.knows_framing(session).then(|| self.framing(session)).flatten();
-        framing.map_or(self.lines.max_bytes(), |framing| framing.max_bytes())
+        framing.map_or_else(|| self.lines().max_bytes(), |framing| framing.max_bytes())
     }
 
     /// Whether it can be told how a connection's bytes become frames: not while its state is elsewhere.
@@ -104,12 +129,22 @@ impl Served {
 
     /// Whether a request that has waited for so long is not to be run.
     pub(crate) fn is_late(&self, waited: Nanos) -> bool {
-        self.settings.queue_timeout.is_some_and(|limit| waited > limit)
+        waited > self.limits.queue_timeout.load(Relaxed)
+    }
+
+    /// Whether requests may only wait for a time.
+    pub(crate) fn limits_waiting(&self) -> bool {
+        self.limits.queue_timeout.load(Relaxed) != NEVER
     }
 
     /// Workers tell when they take a request.
     pub(crate) fn times_handlers(&self) -> bool {
-        self.settings.timeouts.request.is_some()
+        self.limits.times_handlers.load(Relaxed)
+    }
+
+    /// Most requests in a job: where handlers are timed but one, so that the replies before it are not held up with it.
+    pub(crate) fn max_job_lines(&self) -> usize {
+        if self.times_handlers() { 1 } else { MAX_JOB_LINES }
     }
 
     /// Writes what is told in place of the reply to a request that is late. `false`: nothing is.
@@ -118,11 +153,6 @@ impl Served {
         let line = erased::busy_line(&*self.service, Duration::from_millis(waited / MS)).unwrap_or_default();
         replies.extend_from_slice(&line);
         !line.is_empty()
-    }
-
-    /// Whether a peer at `address` may stop the server.
-    pub(crate) fn may_stop(&self, address: &Address) -> bool {
-        self.settings.stop_from.allows(address)
     }
 
     /// Whether the stop line stands in `bytes`, which begins with a frame, where its end is beyond `from`.
@@ -136,7 +166,10 @@ impl Served {
 
 impl fmt::Debug for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Served").field("name", &self.name).field("lines", &self.lines).finish_non_exhaustive()
+        f.debug_struct("Served")
+            .field("name", &self.name)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
     }
 }
 

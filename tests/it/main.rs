@@ -24,6 +24,7 @@
 //! | `exec` | programs as handlers, and `client --pipe` |
 //! | `handlers` | the library: closures, panics, closing, stopping from inside |
 //! | `pool` | growing, shrinking, limits changed while it runs |
+//! | `reconfigure` | settings changed while it runs: connections that are there obey, nothing is lost |
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
@@ -64,6 +65,7 @@ mod neighbours;
 mod pipelining;
 mod pool;
 mod protocol;
+mod reconfigure;
 mod regressions;
 mod scripts;
 mod services;
