@@ -8,6 +8,7 @@ mod client;
 mod files;
 mod launch;
 mod load;
+mod manual;
 mod output;
 mod pipe;
 mod serve;
@@ -73,6 +74,8 @@ enum Command {
     Client(client::ClientArgs),
     Load(Box<load::LoadArgs>),
     Simulate(simulate::SimulateArgs),
+    Man(manual::ManArgs),
+    Completions(manual::CompletionsArgs),
 }
 
 /// Parses the program's arguments and runs the subcommand.
@@ -102,6 +105,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Client(args) => client::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Load(args) => load::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Simulate(args) => simulate::run(&args).unwrap_or_else(|failure| failure.report()),
+        Command::Man(args) => manual::man(&args).unwrap_or_else(|failure| failure.report()),
+        Command::Completions(args) => manual::completions(&args).unwrap_or_else(|failure| failure.report()),
     }
 }
 
@@ -141,8 +146,13 @@ impl From<serde_json::Error> for Failure {
 
 /// Writes a result to standard output. That its reader has seen enough is no failure.
 fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+/// The same of bytes.
+fn print_bytes(text: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::failed(format!("cannot write to standard output: {error}")))
         }

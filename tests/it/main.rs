@@ -27,6 +27,7 @@
 //! | `reconfigure` | settings changed while it runs: connections that are there obey, nothing is lost |
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
+//! | `manual` | manual pages and completions, as `man` and shells take them |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
@@ -58,6 +59,7 @@ mod limits;
 mod load_protocols;
 mod load_tool;
 mod logs;
+mod manual;
 mod many;
 mod memory;
 mod mixture;
