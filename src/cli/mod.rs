@@ -93,7 +93,8 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
@@ -101,7 +102,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         unblock([Signal::SIGINT, Signal::SIGTERM]);
     }
     match cli.command {
-        Command::Serve(args) => serve::run(&args),
+        Command::Serve(_) => serve::run(arguments),
         Command::Client(args) => client::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Load(args) => load::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Simulate(args) => simulate::run(&args).unwrap_or_else(|failure| failure.report()),

@@ -483,13 +483,6 @@ fn client_h_takes_what_comes_in_pieces() {
 }
 
 #[test]
-fn what_no_issue_has_asked_for_yet_is_absent() {
-    for option in ["--config", "--admin", "--exec"] {
-        assert_refused(&run(&["serve", "0", option, "x"]), 2, option);
-    }
-}
-
-#[test]
 fn handler_delay_holds_back_each_reply() {
     let serving = serve("--handler-delay 200ms");
     let begun = std::time::Instant::now();

@@ -27,6 +27,7 @@
 //! | `reconfigure` | settings changed while it runs: connections that are there obey, nothing is lost |
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
+//! | `config` | `--config`: layers, errors, `--check`, the example, SIGHUP |
 //! | `manual` | manual pages and completions, as `man` and shells take them |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
@@ -46,6 +47,7 @@ mod admin;
 mod chaos;
 mod cli;
 mod closing;
+mod config;
 mod controller_props;
 mod controller_sim;
 mod examples;

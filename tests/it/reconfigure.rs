@@ -311,11 +311,12 @@ fn what_needs_a_restart_is_named_and_the_rest_is_changed() {
     let mut config = handle.config();
     config.listen.clear();
     config.unix_mode = 0o666;
+    config.reuse_port = true;
     config.thread_stack_bytes = 1 << 20;
     config.send_buffer_bytes = None;
     config.max_line_bytes = 5;
     let kept = handle.reconfigure(config).unwrap();
-    assert_eq!(kept, ["listen", "unix_mode", "thread_stack_bytes", "send_buffer_bytes"]);
+    assert_eq!(kept, ["listen", "unix_mode", "reuse_port", "thread_stack_bytes", "send_buffer_bytes"]);
     assert_eq!(handle.config().unix_mode, 0o600);
     let mut peer = connect(&server);
     peer.send(b"longer than five\n");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use tidemill::{Address, Config, Error, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
+use tidemill::{Address, Config, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
 
 use crate::cli::size;
 
@@ -18,7 +18,8 @@ pub(crate) struct ServeArgs {
     pub(super) port: u16,
     /// Address to listen on, IPv4 or IPv6; may be given more than once. `::` serves both families, unless 0.0.0.0 is given
     /// too [default: 127.0.0.1; with --assignment 0.0.0.0]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1", hide_default_value = true)]
+    #[arg(default_value_if("assignment", "true", "0.0.0.0"))]
     pub(super) bind: Vec<IpAddr>,
     /// Unix socket to listen on besides; may be given more than once. A file left behind by a server that is gone is replaced
     #[arg(long, value_name = "PATH")]
@@ -58,8 +59,9 @@ pub(crate) struct ServeArgs {
     pub(super) assignment: bool,
     /// Who may stop the service with KILL_SERVICE: any, none, loopback, or networks in CIDR form, separated by commas
     /// [default: loopback; with --assignment any]
-    #[arg(long, value_name = "LIST", value_parser = stop_from)]
-    pub(super) kill_from: Option<StopFrom>,
+    #[arg(long, value_name = "LIST", value_parser = stop_from, default_value = "loopback", hide_default_value = true)]
+    #[arg(default_value_if("assignment", "true", "any"))]
+    pub(super) kill_from: StopFrom,
     /// Proxies, which must begin with a PROXY protocol header, v1 or v2, and count as the client that it names: none, any,
     /// loopback, unix (Unix sockets), or networks in CIDR form, separated by commas
     #[arg(long, value_name = "LIST", value_parser = proxy_from, default_value = "none")]
@@ -68,9 +70,9 @@ pub(crate) struct ServeArgs {
     /// files permits
     #[arg(long, value_name = "N", default_value_t = Config::default().max_connections)]
     pub(super) max_connections: usize,
-    /// Most connections at a time from one IPv4 address or one IPv6 /64 [default: off]
-    #[arg(long, value_name = "N")]
-    pub(super) max_connections_per_peer: Option<usize>,
+    /// Most connections at a time from one IPv4 address or one IPv6 /64
+    #[arg(long, value_name = "N", value_parser = limit, default_value = "off")]
+    pub(super) max_connections_per_peer: Limit,
     /// Longest line in bytes (or as 64KiB, 1MiB) without its terminator; for a longer one the connection is closed
     #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value_t = Config::default().max_line_bytes)]
     pub(super) max_line: usize,
@@ -108,14 +110,14 @@ pub(crate) struct ServeArgs {
     pub(super) drain_timeout: Duration,
     /// After SIGTERM go on serving and accepting that long, but not ready, before the stop begins: for a load balancer that needs
     /// time to see it. Once more SIGTERM, SIGINT or KILL_SERVICE end it
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "0s")]
+    #[arg(long, value_name = "DUR", value_parser = delay, default_value = "0s")]
     pub(super) drain_delay: Duration,
     /// Let several processes listen on the port, each with this option
     #[arg(long)]
     pub(super) reuse_port: bool,
-    /// Print the statistics as one JSON line on standard output each time [default: off]
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
-    pub(super) stats_every: Option<Duration>,
+    /// Print the statistics as one JSON line on standard output each time
+    #[arg(long, value_name = "DUR", value_parser = period, default_value = "off")]
+    pub(super) stats_every: Timeout,
     /// Hand requests to programs that run this command, which read lines on standard input and write lines on standard output;
     /// split into words as a shell does, and run without one
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["inline", "handler_delay"])]
@@ -132,11 +134,22 @@ pub(crate) struct ServeArgs {
     /// Least severe level that is logged
     #[arg(long, value_name = "LEVEL", value_enum, default_value_t = LogLevel::Info)]
     pub(super) log_level: LogLevel,
+    /// Read options from this file besides, in TOML: their names are the keys, `port` that of PORT. Flags win over the
+    /// environment, which wins over the file. Read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Print the value of each option and where it comes from, and exit: with status 0, or 2 if one is wrong
+    #[arg(long)]
+    pub(super) check: bool,
 }
 
 /// A time limit that may be off.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeout(pub(super) Option<Duration>);
+
+/// A number that may be off.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit(pub(super) Option<usize>);
 
 /// A size that may be left to the system.
 #[derive(Clone, Copy, Debug)]
@@ -158,24 +171,31 @@ pub(super) enum LogLevel {
     Trace,
 }
 
-/// What neither the parser nor the library refuses.
-///
-/// # Errors
-/// One line that names the option.
-pub(super) fn check(args: &ServeArgs) -> Result<(), String> {
-    if args.stats_every == Some(Duration::ZERO) {
-        return Err("--stats-every is 0s, but must be longer".to_owned());
-    }
-    if args.drain_delay > MAX_DURATION {
-        return Err(format!("--drain-delay is {:?}, but must be 0ns to a year", args.drain_delay));
-    }
-    Ok(())
-}
-
 pub(super) fn timeout(text: &str) -> Result<Timeout, humantime::DurationError> {
     match text {
         "off" => Ok(Timeout(None)),
         text => humantime::parse_duration(text).map(|timeout| Timeout(Some(timeout))),
+    }
+}
+
+fn period(text: &str) -> Result<Timeout, String> {
+    match timeout(text) {
+        Ok(Timeout(Some(Duration::ZERO))) => Err("must be longer".to_owned()),
+        period => period.map_err(|error| error.to_string()),
+    }
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(delay) if delay > MAX_DURATION => Err("must be at most a year".to_owned()),
+        delay => delay.map_err(|error| error.to_string()),
+    }
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "off" => Ok(Limit(None)),
+        text => text.parse().map(|limit| Limit(Some(limit))).map_err(|_| "it is a number, or off".to_owned()),
     }
 }
 
@@ -253,9 +273,7 @@ pub(super) fn proxy_from(list: &str) -> Result<ProxyFrom, String> {
     Ok(proxies)
 }
 
-/// The message of a setting's error in the words of the command line.
-pub(super) fn in_options(error: &Error) -> String {
-    let Error::Setting { name, value, must } = error else { return error.to_string() };
-    let option = |name: &str| format!("--{}", name.trim_end_matches("_bytes").replace('_', "-"));
-    format!("{} is {value}, but must be {}", option(name), must.replace("max_threads", "--max-threads"))
+/// The option for a setting of the library.
+pub(super) fn option_of(setting: &str) -> String {
+    setting.trim_end_matches("_bytes").replace('_', "-")
 }

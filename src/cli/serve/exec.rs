@@ -8,6 +8,7 @@ use tidemill::Error;
 use tidemill::exec::{ExecConfig, Extent, Programs};
 
 use super::arguments::{ServeArgs, Timeout, timeout};
+use super::layers::Options;
 use crate::cli::launch;
 
 /// The line that stops the service, from who may say it.
@@ -53,7 +54,8 @@ pub(crate) struct ExecArgs {
 ///
 /// # Errors
 /// As [`Programs::start`].
-pub(super) fn start(command: &str, args: &ServeArgs) -> Result<Programs, Error> {
+pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error> {
+    let args = &options.args;
     let programs = &args.programs;
     let mut config = ExecConfig::default();
     config.request = programs.exec_request.clone();
@@ -67,7 +69,7 @@ pub(super) fn start(command: &str, args: &ServeArgs) -> Result<Programs, Error> 
     config.stop_timeout = programs.exec_stop;
     config.max_request_bytes = args.max_line;
     // An ordinary line, unless it was said who may say it.
-    config.stop_line = args.kill_from.is_some().then(|| KILL_SERVICE.to_owned());
+    config.stop_line = options.is_given("kill-from").then(|| KILL_SERVICE.to_owned());
     config.launcher = launch::launcher(env::current_exe().ok());
     Programs::start(command, config)
 }

@@ -4,8 +4,10 @@ use std::io;
 use std::panic;
 use std::thread;
 
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::arguments::{LogFormat, LogLevel, ServeArgs};
@@ -15,14 +17,22 @@ use crate::cli::output::Output;
 /// what was dropped.
 pub(super) const ALWAYS: &str = "always";
 
-/// Starts the log, on standard error. From then on panics go there too: written by the thread that panics, they would
-/// hold it up for as long as nobody reads.
-///
-/// # Errors
-/// What the system said when it refused the thread that writes.
-pub(super) fn start(args: &ServeArgs) -> io::Result<Output> {
-    let output = Output::start("tidemill-log", io::stderr(), tell_dropped)?;
-    let level = match args.log_level {
+/// The level of the log, which can be changed.
+#[derive(Clone)]
+pub(super) struct Level(reload::Handle<Targets, Registry>);
+
+impl Level {
+    /// From now on only what is as severe is logged.
+    pub(super) fn set(&self, level: LogLevel) {
+        if let Err(error) = self.0.reload(wanted(level)) {
+            tracing::error!(%error, "the level of the log stays as it is");
+        }
+    }
+}
+
+/// Which lines are logged.
+fn wanted(level: LogLevel) -> Targets {
+    let level = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -31,7 +41,17 @@ pub(super) fn start(args: &ServeArgs) -> io::Result<Output> {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     let always = if level == LevelFilter::OFF { level } else { LevelFilter::INFO.max(level) };
-    let wanted = Targets::new().with_default(level).with_target(ALWAYS, always);
+    Targets::new().with_default(level).with_target(ALWAYS, always)
+}
+
+/// Starts the log, on standard error. From then on panics go there too: written by the thread that panics, they would
+/// hold it up for as long as nobody reads.
+///
+/// # Errors
+/// What the system said when it refused the thread that writes.
+pub(super) fn start(args: &ServeArgs) -> io::Result<(Output, Level)> {
+    let output = Output::start("tidemill-log", io::stderr(), tell_dropped)?;
+    let (wanted, level) = reload::Layer::new(wanted(args.log_level));
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer({
         let output = output.clone();
         move || output.clone()
@@ -42,7 +62,7 @@ pub(super) fn start(args: &ServeArgs) -> io::Result<Output> {
         LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(wanted)).init(),
     }
     panic::set_hook(Box::new(log_panic));
-    Ok(output)
+    Ok((output, Level(level)))
 }
 
 /// Says that lines are missing: `dropped` since the start.

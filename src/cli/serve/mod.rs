@@ -2,26 +2,32 @@
 
 mod arguments;
 mod exec;
+mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod layers;
 mod log;
+mod reload;
 mod signals;
 mod statistics;
 
+use std::ffi::OsString;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use tidemill::exec::ProgramsHandle;
-use tidemill::{Address, Builder, Config, Delay, Error, Helo, Outcome, Server, ServerHandle, StopFrom};
+use tidemill::{Address, Builder, Config, Delay, Error, Helo, Outcome, Server, ServerHandle};
 
 use super::output::Output;
-use super::{FAILED, USAGE, fail, files};
+use super::{FAILED, USAGE, fail, files, print};
 pub(crate) use arguments::ServeArgs;
-use log::ALWAYS;
-use signals::Watcher;
+use layers::{Layers, Options};
+use log::{ALWAYS, Level};
+use reload::{Reload, Reloader};
+use signals::{DrainDelay, Subject, Watcher};
 use statistics::{Reporter, Running};
 
 /// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that
@@ -45,18 +51,25 @@ const ADMIN_SHARE: usize = 16;
 /// Exit status and one line, where there is no server.
 type Refusal = (u8, String);
 
-/// Runs the server until it was stopped. The exit status is 0 only if nothing was dropped.
-pub(crate) fn run(args: &ServeArgs) -> ExitCode {
-    if let Err(message) = arguments::check(args) {
-        return fail(USAGE, &message);
+/// Runs the server until it was stopped. The exit status is 0 only if nothing was dropped. `arguments` are those of the program.
+pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
+    let layers = Layers::new(arguments);
+    let options = match layers.read() {
+        Ok(options) => options,
+        Err(message) => return fail(USAGE, &message),
+    };
+    if options.args.check {
+        return check(&options);
     }
+    let args = &options.args;
     // Whatever the system refuses is known before anybody can connect.
-    let log = match log::start(args) {
+    let (log, level) = match log::start(args) {
         Ok(log) => log,
         Err(error) => return fail(FAILED, &format!("cannot start the log's thread: {error}")),
     };
     // A panic is in the log; it must not decide on the exit status.
-    let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(args, &log))).unwrap_or(Ok(FAILED));
+    let ended =
+        panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, level, &log))).unwrap_or(Ok(FAILED));
     log.begin_last_lines();
     let status = ended.unwrap_or_else(|(status, message)| {
         log.line(format!("tidemill: {message}\n").into_bytes());
@@ -69,21 +82,38 @@ pub(crate) fn run(args: &ServeArgs) -> ExitCode {
     ExitCode::from(status)
 }
 
+/// Says what would be in force, and binds nothing.
+fn check(options: &Options) -> ExitCode {
+    if let Err(error) = config_of(&options.args).validate() {
+        return fail(USAGE, &options.in_options(&error));
+    }
+    print(&options.listing()).map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
+}
+
 /// From the first thread to the end of the server. Returns the exit status.
-fn serve(args: &ServeArgs, log: &Output) -> Result<u8, Refusal> {
+fn serve(layers: Layers, options: &Options, level: Level, log: &Output) -> Result<u8, Refusal> {
+    let args = &options.args;
     // What is missing is told in each line of statistics, and at the end.
     let output = Output::start("tidemill-output", io::stdout(), |_| ())
         .map_err(|error| (FAILED, format!("cannot start standard output's thread: {error}")))?;
-    let watcher = Watcher::start().map_err(|message| (FAILED, message))?;
-    let reporter = args.stats_every.map(|every| Reporter::start(every, output.clone()));
+    let watcher = Watcher::start(args.config.is_some()).map_err(|message| (FAILED, message))?;
+    let reporter = args.stats_every.0.map(|every| Reporter::start(every, output.clone()));
     let reporter = reporter
         .transpose()
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
-    let (server, programs) = start(args)?;
+    let Started { server, programs, descriptors } = start(options)?;
     let handle = server.handle();
+    let drain_delay = DrainDelay::new(args.drain_delay);
+    let reloader = args.config.is_some().then(|| {
+        let values = options.values.clone();
+        let reload = Reload { layers, values, level, drain_delay: drain_delay.clone(), descriptors };
+        Reloader::start(reload, handle.clone())
+    });
+    let reloader =
+        reloader.transpose().map_err(|error| (FAILED, format!("cannot start the reload thread: {error}")))?;
     announce(&handle, &output);
     let running = Running { server: handle, programs: programs.clone() };
-    watcher.begin(running.clone(), args.drain_delay);
+    watcher.begin(Subject { running: running.clone(), drain_delay, reloader });
     match &reporter {
         Some(reporter) => reporter.begin(running),
         None => output.close(),
@@ -120,22 +150,20 @@ fn last_lines_timeout(args: &ServeArgs) -> Duration {
     (args.drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
 }
 
-fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> {
+/// The settings that these options make, before the limit of open files is looked at.
+fn config_of(args: &ServeArgs) -> Config {
     let mut config = Config::default();
     (config.min_threads, config.max_threads) = super::pool_bounds(args.min_threads, args.max_threads);
-    let everywhere = if args.assignment { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
-    let anyone = if args.assignment { StopFrom::Any } else { StopFrom::Loopback };
-    let default = [IpAddr::V4(everywhere)];
-    let bind = if args.bind.is_empty() { &default[..] } else { &args.bind };
-    let tcp = bind.iter().map(|ip| Address::Tcp(SocketAddr::new(*ip, args.port)));
+    let tcp = args.bind.iter().map(|ip| Address::Tcp(SocketAddr::new(*ip, args.port)));
     config.listen = tcp.chain(args.unix.iter().cloned().map(Address::Unix)).collect();
     config.unix_mode = args.unix_mode;
     config.reuse_port = args.reuse_port;
-    config.stop_from = args.kill_from.clone().unwrap_or(anyone);
+    config.stop_from = args.kill_from.clone();
     config.proxy_from = args.proxy_from.clone();
     config.tolerance = args.tolerance;
     config.keep_alive = args.keep_alive;
-    config.max_connections_per_peer = args.max_connections_per_peer;
+    config.max_connections = args.max_connections;
+    config.max_connections_per_peer = args.max_connections_per_peer.0;
     config.max_line_bytes = args.max_line;
     config.max_memory_bytes = args.max_memory;
     config.send_buffer_bytes = args.send_buffer.0;
@@ -148,15 +176,27 @@ fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> 
     config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;
     config.admin = args.admin.clone();
+    config
+}
+
+/// A server that has been started, and what belongs to it.
+struct Started {
+    server: Server,
+    programs: Option<ProgramsHandle>,
+    descriptors: Descriptors,
+}
+
+fn start(options: &Options) -> Result<Started, Refusal> {
+    let args = &options.args;
+    let mut config = config_of(args);
+    let (builder, programs) = service(options)?;
     let of_admin = args.admin.as_ref().map_or(0, |_| config.admin_connections);
-    let (builder, programs) = service(args)?;
-    let listeners = config.listen.len() + usize::from(of_admin > 0);
-    let descriptors = listeners + exec::descriptors(args, config.max_threads);
-    (config.max_connections, config.admin_connections) =
-        possible_connections(args.max_connections, of_admin, descriptors)?;
+    let descriptors = Descriptors::reserve(args.max_connections, of_admin, own_descriptors(args, &config))?;
+    config.max_connections = descriptors.connections(args.max_connections);
+    config.admin_connections = descriptors.of_admin;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
-    let server = builder.config(config).start().map_err(|error| refusal(&error))?;
+    let server = builder.config(config).start().map_err(|error| refusal(options, &error))?;
     // Not before: a start that is refused is one line.
     if let Some(possible) = lowered_to {
         let wanted = args.max_connections;
@@ -165,20 +205,21 @@ fn start(args: &ServeArgs) -> Result<(Server, Option<ProgramsHandle>), Refusal> 
     if let Some(address) = server.handle().admin_addr() {
         tracing::info!(%address, "admin address");
     }
-    Ok((server, programs))
+    Ok(Started { server, programs, descriptors })
 }
 
-fn refusal(error: &Error) -> Refusal {
+fn refusal(options: &Options, error: &Error) -> Refusal {
     match error {
-        Error::Setting { .. } => (USAGE, arguments::in_options(error)),
+        Error::Setting { .. } => (USAGE, options.in_options(error)),
         _ => (FAILED, error.to_string()),
     }
 }
 
 /// What is served: programs, or HELO.
-fn service(args: &ServeArgs) -> Result<(Builder, Option<ProgramsHandle>), Refusal> {
+fn service(options: &Options) -> Result<(Builder, Option<ProgramsHandle>), Refusal> {
+    let args = &options.args;
     if let Some(command) = &args.exec {
-        let programs = exec::start(command, args).map_err(|error| refusal(&error))?;
+        let programs = exec::start(command, options).map_err(|error| refusal(options, &error))?;
         let handle = programs.handle();
         return Ok((Server::builder(programs), Some(handle)));
     }
@@ -192,27 +233,60 @@ fn service(args: &ServeArgs) -> Result<(Builder, Option<ProgramsHandle>), Refusa
     Ok((Server::builder(Delay::new(service, args.handler_delay)), None))
 }
 
-/// Raises the limit of open files for `wanted` connections, and `of_admin` of the admin address, beside `others`, and lowers both
-/// to what it permits.
-///
-/// # Errors
-/// Not even one is possible.
-fn possible_connections(wanted: usize, of_admin: usize, others: usize) -> Result<(usize, usize), Refusal> {
-    let own = others + POLL_DESCRIPTORS + PASSING_DESCRIPTORS;
-    let in_use = files::in_use_below(usize::MAX);
-    let limit =
-        files::raise_limit(wanted.saturating_add(in_use + own + of_admin + MAX_TURNED_AWAY_DESCRIPTORS));
-    let turned_away = (limit / 8).clamp(1, MAX_TURNED_AWAY_DESCRIPTORS);
-    let of_admin = of_admin.min((limit / ADMIN_SHARE).max(1));
-    let taken = files::in_use_below(limit) + own + turned_away + of_admin;
-    if limit <= taken {
-        let needed = taken + 1;
-        return Err((
-            FAILED,
-            format!("the limit of open files is {limit}, but at least {needed} are needed"),
-        ));
+/// Descriptors that the server needs for itself, besides those that are in use at the start.
+fn own_descriptors(args: &ServeArgs, config: &Config) -> usize {
+    let listeners = config.listen.len() + usize::from(args.admin.is_some());
+    listeners + exec::descriptors(args, config.max_threads) + POLL_DESCRIPTORS + PASSING_DESCRIPTORS
+}
+
+/// Descriptors that are not for clients.
+#[derive(Clone, Copy, Debug)]
+struct Descriptors {
+    /// Were in use at the start.
+    in_use: usize,
+    /// What [`own_descriptors`] says.
+    own: usize,
+    /// For connections of the admin address.
+    of_admin: usize,
+}
+
+impl Descriptors {
+    /// Counts them, with `of_admin` or as many as the limit of open files permits.
+    ///
+    /// # Errors
+    /// Not one is left for a client, though the limit is raised for `wanted`.
+    fn reserve(wanted: usize, of_admin: usize, own: usize) -> Result<Descriptors, Refusal> {
+        let all = Descriptors { in_use: files::in_use_below(usize::MAX), own, of_admin };
+        let limit = all.raise_limit(wanted);
+        let of_admin = of_admin.min((limit / ADMIN_SHARE).max(1));
+        let descriptors = Descriptors { in_use: files::in_use_below(limit), own, of_admin };
+        let taken = descriptors.taken(limit);
+        if limit <= taken {
+            let needed = taken + 1;
+            return Err((
+                FAILED,
+                format!("the limit of open files is {limit}, but at least {needed} are needed"),
+            ));
+        }
+        Ok(descriptors)
     }
-    Ok((wanted.min(limit - taken), of_admin))
+
+    /// Raises the limit of open files for `wanted` connections. Returns how many of them it permits.
+    fn connections(self, wanted: usize) -> usize {
+        let limit = self.raise_limit(wanted);
+        wanted.min(limit.saturating_sub(self.taken(limit)))
+    }
+
+    fn raise_limit(self, wanted: usize) -> usize {
+        files::raise_limit(
+            wanted.saturating_add(self.in_use + self.own + self.of_admin + MAX_TURNED_AWAY_DESCRIPTORS),
+        )
+    }
+
+    /// Descriptors that are taken where `limit` are allowed, with those for clients who are being told that the server is full.
+    fn taken(self, limit: usize) -> usize {
+        self.in_use + self.own + self.of_admin + (limit / 8).clamp(1, MAX_TURNED_AWAY_DESCRIPTORS)
+    }
 }
 
 /// Once clients can connect: one line for each listener. They are the first lines, so there is room for them.

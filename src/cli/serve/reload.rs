@@ -1,0 +1,155 @@
+//! SIGHUP: the file of `--config` is read once more, and the server obeys, or, where anything in it is wrong, nothing changes.
+//!
+//! On a thread of its own: a file that cannot be read for a while must not hold up a signal that stops. Flags and environment
+//! still win, and a key that is gone has its default again, as all layers are read anew.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread;
+
+use tidemill::ServerHandle;
+
+use super::layers::{Layers, Options, Value};
+use super::log::Level;
+use super::signals::DrainDelay;
+use super::{Descriptors, arguments, config_of, own_descriptors};
+
+/// The options that can be changed while the server runs, besides what `ServerHandle::reconfigure` says that it kept. The others
+/// need a restart, one that is added is among these until somebody applies it.
+const LIVE: [&str; 20] = [
+    // Changes the defaults of others.
+    "assignment",
+    "drain-delay",
+    "drain-timeout",
+    "idle-timeout",
+    "keep-alive",
+    "kill-from",
+    "line-timeout",
+    "log-level",
+    "max-connections",
+    "max-connections-per-peer",
+    "max-line",
+    "max-memory",
+    "max-pending",
+    "max-threads",
+    "min-threads",
+    "queue-timeout",
+    "request-timeout",
+    "send-buffer",
+    "tolerance",
+    "write-timeout",
+];
+
+/// What a reload needs to know.
+pub(super) struct Reload {
+    pub(super) layers: Layers,
+    /// What is in force: of options that need a restart, what they were at the start.
+    pub(super) values: Vec<Value>,
+    pub(super) level: Level,
+    pub(super) drain_delay: DrainDelay,
+    pub(super) descriptors: Descriptors,
+}
+
+/// The way to the thread that reloads. It ends once the last of them is dropped.
+#[derive(Clone)]
+pub(super) struct Reloader(Sender<()>);
+
+impl Reloader {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// What the system said when it refused it.
+    pub(super) fn start(mut reload: Reload, server: ServerHandle) -> io::Result<Reloader> {
+        let (asks, asked) = mpsc::channel();
+        let each = move || {
+            while wait(&asked) {
+                reload.run(&server);
+            }
+        };
+        thread::Builder::new().name("tidemill-reload".to_owned()).spawn(each)?;
+        Ok(Reloader(asks))
+    }
+
+    /// Asks for a reload. Never blocks.
+    pub(super) fn ask(&self) {
+        // The thread is there while this is.
+        self.0.send(()).unwrap_or_default();
+    }
+}
+
+/// Waits until somebody asks; who asked meanwhile is served by the same reading of the file. `false`: nobody will.
+fn wait(asked: &Receiver<()>) -> bool {
+    let any = asked.recv().is_ok();
+    while asked.try_recv().is_ok() {}
+    any
+}
+
+impl Reload {
+    fn run(&mut self, server: &ServerHandle) {
+        match self.read(server) {
+            Ok(options) => self.tell(options),
+            Err(message) => {
+                tracing::error!(error = message, "the configuration was not reloaded: nothing has changed");
+            }
+        }
+    }
+
+    /// Reads all layers, and has the server obey. Returns what it obeys now, but for what needs a restart.
+    fn read(&mut self, server: &ServerHandle) -> Result<(Options, Vec<&'static str>), String> {
+        let options = self.layers.read()?;
+        let mut config = config_of(&options.args);
+        let wanted = config.max_connections;
+        self.descriptors.own = own_descriptors(&options.args, &config);
+        config.max_connections = self.descriptors.connections(wanted);
+        let possible = config.max_connections;
+        let kept = server.reconfigure(config).map_err(|error| options.in_options(&error))?;
+        if possible < wanted {
+            tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
+        }
+        self.level.set(options.args.log_level);
+        self.drain_delay.set(options.args.drain_delay);
+        Ok((options, kept))
+    }
+
+    /// Tells what has changed, and what would.
+    fn tell(&mut self, (options, kept): (Options, Vec<&'static str>)) {
+        let (mut changed, mut needs_restart) = (Vec::new(), Vec::new());
+        let kept: Vec<String> = kept.into_iter().map(arguments::option_of).collect();
+        for (old, new) in self.values.iter_mut().zip(options.values) {
+            if old.text == new.text {
+                continue;
+            }
+            let Value { key, text, .. } = &new;
+            if LIVE.contains(&key.as_str()) && !kept.contains(key) {
+                changed.push(format!("{key}: {} -> {text}", old.text));
+                *old = new;
+            } else {
+                needs_restart.push(format!("{key}: {} -> {text}", old.text));
+            }
+        }
+        if changed.is_empty() {
+            tracing::info!("configuration reloaded; nothing has changed");
+        } else {
+            tracing::info!(changed = %changed.join(", "), "configuration reloaded");
+        }
+        if !needs_restart.is_empty() {
+            tracing::warn!(
+                kept = %needs_restart.join(", "),
+                "a restart is needed for a part of the configuration"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_changed_is_an_option() {
+        let options = Layers::new(vec!["tidemill".into(), "serve".into()]).read().unwrap();
+        for key in LIVE {
+            assert!(options.values.iter().any(|value| value.key == key), "there is no option {key}");
+        }
+    }
+}
