@@ -119,8 +119,8 @@ pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
 pub use reason::CloseReason;
 pub use server::{Builder, Outcome, Server, ServerHandle};
 pub use service::{
-    Connection, ConnectionId, Deferred, Delay, Farewell, Group, Handler, Helo, Kind, Place, PushError,
-    Pusher, Reply, Request, Service,
+    Connection, ConnectionId, Deferred, Delay, Farewell, Group, Handler, Helo, Join, Joining, Kind, Place,
+    PushError, Pusher, Reply, Request, Service,
 };
 pub use state::ServerState;
 pub use tuner::MAX_DECISIONS;

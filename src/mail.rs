@@ -1,10 +1,12 @@
 //! What comes to the reactor from other threads, through its mailbox (`replies`): finished jobs, pieces of replies, replies
-//! that were given later, what is pushed, and questions.
+//! that were given later, what is pushed, what connections are joined to, and questions.
 //!
 //! The mailbox is one queue, so all that is for one connection leaves it in the order in which it was given.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
@@ -27,6 +29,7 @@ pub(crate) enum Mail {
     Piece(Box<Piece>),
     Completion(Box<Completion>),
     Push(Box<Push>),
+    Joint(Box<Joint>),
     Question(Question),
     #[cfg(feature = "admin")]
     Survey(Box<Survey>),
@@ -62,6 +65,21 @@ pub(crate) struct Push {
     pub(crate) given: usize,
     /// They are to be closed behind it.
     pub(crate) close: bool,
+}
+
+/// What a connection is joined to, or what its peer is told instead.
+#[derive(Debug)]
+pub(crate) struct Joint {
+    pub(crate) connection: ConnId,
+    pub(crate) to: Result<Ends, Vec<u8>>,
+}
+
+/// Where the bytes of a peer go, where those come from that are for it, and what is dropped when it has gone.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) input: OwnedFd,
+    pub(crate) output: OwnedFd,
+    pub(crate) guard: Box<dyn Any + Send>,
 }
 
 /// What others want to know of the reactor; dropped without an answer if that has ended.

@@ -495,9 +495,7 @@ impl Inner {
         self.hub.replies.drain(&mut mail);
         let came_back = mail.into_iter().filter_map(|mail| match mail {
             Mail::Job(job) | Mail::Inline(job) => Some(job),
-            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Question(_) => None,
-            #[cfg(feature = "admin")]
-            Mail::Survey(_) => None,
+            _ => None,
         });
         let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());

@@ -45,6 +45,8 @@ const LOOK_AHEAD_BYTES: usize = 4 << 10;
 pub(crate) enum Role {
     /// Requests of its service are read and answered.
     Requests,
+    /// Its bytes go to something else, and come from there.
+    Joined,
     /// It comes from a proxy, which has yet to say for whom: only that is waited for. No service knows of it.
     Announced,
     /// The same, for a service that looks on: it is no client, and has accounts of its own.

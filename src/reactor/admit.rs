@@ -76,6 +76,7 @@ impl Reactor {
             Some(_) => Role::TurnedAway,
             None if aside => Role::Aside,
             None if is_proxy => Role::Announced,
+            None if self.services[service as usize].joins => Role::Joined,
             None => Role::Requests,
         };
         let mut connection = Connection::new(local, peer, may_stop, role, self.turn_at);
@@ -109,14 +110,17 @@ impl Reactor {
         if role == Role::Requests && self.has_sessions(service) {
             self.open_session(id);
         }
+        if role == Role::Joined {
+            self.join(id);
+        }
         if role == Role::Announced {
             // From now on, whatever comes.
             self.arm(id);
         }
         match role {
-            Role::Requests | Role::Announced if self.drain.is_some() => self.drain(id),
+            Role::Requests | Role::Joined | Role::Announced if self.drain.is_some() => self.drain(id),
             // Its idle time begins.
-            Role::Requests | Role::Announced | Role::Aside => self.settle(id),
+            Role::Requests | Role::Joined | Role::Announced | Role::Aside => self.settle(id),
             Role::TurnedAway => self.list(id),
         }
     }

@@ -21,7 +21,9 @@ impl Reactor {
     /// Takes a connection to the next phase of its life if it has come to the end of the present one.
     pub(super) fn end_if_over(&mut self, id: ConnId, now: Instant) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        if connection.phase == Phase::Open {
+        if connection.role == Role::Joined && connection.phase == Phase::Open {
+            self.end_if_parted(id);
+        } else if connection.phase == Phase::Open {
             if connection.has_ended() && connection.is_quiet() {
                 return match connection.session {
                     Some(_) => self.close_behind_session(id),
@@ -201,12 +203,15 @@ impl Reactor {
         }
         self.drop_requests(lost);
         match connection.role {
-            role @ (Role::Requests | Role::Announced | Role::Aside) => {
+            role @ (Role::Requests | Role::Joined | Role::Announced | Role::Aside) => {
                 let service = connection.service() as usize;
                 self.counters.open -= 1;
                 self.counters.services[service].open -= 1;
                 self.counters.closed[reason as usize] += 1;
-                if role == Role::Requests {
+                if role == Role::Joined {
+                    self.joints.remove(&id);
+                }
+                if matches!(role, Role::Requests | Role::Joined) {
                     self.peers[service].leave(&connection.peer());
                 }
             }

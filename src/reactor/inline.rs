@@ -60,6 +60,11 @@ impl Inline {
         }
     }
 
+    /// The way to the reactor from anywhere.
+    pub(super) fn post(&self) -> &Arc<dyn Post> {
+        &self.post
+    }
+
     /// What is to be cut into `job`: at most `room` requests, and `frames` of all kinds.
     pub(super) fn cut<'a>(
         &'a mut self,

@@ -26,6 +26,7 @@ impl Reactor {
             Mail::Piece(piece) => self.take_piece(*piece),
             Mail::Completion(completion) => self.complete(completion, now),
             Mail::Push(push) => return self.push(push, now),
+            Mail::Joint(joint) => self.take_joint(*joint, now),
             Mail::Question(question) => self.tell(question),
             #[cfg(feature = "admin")]
             Mail::Survey(survey) => self.searches.push_back(Search::new(survey)),
@@ -319,7 +320,7 @@ impl Reactor {
     }
 
     /// Writes pushed bytes, or queues them behind what waits. `false`: the connection is gone.
-    fn write_pushed(&mut self, id: ConnId, bytes: &[u8]) -> bool {
+    pub(super) fn write_pushed(&mut self, id: ConnId, bytes: &[u8]) -> bool {
         let sent = match self.write_now(id, bytes) {
             Written::Now(sent) => sent,
             Written::Waits => 0,

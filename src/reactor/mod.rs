@@ -15,6 +15,7 @@ mod budget;
 mod deadlines;
 mod farewell;
 mod inline;
+mod joined;
 mod listener;
 mod lone;
 mod mail;
@@ -60,6 +61,7 @@ use aside::Aside;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use inline::Inline;
+use joined::Joint;
 use listener::Listeners;
 pub(crate) use listener::{Bound, bind};
 use lone::LoneJob;
@@ -179,6 +181,8 @@ pub(crate) struct Reactor {
     /// Replies that are given later and are not here yet.
     deferred: usize,
     inline: Inline,
+    /// Of the connections that are joined to something: what that is.
+    joints: HashMap<ConnId, Joint>,
     /// What counts for connections that look on.
     aside: Aside,
     /// Questions about the connections.
@@ -252,6 +256,7 @@ impl Reactor {
             closing_out: 0,
             deferred: 0,
             inline,
+            joints: HashMap::new(),
             aside: Aside::default(),
             #[cfg(feature = "admin")]
             searches: VecDeque::new(),
@@ -449,6 +454,7 @@ impl Reactor {
             Token(token) if token > LISTENERS - self.listener_count => {
                 self.listeners.set_ready(LISTENERS - token)
             }
+            Token(token) if token >= joined::TOKENS => self.note_joint(token, event),
             Token(slot) => {
                 let Some(id) = self.table.id_of(slot) else { return };
                 let Some(entry) = self.table.get(id) else { return };

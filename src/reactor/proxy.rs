@@ -87,6 +87,10 @@ impl Reactor {
         if !self.peers[service as usize].enter(&peer) {
             return self.turn_away(id, &peer);
         }
+        if self.services[service as usize].joins {
+            self.join(id);
+            return self.serve_joined(id);
+        }
         if self.has_sessions(service) {
             self.open_session(id);
         }

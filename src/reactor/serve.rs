@@ -6,6 +6,7 @@ use std::time::Instant;
 use mio::{Interest, Token};
 
 use super::admit::READ_INTEREST;
+use super::joined::Joint;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
@@ -32,6 +33,7 @@ impl Reactor {
         self.budget.visit();
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
+            Role::Joined => self.serve_joined(id),
             Role::Announced => self.serve_announced(id),
             Role::Aside if self.aside.entered => self.serve_requests(id),
             Role::Aside => return self.aside(|reactor| reactor.serve(id, now)),
@@ -84,6 +86,9 @@ impl Reactor {
         }
         let has_deadline = connection.may_have_deadline(timeouts);
         let goes_on = match connection.phase {
+            Phase::Open if connection.role == Role::Joined => {
+                self.joints.get(&id).is_some_and(|joint| joint.goes_on(connection))
+            }
             Phase::Open => {
                 let cuts = connection.may_have_frame() && connection.may_hand_out();
                 connection.turn != Turn::Waits && (cuts || connection.may_read(1, sparing) > 0)
@@ -104,7 +109,11 @@ impl Reactor {
     /// Brings the account of what it holds up to date.
     fn account(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        let (held, before) = (connection.held_bytes(), connection.accounted_bytes);
+        let mut held = connection.held_bytes();
+        if connection.role == Role::Joined {
+            held += self.joints.get(&id).map_or(0, Joint::held_bytes);
+        }
+        let before = connection.accounted_bytes;
         connection.accounted_bytes = held;
         self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
     }

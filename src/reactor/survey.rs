@@ -36,7 +36,7 @@ impl Reactor {
         let piece = search.next..end.min(search.next + SLOTS_PER_TURN);
         search.next = piece.end;
         for (id, entry) in self.table.entries(piece) {
-            if matches!(entry.connection.role, Role::Requests | Role::Announced) {
+            if matches!(entry.connection.role, Role::Requests | Role::Joined | Role::Announced) {
                 search.most.push(Reverse((entry.connection.accounted_bytes, id)));
                 if search.most.len() > search.survey.top {
                     search.most.pop();

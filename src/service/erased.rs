@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::join::{Join, Joining};
 use super::reply::{Mode, Reply};
 use super::request::Request;
 use super::traits::Service;
@@ -38,6 +39,7 @@ pub(crate) trait Erased: Send + Sync + 'static {
     fn framing<'a>(&'a self, session: Option<&'a Session>) -> Option<&'a dyn Framing>;
     fn classify(&self, session: Option<&Session>, frame: &[u8]) -> Kind;
     fn has_sessions(&self) -> bool;
+    fn joins(&self) -> Option<&dyn Join>;
     fn place(&self) -> Place;
     fn stop_line(&self) -> Option<&[u8]>;
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>>;
@@ -111,6 +113,10 @@ impl<S: Service> Erased for S {
 
     fn has_sessions(&self) -> bool {
         Service::has_sessions(self)
+    }
+
+    fn joins(&self) -> Option<&dyn Join> {
+        Service::joins(self)
     }
 
     fn place(&self) -> Place {
@@ -212,6 +218,13 @@ pub(crate) fn start_worker(service: &dyn Erased) -> Option<WorkerState> {
 pub(crate) fn classify(service: &dyn Erased, session: Option<&Session>, frame: &[u8]) -> Option<Kind> {
     // Unwind safety: it only had shared references.
     panic::catch_unwind(AssertUnwindSafe(|| service.classify(session, frame))).map_err(discard).ok()
+}
+
+/// Asks `service` to join a connection. After a panic it is closed.
+pub(crate) fn join(service: &dyn Erased, connection: &Connection<'_>, joining: Joining) {
+    // Unwind safety: what it had is dropped.
+    let call = || service.joins().map(|to| to.join(connection, joining));
+    panic::catch_unwind(AssertUnwindSafe(call)).map_or_else(discard, drop);
 }
 
 /// Asks `service` for its last line. After a panic there is none.

@@ -7,6 +7,7 @@ mod connection;
 mod erased;
 mod handler;
 mod helo;
+mod join;
 mod push;
 mod reply;
 mod request;
@@ -29,9 +30,10 @@ pub(crate) use crate::job::ServiceId;
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
-pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, last_line, open};
+pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open};
 pub use handler::Handler;
 pub use helo::{Delay, Helo};
+pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};
 pub(crate) use reply::Mode;
 pub use reply::{Deferred, Reply};
@@ -50,6 +52,8 @@ pub(crate) struct Served {
     pub(crate) service: Arc<dyn Erased>,
     /// Connections have a session.
     pub(crate) has_sessions: bool,
+    /// Connections are joined to something else, and nothing of them is handled.
+    pub(crate) joins: bool,
     /// Where sessions are opened and closed.
     pub(crate) place: Place,
     /// Frames are lines, always: it need not be asked.
@@ -77,7 +81,8 @@ impl Served {
     pub(crate) fn new(service: Arc<dyn Erased>, settings: &ServiceSettings) -> Served {
         let served = Served {
             name: service.name().to_owned(),
-            has_sessions: service.has_sessions(),
+            has_sessions: service.has_sessions() && service.joins().is_none(),
+            joins: service.joins().is_some(),
             place: service.place(),
             only_lines: !service.has_sessions() && service.framing(None).is_none(),
             stop_line: service.stop_line().map(|line| Finder::new(line).into_owned()),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::join::Join;
 use super::reply::Reply;
 use super::request::Request;
 use super::words::{self, Farewell, Kind, Place};
@@ -141,6 +142,13 @@ pub trait Service: Send + Sync + 'static {
         }
     }
 
+    /// What connections are joined to. `None`, which is the default: nothing, their frames are handled. Where it is something, none
+    /// of the other methods is called for a connection, but [`last_line`](Self::last_line). Asked once, at the start, and then for
+    /// each connection that opens.
+    fn joins(&self) -> Option<&dyn Join> {
+        None
+    }
+
     /// A line that is [`Kind::Stop`] wherever it stands in the stream, for a service whose lines mean the same in every state. It is
     /// acted on as soon as it has been read, also where lines before it still wait for workers that are stuck. By default
     /// there is none. Asked once, at the start.
@@ -223,6 +231,10 @@ macro_rules! forward {
 
             fn classify(&self, state: &<$inner as Service>::State, frame: &[u8]) -> Kind {
                 (**self).classify(state, frame)
+            }
+
+            fn joins(&self) -> Option<&dyn Join> {
+                (**self).joins()
             }
 
             fn stop_line(&self) -> Option<&[u8]> {

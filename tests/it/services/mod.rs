@@ -6,6 +6,7 @@
 //! | `workers` | what a worker has of its own |
 //! | `framings` | other frames than lines, and a change of framing in the middle of a connection |
 //! | `inline` | requests that are handled on the event loop |
+//! | `joined` | connections whose bytes go to something else and come from there |
 //! | `later` | replies that are given later, from any thread |
 //! | `pieces` | long replies in pieces, and how long the writer waits |
 //! | `mixed` | everything at once, seeded |
@@ -15,6 +16,7 @@
 
 mod framings;
 mod inline;
+mod joined;
 mod later;
 mod mixed;
 mod moments;
