@@ -134,8 +134,9 @@ fn a_program_that_ends_ends_its_connection_and_what_comes_then_is_thrown_away() 
     peer.send(b"abcdef");
     peer.expect_rest(b"abc");
     peer.send(b"more");
-    drop(peer);
+    // A second later, as the peer has not closed.
     expect_gone(&server, &gone, |closed| closed.handler);
+    drop(peer);
 }
 
 #[test]
