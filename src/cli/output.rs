@@ -131,13 +131,21 @@ impl Output {
         self.0.work.notify_one();
     }
 
+    /// Waits until all is written that was said, for `timeout` at most.
+    pub(crate) fn flush(&self, timeout: Duration) {
+        drop(self.wait_until_written(timeout));
+    }
+
+    fn wait_until_written(&self, timeout: Duration) -> MutexGuard<'_, Queue> {
+        let unwritten = |queue: &mut Queue| queue.writing || !queue.lines.is_empty();
+        let waited = self.0.idle.wait_timeout_while(self.0.lock(), timeout, unwritten);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
     /// Closes it, and waits until all is written, for `timeout` at most. What is not written then is dropped.
     pub(crate) fn finish(&self, timeout: Duration) {
         self.close();
-        let mut queue = self.0.lock();
-        let unwritten = |queue: &mut Queue| queue.writing || !queue.lines.is_empty();
-        (queue, _) =
-            self.0.idle.wait_timeout_while(queue, timeout, unwritten).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.wait_until_written(timeout);
         queue.dropped += queue.lines.len() as u64 + u64::from(queue.writing);
         queue.lines.clear();
     }

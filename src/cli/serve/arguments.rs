@@ -115,6 +115,9 @@ pub(crate) struct ServeArgs {
     /// Let several processes listen on the port, each with this option
     #[arg(long)]
     pub(super) reuse_port: bool,
+    /// How long a new process may take to become ready after SIGUSR2, until it is ended and this one goes on
+    #[arg(long, value_name = "DUR", value_parser = some_time, default_value = "10s")]
+    pub(super) upgrade_timeout: Duration,
     /// Print the statistics as one JSON line on standard output each time
     #[arg(long, value_name = "DUR", value_parser = period, default_value = "off")]
     pub(super) stats_every: Timeout,
@@ -182,6 +185,13 @@ fn period(text: &str) -> Result<Timeout, String> {
     match timeout(text) {
         Ok(Timeout(Some(Duration::ZERO))) => Err("must be longer".to_owned()),
         period => period.map_err(|error| error.to_string()),
+    }
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    match delay(text) {
+        Ok(Duration::ZERO) => Err("must be longer".to_owned()),
+        time => time,
     }
 }
 

@@ -10,16 +10,19 @@ mod log;
 mod reload;
 mod signals;
 mod statistics;
+mod systemd;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use tidemill::exec::ProgramsHandle;
-use tidemill::{Address, Builder, Config, Delay, Error, Helo, Outcome, Server, ServerHandle};
+use tidemill::{Address, Builder, Config, Delay, Error, Helo, Listener, Outcome, Server, ServerHandle};
 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files, print};
@@ -29,6 +32,8 @@ use log::{ALWAYS, Level};
 use reload::{Reload, Reloader};
 use signals::{DrainDelay, Subject, Watcher};
 use statistics::{Reporter, Running};
+use systemd::Notifier;
+use upgrade::{Predecessor, Upgrader};
 
 /// How long the end waits for the reader of the log, and for that of standard output, at most: enough for one that
 /// reads at all, and of no account in the 10 s that containers are given. Less where the drain timeout is less than
@@ -61,6 +66,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     if options.args.check {
         return check(&options);
     }
+    // Before there are threads.
+    let sockets = match OpenSockets::find() {
+        Ok(sockets) => sockets,
+        Err(message) => return fail(FAILED, &message),
+    };
     let args = &options.args;
     // Whatever the system refuses is known before anybody can connect.
     let (log, level) = match log::start(args) {
@@ -68,8 +78,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
         Err(error) => return fail(FAILED, &format!("cannot start the log's thread: {error}")),
     };
     // A panic is in the log; it must not decide on the exit status.
-    let ended =
-        panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, level, &log))).unwrap_or(Ok(FAILED));
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, level, sockets, &log)))
+        .unwrap_or(Ok(FAILED));
     log.begin_last_lines();
     let status = ended.unwrap_or_else(|(status, message)| {
         log.line(format!("tidemill: {message}\n").into_bytes());
@@ -91,7 +101,13 @@ fn check(options: &Options) -> ExitCode {
 }
 
 /// From the first thread to the end of the server. Returns the exit status.
-fn serve(layers: Layers, options: &Options, level: Level, log: &Output) -> Result<u8, Refusal> {
+fn serve(
+    layers: Layers,
+    options: &Options,
+    level: Level,
+    sockets: OpenSockets,
+    log: &Output,
+) -> Result<u8, Refusal> {
     let args = &options.args;
     // What is missing is told in each line of statistics, and at the end.
     let output = Output::start("tidemill-output", io::stdout(), |_| ())
@@ -101,19 +117,33 @@ fn serve(layers: Layers, options: &Options, level: Level, log: &Output) -> Resul
     let reporter = reporter
         .transpose()
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
-    let Started { server, programs, descriptors } = start(options)?;
+    let notifier = Notifier::from_env()
+        .map_err(|error| (FAILED, format!("cannot start the thread that notifies: {error}")))?;
+    let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone());
+    let OpenSockets { passed, inherited, predecessor } = sockets;
+    let Started { server, programs, descriptors } = start(options, passed, inherited)?;
     let handle = server.handle();
     let drain_delay = DrainDelay::new(args.drain_delay);
     let reloader = args.config.is_some().then(|| {
-        let values = options.values.clone();
-        let reload = Reload { layers, values, level, drain_delay: drain_delay.clone(), descriptors };
+        let (values, notifier) = (options.values.clone(), notifier.clone());
+        let reload =
+            Reload { layers, values, level, drain_delay: drain_delay.clone(), descriptors, notifier };
         Reloader::start(reload, handle.clone())
     });
     let reloader =
         reloader.transpose().map_err(|error| (FAILED, format!("cannot start the reload thread: {error}")))?;
+    let running = Running { server: handle.clone(), programs: programs.clone() };
+    watcher.begin(Subject { running: running.clone(), drain_delay, reloader, upgrader: upgrader.clone() });
+    if predecessor.is_some_and(|predecessor| !predecessor.take_over()) {
+        // It has said why, and goes on.
+        handle.stop();
+        drop(server.wait());
+        return Ok(FAILED);
+    }
+    handle.own();
     announce(&handle, &output);
-    let running = Running { server: handle, programs: programs.clone() };
-    watcher.begin(Subject { running: running.clone(), drain_delay, reloader });
+    let teller = notifier.begin(&handle);
+    let teller = teller.map_err(|error| (FAILED, format!("cannot start the status thread: {error}")))?;
     match &reporter {
         Some(reporter) => reporter.begin(running),
         None => output.close(),
@@ -124,7 +154,9 @@ fn serve(layers: Layers, options: &Options, level: Level, log: &Output) -> Resul
         // They are gone, unless a worker is left behind that waits for one.
         programs.end(Duration::ZERO);
     }
+    upgrader.end();
     watcher.end();
+    drop(teller);
     drop(reporter);
     log.begin_last_lines();
     let status = match &outcome {
@@ -148,6 +180,27 @@ fn serve(layers: Layers, options: &Options, level: Level, log: &Output) -> Resul
 /// How long to wait for each of the two readers at the end.
 fn last_lines_timeout(args: &ServeArgs) -> Duration {
     (args.drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
+}
+
+/// Sockets that listen already when the process starts.
+struct OpenSockets {
+    /// Passed by the service manager.
+    passed: Vec<OwnedFd>,
+    /// Of the process whose place this one takes.
+    inherited: Vec<Listener>,
+    predecessor: Option<Predecessor>,
+}
+
+impl OpenSockets {
+    fn find() -> Result<OpenSockets, String> {
+        let passed = systemd::passed_sockets()?;
+        Ok(match Predecessor::find()? {
+            Some((predecessor, inherited)) => {
+                OpenSockets { passed, inherited, predecessor: Some(predecessor) }
+            }
+            None => OpenSockets { passed, inherited: Vec::new(), predecessor: None },
+        })
+    }
 }
 
 /// The settings that these options make, before the limit of open files is looked at.
@@ -186,9 +239,12 @@ struct Started {
     descriptors: Descriptors,
 }
 
-fn start(options: &Options) -> Result<Started, Refusal> {
+fn start(options: &Options, passed: Vec<OwnedFd>, inherited: Vec<Listener>) -> Result<Started, Refusal> {
     let args = &options.args;
     let mut config = config_of(args);
+    if !passed.is_empty() || inherited.iter().any(|listener| listener.address().is_none()) {
+        config.listen = Vec::new();
+    }
     let (builder, programs) = service(options)?;
     let of_admin = args.admin.as_ref().map_or(0, |_| config.admin_connections);
     let descriptors = Descriptors::reserve(args.max_connections, of_admin, own_descriptors(args, &config))?;
@@ -196,7 +252,9 @@ fn start(options: &Options) -> Result<Started, Refusal> {
     config.admin_connections = descriptors.of_admin;
     let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
 
-    let server = builder.config(config).start().map_err(|error| refusal(options, &error))?;
+    let builder = builder.config(config).inherit(inherited);
+    let server = passed.into_iter().fold(builder, Builder::listener).start();
+    let server = server.map_err(|error| refusal(options, &error))?;
     // Not before: a start that is refused is one line.
     if let Some(possible) = lowered_to {
         let wanted = args.max_connections;

@@ -12,6 +12,7 @@ use tidemill::ServerHandle;
 use super::layers::{Layers, Options, Value};
 use super::log::Level;
 use super::signals::DrainDelay;
+use super::systemd::Notifier;
 use super::{Descriptors, arguments, config_of, own_descriptors};
 
 /// The options that can be changed while the server runs, besides what `ServerHandle::reconfigure` says that it kept. The others
@@ -48,6 +49,7 @@ pub(super) struct Reload {
     pub(super) level: Level,
     pub(super) drain_delay: DrainDelay,
     pub(super) descriptors: Descriptors,
+    pub(super) notifier: Notifier,
 }
 
 /// The way to the thread that reloads. It ends once the last of them is dropped.
@@ -86,12 +88,14 @@ fn wait(asked: &Receiver<()>) -> bool {
 
 impl Reload {
     fn run(&mut self, server: &ServerHandle) {
+        self.notifier.reloading();
         match self.read(server) {
             Ok(options) => self.tell(options),
             Err(message) => {
                 tracing::error!(error = message, "the configuration was not reloaded: nothing has changed");
             }
         }
+        self.notifier.reloaded();
     }
 
     /// Reads all layers, and has the server obey. Returns what it obeys now, but for what needs a restart.

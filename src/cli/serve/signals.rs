@@ -8,13 +8,14 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use tidemill::ServerState;
 
 use super::log::ALWAYS;
 use super::reload::Reloader;
 use super::statistics::{self, Running};
+use super::upgrade::Upgrader;
 use crate::cli::unblock;
 
 /// Watches for signals.
@@ -29,6 +30,7 @@ pub(super) struct Subject {
     pub(super) drain_delay: DrainDelay,
     /// Where a file can be read again.
     pub(super) reloader: Option<Reloader>,
+    pub(super) upgrader: Upgrader,
 }
 
 /// The time between SIGTERM and the stop, which a reload may change.
@@ -59,12 +61,12 @@ impl Watcher {
         let refused = |error| format!("cannot handle signals: {error}");
         // SIGXFSZ would end the process where a file of the log has reached the limit of its size; the write fails all
         // the same.
-        let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGXFSZ]).map_err(refused)?;
+        let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ]).map_err(refused)?;
         if reloads || !is_ignored(SIGHUP) {
             signals.add_signal(SIGHUP).map_err(refused)?;
         }
         // For this thread and those that it starts: one that takes them is enough for the process.
-        unblock([Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGHUP]);
+        unblock([Signal::SIGINT, Signal::SIGTERM, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP]);
         let (subject, started) = mpsc::channel();
         let watcher = Watcher { subject, signals: signals.handle() };
         thread::Builder::new()
@@ -99,7 +101,7 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-fn watch(mut signals: Signals, Subject { running, drain_delay, reloader }: &Subject) {
+fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrader }: &Subject) {
     let server = &running.server;
     let mut stops = false;
     for signal in signals.forever() {
@@ -120,8 +122,13 @@ fn watch(mut signals: Signals, Subject { running, drain_delay, reloader }: &Subj
                 tracing::info!(target: ALWAYS, %stats, "statistics");
                 continue;
             }
+            SIGUSR2 => {
+                upgrader.begin(server);
+                continue;
+            }
             _ => continue,
         };
+        upgrader.cancel();
         let drain_delay = drain_delay.get();
         let delays = signal == SIGTERM && !drain_delay.is_zero() && server.state() == ServerState::Serving;
         if delays {

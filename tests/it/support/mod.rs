@@ -14,7 +14,9 @@ use serde_json::Value;
 use tidemill::{Reply, Request, Server, Service, Stats};
 
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
-pub(crate) use program::{Ended, Serving, allow_files, fake_toolchain, freeze, program, scratch, serve};
+pub(crate) use program::{
+    Ended, Serving, allow_files, fake_toolchain, freeze, program, program_at, scratch, serve, stats_in,
+};
 pub(crate) use unread::Unread;
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.

@@ -20,6 +20,11 @@ pub(crate) fn program() -> Command {
     without_settings(Command::new(env!("CARGO_BIN_EXE_tidemill")))
 }
 
+/// The program under another name.
+pub(crate) fn program_at(path: &Path) -> Command {
+    without_settings(Command::new(path))
+}
+
 fn without_settings(mut command: Command) -> Command {
     for name in ["MIN_THREADS", "MAX_THREADS", "TOLERANCE", "STUDENT_ID"] {
         command.env_remove(name);

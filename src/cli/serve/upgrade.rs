@@ -1,0 +1,474 @@
+//! Hot upgrade: another process takes the place of this one, and no client notices.
+//!
+//! The old process, on SIGUSR2: starts the program that stands on disk now, as it was started itself, with one end of a
+//! socket pair as its standard input; sends the open listeners through it; and waits for word that the new server runs. Then it
+//! gives the word to take over, and drains. Both accept until then, from the same sockets. Whatever else happens, the new
+//! process is ended, and this one goes on.
+//!
+//! ```text
+//! old                                  new
+//! header, a record each listener ────▶ binds what it did not get, starts
+//!                                ◀──── ready
+//! lends, tells the manager, go   ────▶ owns, announces
+//! stops                                (end of the stream instead of go: stops)
+//! ```
+//!
+//! Invariant: at any moment the listeners are either one's to close, and only the new one's behind `go`. Held by
+//! `tests/it/upgrade.rs`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{self, Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
+    socketpair, sockopt,
+};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tidemill::{Address, Listener, ServerHandle};
+
+use super::log::ALWAYS;
+use super::systemd::Notifier;
+
+/// Set for a process that is to take the place of its parent: the parent's number. It counts only where standard input is such a
+/// socket as that would have, as it is inherited by programs that the process starts.
+const VARIABLE: &str = "TIDEMILL_UPGRADE";
+/// Variables of the service manager that are the old process's own. The sockets go another way.
+const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+/// What the records are, and in which version. Behind it stands how many there are.
+const HEADER: &[u8] = b"tidemill listeners 1 ";
+/// The new server runs.
+const READY: &[u8] = b"ready";
+/// It may take over.
+const GO: &[u8] = b"go";
+/// The longest record, in bytes: a service's name and an address, of which the system takes a path of 108.
+const MAX_RECORD_BYTES: usize = 4096;
+/// How long a process that is ended has from SIGTERM to SIGKILL: what a server needs to stop that has just begun.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Upgrades on request. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(super) struct Upgrader(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// The program, for what stands there later; or why that is not known.
+    program: Result<PathBuf, String>,
+    timeout: Duration,
+    notifier: Notifier,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// An upgrade is under way.
+    thread: Option<thread::JoinHandle<()>>,
+    /// This process's end of the socket pair, while it waits for the new one.
+    waits: Option<OwnedFd>,
+    /// No more upgrades: the server stops, or has handed over.
+    over: bool,
+}
+
+impl Upgrader {
+    pub(super) fn new(timeout: Duration, notifier: Notifier) -> Upgrader {
+        Upgrader(Arc::new(Shared { program: program(), timeout, notifier, state: Mutex::default() }))
+    }
+
+    /// Begins an upgrade of `server`, unless one is under way.
+    pub(super) fn begin(&self, server: &ServerHandle) {
+        if process::id() == 1 {
+            return tell_refused("as process 1 this one cannot be replaced: with its end all others end");
+        }
+        let mut state = self.0.lock();
+        if state.over || state.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            tracing::debug!("an upgrade is under way already");
+            return;
+        }
+        let (upgrader, server) = (self.clone(), server.clone());
+        let thread = thread::Builder::new()
+            .name("tidemill-upgrade".to_owned())
+            .spawn(move || upgrader.0.upgrade(&server));
+        match thread {
+            Ok(thread) => state.thread = Some(thread),
+            Err(error) => tell_refused(&format!("no thread can be started: {error}")),
+        }
+    }
+
+    /// The server stops: ends an upgrade that is under way. Never blocks.
+    pub(super) fn cancel(&self) {
+        let mut state = self.0.lock();
+        state.over = true;
+        if let Some(waits) = &state.waits {
+            // It is open.
+            let _ = shutdown(waits, Shutdown::Both);
+        }
+    }
+
+    /// Blocks until no upgrade is under way any more, which is soon after [`cancel`](Self::cancel).
+    pub(super) fn end(&self) {
+        self.cancel();
+        let thread = self.0.lock().thread.take();
+        if let Some(thread) = thread {
+            // A panic there is in the log.
+            drop(thread.join());
+        }
+    }
+}
+
+/// One line, and this process goes on.
+fn tell_refused(reason: &str) {
+    tracing::warn!(target: ALWAYS, reason, "not upgraded; this process goes on");
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread of an upgrade.
+    fn upgrade(&self, server: &ServerHandle) {
+        let begun = Instant::now();
+        match self.try_upgrade(server, begun + self.timeout) {
+            Ok(id) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                tracing::info!(target: ALWAYS, process = id, seconds, "upgraded: another process has taken over");
+            }
+            Err(reason) => tell_refused(&reason),
+        }
+    }
+
+    /// Returns the number of the process that has taken over.
+    ///
+    /// # Errors
+    /// Why none has. None is left, then.
+    fn try_upgrade(&self, server: &ServerHandle, deadline: Instant) -> Result<u32, String> {
+        let program = self.program.as_ref().map_err(Clone::clone)?;
+        let listeners = server.listeners().map_err(|error| error.to_string())?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|error| format!("no socket pair can be had: {error}"))?;
+        {
+            let mut state = self.lock();
+            if state.over {
+                return Err("the server stops".to_owned());
+            }
+            state.waits =
+                Some(ours.try_clone().map_err(|error| format!("a socket cannot be duplicated: {error}"))?);
+        }
+        let mut arguments = env::args_os();
+        let mut command = Command::new(program);
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        command.args(arguments).env(VARIABLE, process::id().to_string()).stdin(Stdio::from(theirs));
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
+        let child = command.spawn();
+        // It holds the other end of the pair, whose closing is how the end of the new process is noticed.
+        drop(command);
+        let mut child = child.map_err(|error| {
+            self.lock().waits = None;
+            format!("{} cannot be started: {error}", program.display())
+        })?;
+        let handed_over = self.hand_over(server, &listeners, &ours, &child, deadline);
+        // A stop has nothing to break off any more, and ended by us or not, the other end is closed.
+        self.lock().waits = None;
+        handed_over.map(|()| child.id()).map_err(|reason| {
+            drop(ours);
+            let status = end(&mut child);
+            status.map_or(reason.clone(), |status| format!("{reason} ({status})"))
+        })
+    }
+
+    /// Sends the listeners, waits until the new process runs a server, and lets it take over.
+    fn hand_over(
+        &self,
+        server: &ServerHandle,
+        listeners: &[Listener],
+        pair: &OwnedFd,
+        child: &Child,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        let in_time = |error: io::Error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!("the new process was not ready within {}", humantime::format_duration(self.timeout))
+            }
+            ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
+                let stops = self.lock().over;
+                let which = if stops { "the server stops" } else { "the new process did not become ready" };
+                which.to_owned()
+            }
+            _ => error.to_string(),
+        };
+        send_listeners(pair, listeners, deadline).map_err(in_time)?;
+        let said = receive(pair, deadline).map_err(in_time)?.0;
+        if said != READY {
+            return Err("the new process speaks another upgrade protocol".to_owned());
+        }
+        let mut state = self.lock();
+        if state.over || !server.lend() {
+            return Err("the server stops".to_owned());
+        }
+        // The manager has to know before the new process says anything, and before this one may seem to stop.
+        self.notifier.main_process(child.id());
+        if let Err(error) = send(pair, GO, None, deadline) {
+            server.own();
+            self.notifier.main_process(process::id());
+            return Err(format!("the new process has gone: {error}"));
+        }
+        state.over = true;
+        drop(state);
+        self.notifier.fall_silent();
+        server.stop();
+        Ok(())
+    }
+}
+
+/// Ends a process that has not taken over. Returns how it ended by itself, if it did with a failure.
+fn end(child: &mut Child) -> Option<process::ExitStatus> {
+    let id = Pid::from_child(child);
+    let itself = || child_ended(id, Duration::from_millis(100));
+    let by_itself = itself();
+    if !by_itself {
+        // It has not been waited for, so the number is still its own.
+        let _ = kill_process(id, Signal::TERM);
+        if !child_ended(id, END_TIMEOUT) {
+            let _ = kill_process(id, Signal::KILL);
+        }
+    }
+    child.wait().ok().filter(|status| by_itself && !status.success())
+}
+
+/// Whether a child, not waited for yet, ends within `timeout`.
+fn child_ended(id: Pid, timeout: Duration) -> bool {
+    let timeout = Timespec::try_from(timeout).ok();
+    pidfd_open(id, PidfdFlags::empty())
+        .and_then(|process| poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref()))
+        .is_ok_and(|ended| ended > 0)
+}
+
+/// The program of this process by the name that it was started by, where a new one may be put; by its present one where that
+/// name is another's.
+fn program() -> Result<PathBuf, String> {
+    let own = fs::metadata("/proc/self/exe").ok();
+    let is_own = |path: &PathBuf| {
+        let (file, own) = (fs::metadata(path).ok(), own.as_ref());
+        file.zip(own).is_some_and(|(file, own)| (file.dev(), file.ino()) == (own.dev(), own.ino()))
+    };
+    let name = env::args_os().next().unwrap_or_default();
+    let named = if name.as_bytes().contains(&b'/') {
+        Some(PathBuf::from(name)).filter(is_own)
+    } else {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path).map(|directory| directory.join(&name)).find(is_own)
+    };
+    let present =
+        || env::current_exe().map_err(|error| format!("where the program is cannot be known: {error}"));
+    named.map_or_else(present, Ok)
+}
+
+/// The process whose place this one takes.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    pair: OwnedFd,
+}
+
+impl Predecessor {
+    /// The one that has started this process for that, if any has, and its listeners.
+    ///
+    /// # Errors
+    /// One line that says what is wrong with them.
+    pub(super) fn find() -> Result<Option<(Predecessor, Vec<Listener>)>, String> {
+        let input = io::stdin();
+        let is_pair = sockopt::socket_type(&input).is_ok_and(|kind| kind == SocketType::SEQPACKET);
+        if env::var_os(VARIABLE).is_none() || !is_pair {
+            return Ok(None);
+        }
+        let failed = |error: io::Error| format!("cannot take over the listeners: {error}");
+        let pair = input.as_fd().try_clone_to_owned().map_err(failed)?;
+        let listeners = receive_listeners(&pair).map_err(failed)?;
+        Ok(Some((Predecessor { pair }, listeners)))
+    }
+
+    /// This process serves clients. Blocks until the other one has said to go on or has given up. Whether this process is
+    /// to take over.
+    pub(super) fn take_over(self) -> bool {
+        // The other one has a timeout, and where it ends, so does the stream.
+        let mut buffer = [0; GO.len()];
+        send(&self.pair, READY, None, far()).is_ok()
+            && rustix::net::recv(&self.pair, &mut buffer[..], RecvFlags::empty()).is_ok()
+            && buffer == GO
+    }
+}
+
+/// A deadline for what never takes long: a year.
+fn far() -> Instant {
+    Instant::now() + tidemill::MAX_DURATION
+}
+
+fn send_listeners(pair: &OwnedFd, listeners: &[Listener], deadline: Instant) -> io::Result<()> {
+    let header = [HEADER, listeners.len().to_string().as_bytes()].concat();
+    send(pair, &header, None, deadline)?;
+    listeners.iter().try_for_each(|listener| {
+        let record = record(listener.service(), listener.address());
+        send(pair, &record, Some(listener), deadline)
+    })
+}
+
+fn receive_listeners(pair: &OwnedFd) -> io::Result<Vec<Listener>> {
+    let broken = || {
+        io::Error::new(ErrorKind::InvalidData, "the process before this one speaks another upgrade protocol")
+    };
+    let header = receive(pair, far())?.0;
+    let count = header.strip_prefix(HEADER).and_then(|count| str::from_utf8(count).ok()?.parse().ok());
+    (0..count.ok_or_else(broken)?)
+        .map(|_: usize| {
+            let (record, socket) = receive(pair, far())?;
+            let (service, address) = parse(&record).ok_or_else(broken)?;
+            Ok(Listener::new(service, address, socket.ok_or_else(broken)?))
+        })
+        .collect()
+}
+
+/// What is said of a listener: the name of its service, and behind a NUL its address; nothing if it was given.
+fn record(service: &str, address: Option<&Address>) -> Vec<u8> {
+    let mut record = service.as_bytes().to_vec();
+    record.push(0);
+    match address {
+        // A path may be any bytes.
+        Some(Address::Unix(path)) => {
+            record.extend(b"unix:");
+            record.extend(path.as_os_str().as_bytes());
+        }
+        Some(address) => record.extend(address.to_string().as_bytes()),
+        None => {}
+    }
+    record
+}
+
+fn parse(record: &[u8]) -> Option<(String, Option<Address>)> {
+    let nul = record.iter().position(|byte| *byte == 0)?;
+    let (service, address) = (str::from_utf8(&record[..nul]).ok()?, &record[nul + 1..]);
+    let address = match address.strip_prefix(b"unix:") {
+        Some(path) => Some(Address::Unix(PathBuf::from(OsString::from_vec(path.to_vec())))),
+        None if address.is_empty() => None,
+        None => Some(str::from_utf8(address).ok()?.parse().ok()?),
+    };
+    Some((service.to_owned(), address))
+}
+
+/// Sends one record, and a socket with it.
+fn send(pair: &OwnedFd, record: &[u8], socket: Option<&Listener>, deadline: Instant) -> io::Result<()> {
+    sockopt::set_socket_timeout(pair, sockopt::Timeout::Send, Some(left(deadline)?))?;
+    let sockets = socket.map(AsFd::as_fd);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if sockets.is_some() && !control.push(SendAncillaryMessage::ScmRights(sockets.as_slice())) {
+        return Err(ErrorKind::OutOfMemory.into());
+    }
+    sendmsg(pair, &[IoSlice::new(record)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives one record, and the socket that came with it.
+///
+/// # Errors
+/// [`ErrorKind::UnexpectedEof`] at the end of the stream; what the system says, [`ErrorKind::WouldBlock`] at the deadline.
+fn receive(pair: &OwnedFd, deadline: Instant) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    sockopt::set_socket_timeout(pair, sockopt::Timeout::Recv, Some(left(deadline)?))?;
+    let mut record = vec![0; MAX_RECORD_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(pair, &mut [IoSliceMut::new(&mut record)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.bytes == 0 {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    record.truncate(received.bytes);
+    let mut sockets = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+        _ => None,
+    });
+    let socket = sockets.next();
+    Ok((record, socket))
+}
+
+/// The time until then. What is over is refused: to the system no time at all means for ever.
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_a_listener_is_understood() {
+        let path = Path::new(OsStr::from_bytes(b"/run/\xff\n/socket"));
+        let addresses = [
+            Some("127.0.0.1:0".parse().unwrap()),
+            Some("[::1]:80".parse().unwrap()),
+            Some(Address::Unix(path.to_owned())),
+            None,
+        ];
+        for address in addresses {
+            let said = record("helo", address.as_ref());
+            assert_eq!(parse(&said), Some(("helo".to_owned(), address)));
+        }
+        assert_eq!(parse(b"helo"), None);
+        assert_eq!(parse(b"helo\0nowhere"), None);
+    }
+
+    #[test]
+    fn listeners_go_through_a_pair_and_are_the_same_sockets() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let listeners = [Listener::new("helo", Some(address.into()), socket), {
+            let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+            Listener::new("admin", None, socket)
+        }];
+        send_listeners(&ours, &listeners, far()).unwrap();
+        let received = receive_listeners(&theirs).unwrap();
+        let names: Vec<_> = received.iter().map(|one| (one.service(), one.address())).collect();
+        assert_eq!(names, [("helo", Some(&address.into())), ("admin", None)]);
+        let socket = std::net::TcpListener::from(OwnedFd::from(received.into_iter().next().unwrap()));
+        assert_eq!(socket.local_addr().unwrap(), address);
+        drop(theirs);
+        assert_eq!(receive(&ours, far()).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_beyond_the_deadline() {
+        let (ours, _theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let soon = Instant::now() + Duration::from_millis(10);
+        assert_eq!(receive(&ours, soon).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(receive(&ours, soon).unwrap_err().kind(), ErrorKind::TimedOut);
+        // More listeners than there is room for in the pair, to a process that does not read.
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let many: Vec<_> =
+            (0..2000).map(|_| Listener::new("x".repeat(1000), None, socket.try_clone().unwrap())).collect();
+        let soon = Instant::now() + Duration::from_millis(10);
+        let error = send_listeners(&ours, &many, soon).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error:?}");
+    }
+}

@@ -1,0 +1,437 @@
+//! Hot upgrades by SIGUSR2: another process takes over and no client notices, or this one goes on.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getuid, kill_process, test_kill_process};
+use serde_json::Value;
+
+use crate::support::{
+    DEADLINE, Ended, Peer, Serving, eventually, helo_reply, program_at, scratch, skipped, stats_in,
+};
+
+const REAL: &str = env!("CARGO_BIN_EXE_tidemill");
+/// What a connection that was just accepted is given for its first line.
+const FIRST_LINE: Duration = Duration::from_millis(50);
+
+/// A service whose process changes: the first one, whose output is that of all, and the present one.
+#[derive(Debug)]
+struct Line {
+    first: Serving,
+    now: Present,
+    /// What is started, where another program may be put.
+    program: PathBuf,
+}
+
+impl Line {
+    /// Starts the program with `options`, separated by blanks.
+    #[track_caller]
+    fn start(options: &str) -> Line {
+        let program = scratch("upgrade").join("tidemill");
+        symlink(REAL, &program).unwrap();
+        let mut command = program_at(&program);
+        command.args(["serve", "0"]).args(options.split_whitespace());
+        Line::run(command, program)
+    }
+
+    #[track_caller]
+    fn run(command: Command, program: PathBuf) -> Line {
+        let first = Serving::start(command);
+        Line { now: Present(first.pid()), first, program }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.first.address
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(self.now.0, signal).unwrap();
+    }
+
+    /// Puts a shell script where the program is.
+    fn put_script(&self, script: &str) {
+        // Another file, as an installation does it: that of a program that runs cannot be written.
+        let new = self.program.with_extension("new");
+        fs::write(&new, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(new, &self.program).unwrap();
+    }
+
+    /// Puts the program back.
+    fn put_program(&self) {
+        let new = self.program.with_extension("new");
+        symlink(REAL, &new).unwrap();
+        fs::rename(new, &self.program).unwrap();
+    }
+
+    /// Upgrades, and returns once the old process has said so.
+    #[track_caller]
+    fn upgrade(&mut self) {
+        let (before, failures) = (self.upgrades().len(), self.failures().len());
+        self.signal(Signal::USR2);
+        eventually("the upgrade", || {
+            assert_eq!(self.failures().len(), failures, "{}", self.first.log());
+            self.upgrades().len() > before
+        });
+        self.now = Present(self.upgrades()[before]);
+    }
+
+    /// The processes that have taken over so far.
+    fn upgrades(&self) -> Vec<Pid> {
+        let log = self.first.log();
+        let lines = log.lines().filter_map(|line| line.split_once("has taken over process="));
+        let number = |rest: &str| rest.split(' ').next().unwrap().parse().unwrap();
+        lines.map(|(_, rest)| Pid::from_raw(number(rest)).unwrap()).collect()
+    }
+
+    /// Asks for an upgrade that fails, for a reason that contains `reason`; nothing is left of it, and the service goes on.
+    #[track_caller]
+    fn expect_failure(&self, reason: &str) {
+        let before = self.failures().len();
+        self.signal(Signal::USR2);
+        eventually("the failure is told", || self.failures().len() > before);
+        let line = &self.failures()[before];
+        assert!(line.contains(reason), "{line}");
+        assert_eq!(children(self.now.0), [], "{reason}");
+        Peer::connect(self.address()).ask("it goes on");
+        assert_eq!(self.failures().len(), before + 1, "one line");
+    }
+
+    /// What was logged of upgrades that failed.
+    fn failures(&self) -> Vec<String> {
+        let log = self.first.log();
+        log.lines().filter(|line| line.contains("not upgraded")).map(str::to_owned).collect()
+    }
+
+    /// SIGTERM to the present process. Each that there was has lost nothing; their statistics.
+    #[track_caller]
+    fn stop(self) -> Vec<Value> {
+        let processes = 1 + self.upgrades().len();
+        self.signal(Signal::TERM);
+        // The end of what the log is read from comes with the last of them.
+        let ended = self.first.wait();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        let last_lines = ended.stderr.lines().filter(|line| line.contains("stopped; nothing was dropped"));
+        let stats: Vec<Value> = last_lines.map(stats_in).collect();
+        assert_eq!(stats.len(), processes, "{}", ended.stderr);
+        stats
+    }
+}
+
+/// The process that serves now. Where a test fails it is ended; the first one has a guard of its own, and may be gone.
+#[derive(Debug)]
+struct Present(Pid);
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = kill_process(self.0, Signal::KILL);
+        }
+    }
+}
+
+/// The processes that this one has started and not waited for.
+fn children(parent: Pid) -> Vec<Pid> {
+    let parent = parent.as_raw_nonzero().to_string();
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let child = |entry: fs::DirEntry| {
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let of = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.to_owned();
+        (of == parent).then(|| Pid::from_raw(id))?
+    };
+    all.filter_map(child).collect()
+}
+
+/// What clients have seen.
+#[derive(Debug, Default)]
+struct Seen {
+    over: AtomicBool,
+    replies: AtomicU64,
+    connections: AtomicU64,
+    /// Connections whose line was sent later than is promised, and not answered.
+    too_slow: AtomicU64,
+}
+
+/// A connection that is ended, without a reply or between two, is no loss where nothing was promised: what had arrived was answered.
+fn connected<S: Read + Write>(seen: &Seen, connect: impl Fn() -> S, reply: &[u8], requests: usize) {
+    let mut buffer = vec![0; reply.len()];
+    while !seen.over.load(Relaxed) {
+        let begun = Instant::now();
+        let mut stream = connect();
+        seen.connections.fetch_add(1, Relaxed);
+        for number in 0..requests {
+            // Where the other side has ended the stream, it may have closed since.
+            let sent = stream.write_all(b"HELO x\n");
+            let in_time = begun.elapsed() < FIRST_LINE / 2;
+            let mut len = 0;
+            let end = loop {
+                match stream.read(&mut buffer[len..]) {
+                    Ok(0) => break true,
+                    Ok(read) => len += read,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => panic!("{error} at request {number}, after {len} bytes"),
+                }
+                if len == reply.len() {
+                    break false;
+                }
+            };
+            assert_eq!(buffer[..len], reply[..len]);
+            if end {
+                assert_eq!(len, 0, "ended inside a reply");
+                assert!(number > 0 || !in_time, "not answered");
+                seen.too_slow.fetch_add(u64::from(number == 0), Relaxed);
+                break;
+            }
+            sent.unwrap();
+            seen.replies.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+fn tcp(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+fn unix(path: &Path) -> UnixStream {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+const UNIX_REPLY: &[u8] = b"HELO x\nIP:unix\nPort:0\nStudentID:16336617\n";
+
+#[test]
+fn fifty_upgrades_in_a_flood_are_noticed_by_nobody() {
+    const UPGRADES: usize = 50;
+    let path = scratch("upgrade").join("socket");
+    let mut line = Line::start(&format!("--unix {} --drain-timeout 30s", path.display()));
+    let address = line.address();
+    let reply = helo_reply(b"x", address);
+    let seen = Seen::default();
+    let stats = thread::scope(|scope| {
+        let (seen, reply, path) = (&seen, &reply, &path);
+        // New ones all the time, and such as stay.
+        for requests in [1, 1, usize::MAX] {
+            scope.spawn(move || connected(seen, || tcp(address), reply, requests));
+            scope.spawn(move || connected(seen, || unix(path), UNIX_REPLY, requests));
+        }
+        // Several requests under way, of which those are answered that had arrived.
+        scope.spawn(move || {
+            while !seen.over.load(Relaxed) {
+                let mut peer = Peer::connect(address);
+                seen.connections.fetch_add(1, Relaxed);
+                loop {
+                    peer.try_send(&b"HELO x\n".repeat(20));
+                    let came = peer.replies(reply, 20);
+                    seen.replies.fetch_add(came as u64, Relaxed);
+                    if came < 20 || seen.over.load(Relaxed) {
+                        break;
+                    }
+                }
+            }
+        });
+        for _ in 0..UPGRADES {
+            let before = seen.replies.load(Relaxed);
+            eventually("clients are served", || seen.replies.load(Relaxed) > before + 50);
+            line.upgrade();
+        }
+        seen.over.store(true, Relaxed);
+        // The old ones end when their clients have.
+        line.stop()
+    });
+    assert!(!path.exists(), "the last one removes it");
+    let sum = |name: &str| stats.iter().map(|stats| stats[name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(sum("replies_total"), seen.replies.load(Relaxed), "each reply that was written was read");
+    assert_eq!(sum("connections_accepted_total"), seen.connections.load(Relaxed), "each was accepted once");
+    assert!(seen.too_slow.load(Relaxed) < seen.connections.load(Relaxed) / 10, "{seen:?}");
+}
+
+#[test]
+fn a_process_that_cannot_take_over_is_ended_and_the_old_one_goes_on() {
+    let path = scratch("upgrade").join("socket");
+    let mut line = Line::start(&format!("--unix {} --upgrade-timeout 300ms", path.display()));
+    let mut old = Peer::connect(line.address());
+    fs::remove_file(&line.program).unwrap();
+    line.expect_failure("cannot be started: No such file or directory");
+    fs::write(&line.program, "no program").unwrap();
+    line.expect_failure("cannot be started: Permission denied");
+    for (script, reason) in [
+        ("exit 3", "did not become ready (exit status: 3)"),
+        ("exit 0", "did not become ready"),
+        ("kill -9 $$", "did not become ready (signal: 9 (SIGKILL))"),
+        ("exec sleep 1000", "was not ready within 300ms"),
+        ("exec sleep 1000 <&-", "did not become ready"),
+        ("trap '' TERM; exec sleep 1000", "was not ready within 300ms"),
+        ("echo ready and steady >&0; exec sleep 1000", "speaks another upgrade protocol"),
+        // It refuses its options.
+        (&format!("exec {REAL} \"$@\" --max-threads 0"), "did not become ready (exit status: 2)"),
+        // It cannot listen.
+        (&format!("exec {REAL} \"$@\" --bind 192.0.2.1"), "did not become ready (exit status: 1)"),
+    ] {
+        line.put_script(script);
+        line.expect_failure(reason);
+        assert!(path.exists());
+    }
+    old.ask("an old connection");
+    line.put_program();
+    line.upgrade();
+    old.expect_end();
+    drop(old);
+    Peer::connect(line.address()).ask("a new one");
+    line.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_configuration_is_read_anew_and_a_bad_one_changes_nothing() {
+    let file = scratch("upgrade").join("config.toml");
+    fs::write(&file, "max-threads = 7\n").unwrap();
+    let mut line = Line::start(&format!("--config {}", file.display()));
+    fs::write(&file, "max-threads = seven\n").unwrap();
+    line.expect_failure("did not become ready (exit status: 2)");
+    fs::remove_file(&file).unwrap();
+    line.expect_failure("did not become ready (exit status: 2)");
+    fs::write(&file, "max-threads = 9\n").unwrap();
+    line.upgrade();
+    let stats = line.stop();
+    let mut limits: Vec<u64> = stats.iter().map(|stats| stats["pool_max"].as_u64().unwrap()).collect();
+    limits.sort_unstable();
+    assert_eq!(limits, [7, 9]);
+}
+
+#[test]
+fn the_admin_address_is_handed_over_and_answered_by_the_new_process_only() {
+    let path = scratch("upgrade").join("admin");
+    let mut line = Line::start(&format!("--handler-delay 300ms --admin unix:{}", path.display()));
+    let asked = || {
+        let mut stream = unix(&path);
+        stream.write_all(b"GET /stats.json HTTP/1.0\r\n\r\n").unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let stats: Value = serde_json::from_str(reply.split_once("\r\n\r\n").unwrap().1).unwrap();
+        stats["requests_pending"].as_u64().unwrap()
+    };
+    let mut peer = Peer::connect(line.address());
+    peer.send(b"HELO x\n");
+    eventually("the old process has a request", || asked() == 1);
+    line.upgrade();
+    // The old one has it still, and answers it, but nobody else.
+    for _ in 0..20 {
+        assert_eq!(asked(), 0);
+    }
+    peer.expect_reply("x");
+    peer.expect_end();
+    drop(peer);
+    line.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_second_request_is_ignored_while_one_is_under_way_and_a_stop_ends_both() {
+    let line = Line::start("--upgrade-timeout 1h");
+    line.put_script("exec sleep 1000");
+    line.signal(Signal::USR2);
+    let started = || children(line.now.0);
+    eventually("it is started", || !started().is_empty());
+    line.signal(Signal::USR2);
+    // Signals are obeyed one after another.
+    line.first.stats();
+    let new = started();
+    assert_eq!(new.len(), 1);
+    Peer::connect(line.address()).ask("x");
+    line.signal(Signal::TERM);
+    let ended = line.first.wait();
+    ended.assert_clean();
+    assert!(ended.stderr.contains("not upgraded") && ended.stderr.contains("the server stops"), "{ended:?}");
+    assert!(test_kill_process(new[0]).is_err(), "the new process has been waited for");
+}
+
+#[test]
+fn kill_service_ends_a_process_that_is_not_ready_too() {
+    let line = Line::start("--upgrade-timeout 1h");
+    line.put_script("exec sleep 1000");
+    line.signal(Signal::USR2);
+    eventually("it is started", || !children(line.now.0).is_empty());
+    let new = children(line.now.0);
+    Peer::connect(line.address()).send(b"KILL_SERVICE\n");
+    line.first.wait().assert_clean();
+    assert!(test_kill_process(new[0]).is_err());
+}
+
+#[test]
+fn what_is_started_is_what_stands_on_disk_by_the_name_that_was_used() {
+    // By a path that is a link, whose target is another later.
+    let mut line = Line::start("");
+    line.put_script(&format!("echo the next >&2; exec {REAL} \"$@\""));
+    line.upgrade();
+    line.first.expect_log("the next");
+    line.stop();
+
+    // By a name that is looked for, in a file that is replaced.
+    let program = scratch("upgrade").join("tidemill-by-name");
+    fs::copy(REAL, &program).unwrap();
+    let mut command = program_at(Path::new("tidemill-by-name"));
+    command
+        .env("PATH", format!("{}:/usr/bin:/bin", program.parent().unwrap().display()))
+        .args(["serve", "0"]);
+    let mut line = Line::run(command, program);
+    line.put_script(&format!("echo the next >&2; exec {REAL} \"$@\""));
+    line.upgrade();
+    line.first.expect_log("the next");
+    line.stop();
+
+    // By a name that is none of its own, where the program itself is meant.
+    let mut command = Command::new("/bin/bash");
+    command.args(["-c", "exec -a something tidemill serve 0"]).stdin(Stdio::null());
+    command.env("PATH", Path::new(REAL).parent().unwrap());
+    let mut line = Line::run(command, PathBuf::new());
+    line.upgrade();
+    line.stop();
+}
+
+#[test]
+fn a_limited_address_space_is_no_obstacle() {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("ulimit -v 4000000; exec {REAL} serve 0")]).stdin(Stdio::null());
+    let mut line = Line::run(command, PathBuf::new());
+    for _ in 0..2 {
+        line.upgrade();
+        Peer::connect(line.address()).ask("x");
+    }
+    line.stop();
+}
+
+#[test]
+fn as_process_1_it_is_refused() {
+    let is_possible = getuid().is_root()
+        && Command::new("unshare").args(["--pid", "--fork", "true"]).status().is_ok_and(|it| it.success());
+    if !is_possible {
+        return skipped("a process namespace needs root and unshare");
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", REAL, "serve", "0"]).stdin(Stdio::null());
+    let mut line = Line::run(command, PathBuf::new());
+    line.now = Present(children(line.now.0)[0]);
+    line.expect_failure("as process 1");
+}
+
+#[test]
+fn a_timeout_of_nothing_is_refused() {
+    let mut command = program_at(Path::new(REAL));
+    let ended = Ended::of(command.args(["serve", "0", "--upgrade-timeout", "0s"]));
+    assert_eq!(ended.status.code(), Some(2));
+    assert_eq!(ended.stderr.lines().count(), 1);
+    assert!(ended.stderr.contains("'0s' for '--upgrade-timeout"), "{}", ended.stderr);
+}
