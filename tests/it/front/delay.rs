@@ -70,17 +70,19 @@ fn the_delay_ends_by_itself_and_the_drain_timeout_begins_behind_it() {
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"held\n");
     eventually("it is with a worker", || handle.stats().pool_busy == 1);
+    let mut idle = Peer::connect(server.local_addr());
     let begun = Instant::now();
     handle.stop_after(delay);
     // A longer one changes nothing.
     handle.stop_after(10 * delay);
     assert_eq!((handle.state(), handle.is_stopping()), (ServerState::Delaying, true));
-    eventually("the drain begins", || handle.state() == ServerState::Draining);
+    idle.expect_end();
     assert!(begun.elapsed() >= delay, "{:?}", begun.elapsed());
+    assert_eq!(handle.state(), ServerState::Draining, "its time to drain began with the drain");
     gate.open();
     peer.expect_rest(b"held\n");
-    drop(peer);
-    assert!(server.wait().unwrap().is_clean(), "its time to drain began with the drain");
+    drop((peer, idle));
+    assert!(server.wait().unwrap().is_clean());
     assert_eq!(handle.state(), ServerState::Stopping);
 }
 
