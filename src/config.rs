@@ -126,6 +126,10 @@ pub struct Config {
     /// Default: 64.
     #[cfg(feature = "admin")]
     pub admin_connections: usize,
+    /// Where HAProxy's agent-check is answered: `up ready N%`, with a weight from the pool's headroom, or `drain` from when a stop was
+    /// asked for, also with a delay. Its connections are no clients. `None`: nowhere. Default: `None`.
+    #[cfg(feature = "admin")]
+    pub agent: Option<Address>,
 }
 
 impl Default for Config {
@@ -158,6 +162,8 @@ impl Default for Config {
             admin: None,
             #[cfg(feature = "admin")]
             admin_connections: crate::admin::MAX_CONNECTIONS,
+            #[cfg(feature = "admin")]
+            agent: None,
         }
     }
 }
@@ -373,8 +379,38 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     /// Of each service.
     pub(crate) services: Vec<ServiceSettings>,
+    /// What the last of them are, those that look on.
+    pub(crate) looks_on: Vec<LooksOn>,
     /// Whose the listeners are: for each of `listen` the index of its service.
     pub(crate) listen_services: Vec<ServiceId>,
+}
+
+impl Settings {
+    /// Which of the services that look on this is, if it is one.
+    pub(crate) fn looks_on(&self, service: ServiceId) -> Option<LooksOn> {
+        let first = self.services.len() - self.looks_on.len();
+        usize::from(service).checked_sub(first).map(|number| self.looks_on[number])
+    }
+}
+
+/// A service that looks on: it tells of the server, and its connections are no clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LooksOn {
+    #[cfg(feature = "admin")]
+    Admin,
+    #[cfg(feature = "admin")]
+    Agent,
+}
+
+impl LooksOn {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "admin")]
+            LooksOn::Admin => "admin",
+            #[cfg(feature = "admin")]
+            LooksOn::Agent => "agent",
+        }
+    }
 }
 
 /// A [`ServiceConfig`] that was checked.
@@ -491,7 +527,7 @@ impl Config {
         }
         keep!(listen, unix_mode, reuse_port, proxy_from, thread_stack_bytes);
         #[cfg(feature = "admin")]
-        keep!(admin, admin_connections);
+        keep!(admin, admin_connections, agent);
         // A size that was set once cannot be given up again.
         if self.send_buffer_bytes.is_none() {
             keep!(send_buffer_bytes);
@@ -560,17 +596,28 @@ impl Config {
             listen_services.extend(service.listen.iter().map(|_| number));
             listen.extend(service.listen);
         }
+        // Behind all others, so that a list of these has their numbers.
+        #[cfg_attr(not(feature = "admin"), expect(unused_mut, reason = "nobody looks on"))]
+        let mut looks_on = Vec::new();
         #[cfg(feature = "admin")]
-        if let Some(address) = self.admin {
-            // Behind all others, so that a list of these has their numbers.
-            let number = ServiceId::try_from(services.len()).map_err(|_| {
-                setting("services", services.len() + 1, format!("at most {}", ServiceId::MAX))
-            })?;
-            within("admin_connections", self.admin_connections, 1, MAX_CONNECTIONS)?;
-            let service = crate::admin::service_config(self.admin_connections).check()?;
-            services.push(ServiceSettings { aside: true, ..service });
-            listen_services.push(number);
-            listen.push(address);
+        {
+            if self.admin.is_some() {
+                within("admin_connections", self.admin_connections, 1, MAX_CONNECTIONS)?;
+            }
+            let admin = crate::admin::service_config(self.admin_connections);
+            let agent = crate::agent::service_config();
+            for (kind, address, service) in
+                [(LooksOn::Admin, self.admin, admin), (LooksOn::Agent, self.agent, agent)]
+            {
+                let Some(address) = address else { continue };
+                let number = ServiceId::try_from(services.len()).map_err(|_| {
+                    setting("services", services.len() + 1, format!("at most {}", ServiceId::MAX))
+                })?;
+                services.push(ServiceSettings { aside: true, ..service.check()? });
+                listen_services.push(number);
+                listen.push(address);
+                looks_on.push(kind);
+            }
         }
         Ok(Settings {
             listen,
@@ -586,6 +633,7 @@ impl Config {
             thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
             services,
+            looks_on,
             listen_services,
         })
     }

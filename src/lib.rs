@@ -69,6 +69,8 @@ pub mod architecture {}
 mod address;
 #[cfg(feature = "admin")]
 mod admin;
+#[cfg(feature = "admin")]
+mod agent;
 pub mod client;
 mod clock;
 mod config;

@@ -50,7 +50,7 @@ impl Overview {
             waiting: pool.waiting(),
             min: limits.min_threads,
             max: limits.max_threads,
-            demand: controller::weigh(pool.out(), pool.time_per_job()),
+            demand: self.demand().0,
             cores: tuner.cores(),
             grown,
             shrunk,
@@ -63,6 +63,12 @@ impl Overview {
             &gauges,
             &hub.timings,
         )
+    }
+
+    /// Workers wanted for the present work, and most workers.
+    pub(crate) fn demand(&self) -> (usize, usize) {
+        let Overview { pool, tuner, .. } = self;
+        (controller::weigh(pool.out(), pool.time_per_job()), tuner.limits().max_threads)
     }
 
     /// The last decisions about the pool, the oldest first.

@@ -21,8 +21,10 @@ use std::time::{Duration, Instant};
 use crate::address::Address;
 #[cfg(feature = "admin")]
 use crate::admin::Admin;
+#[cfg(feature = "admin")]
+use crate::agent::Agent;
 use crate::clock::{Clock, nanos};
-use crate::config::{Config, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
+use crate::config::{Config, LooksOn, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
 use crate::controller::Decision;
 use crate::error::Error;
 use crate::handover::{Inherited, Lent, Listener};
@@ -49,8 +51,6 @@ const DROP_GRACE: Duration = Duration::from_secs(2);
 const REACTOR_STACK_BYTES: usize = 2 << 20;
 /// The same of the tuner's: of what is not ours only the subscriber runs on it.
 const TUNER_STACK_BYTES: usize = 512 << 10;
-/// The service that looks on.
-const LOOKS_ON: &str = "admin";
 /// The thread that gives sessions back after a stop that was not graceful.
 const CLOSER: &str = "tidemill-closer";
 
@@ -131,8 +131,15 @@ enum End {
 #[derive(Debug, Default)]
 struct Addrs {
     of_clients: Vec<Address>,
-    /// That of the service that looks on.
-    aside: Option<Address>,
+    /// Those of services that look on.
+    aside: Vec<(LooksOn, Address)>,
+}
+
+impl Addrs {
+    #[cfg(feature = "admin")]
+    fn aside_of(&self, wanted: LooksOn) -> Option<&Address> {
+        self.aside.iter().find(|(kind, _)| *kind == wanted).map(|(_, address)| address)
+    }
 }
 
 /// How a server ended.
@@ -333,7 +340,7 @@ impl Builder {
         let services = std::iter::once(self.service).chain(others);
         let services: Vec<Served> = services.zip(&settings.services).map(served).collect();
         let names_of_clients: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
-        let aside = settings.services[services.len()..].iter().map(|_| LOOKS_ON.to_owned());
+        let aside = settings.looks_on.iter().map(|kind| kind.name().to_owned());
         let service_names: Vec<String> = names_of_clients.iter().cloned().chain(aside).collect();
         let mut inherited = Inherited::new(inherited);
         let sockets = reactor::bind(&settings, &service_names, &mut inherited, &lent)?;
@@ -357,9 +364,9 @@ impl Builder {
         let mut addrs = Addrs::default();
         for Bound { socket, service, .. } in &sockets {
             let address = socket.local_addr().map_err(in_error)?;
-            match settings.services[usize::from(*service)].aside {
-                false => addrs.of_clients.push(address),
-                true => addrs.aside = Some(address),
+            match settings.looks_on(*service) {
+                None => addrs.of_clients.push(address),
+                Some(kind) => addrs.aside.push((kind, address)),
             }
         }
         let (sockets, waker) = Sockets::new(sockets, &settings)?;
@@ -409,20 +416,26 @@ impl Builder {
     }
 }
 
-/// The service that tells about the server, if one is wanted. It stands behind all others.
-fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> Option<Served> {
-    #[cfg(feature = "admin")]
-    let served = settings
-        .services
-        .last()
-        .filter(|service| service.aside)
-        .map(|service| Served::new(Arc::new(Admin::new(Arc::clone(overview))), service));
-    #[cfg(not(feature = "admin"))]
-    let served = {
-        let _ = (settings, overview);
-        None
-    };
-    served
+/// The services that tell about the server. They stand behind all others.
+#[cfg(feature = "admin")]
+fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> Vec<Served> {
+    let first = settings.services.len() - settings.looks_on.len();
+    let kinds = settings.looks_on.iter().zip(&settings.services[first..]);
+    let served = kinds.map(|(kind, service)| {
+        let overview = Arc::clone(overview);
+        let kind: Arc<dyn Erased> = match kind {
+            LooksOn::Admin => Arc::new(Admin::new(overview)),
+            LooksOn::Agent => Arc::new(Agent::new(overview)),
+        };
+        Served::new(kind, service)
+    });
+    served.collect()
+}
+
+/// The same where nobody does.
+#[cfg(not(feature = "admin"))]
+fn looks_on(_: &Settings, _: &Arc<Overview>) -> Vec<Served> {
+    Vec::new()
 }
 
 fn spawn(
@@ -750,7 +763,13 @@ impl ServerHandle {
     /// The admin address, with its real port, if there is one: see [`Builder::admin`].
     #[cfg(feature = "admin")]
     pub fn admin_addr(&self) -> Option<&Address> {
-        self.inner.addrs.aside.as_ref()
+        self.inner.addrs.aside_of(LooksOn::Admin)
+    }
+
+    /// Where HAProxy's agent-check is answered, with its real port, if it is: see [`Config::agent`].
+    #[cfg(feature = "admin")]
+    pub fn agent_addr(&self) -> Option<&Address> {
+        self.inner.addrs.aside_of(LooksOn::Agent)
     }
 
     /// What is set now.
@@ -764,7 +783,7 @@ impl ServerHandle {
     /// turn on, so also for whoever connects or asks after this has returned.
     ///
     /// What takes effect at the start only stays as it is: [`Config::listen`], [`Config::unix_mode`], [`Config::reuse_port`],
-    /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin address, and [`Config::send_buffer_bytes`] where it is to be left to the system again. Returns the names
+    /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin and the agent address, and [`Config::send_buffer_bytes`] where it is to be left to the system again. Returns the names
     /// of those of them that differ.
     ///
     /// ```

@@ -107,7 +107,7 @@ impl Reactor {
             self.close(id, CloseReason::Reset);
             return;
         }
-        if role == Role::Requests && self.has_sessions(service) {
+        if matches!(role, Role::Requests | Role::Aside) && self.has_sessions(service) {
             self.open_session(id);
         }
         if role == Role::Joined {

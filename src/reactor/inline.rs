@@ -202,6 +202,10 @@ impl Reactor {
                 entry.connection.session = job.session.take();
                 self.count_unreplied(&job);
                 self.deliver(job);
+                // Its greeting may be its last word, and no event tells of that.
+                if self.table.get(id).is_some_and(|entry| entry.connection.phase != Phase::Open) {
+                    self.list(id);
+                }
             }
         }
     }

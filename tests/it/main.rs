@@ -15,9 +15,9 @@
 //! | `mixture` | many peers of every kind at once: every account balances |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
-//! | `front` | behind a load balancer: the delay before a stop, ports that are shared |
 //! | `systemd` | sockets that are passed, and what a service manager is told |
 //! | `upgrade` | SIGUSR2: another process takes over, and no client notices |
+//! | `front` | behind a load balancer: PROXY protocol, HAProxy's agent-check, the delay before a stop, shared ports |
 //! | `faults` | every way a peer or a system can fail, beside a polite client that does not notice |
 //! | `chaos` | a hundred clients of twelve kinds, stalls, resizes, a stop: all accounts balance |
 //! | `stops` | a hundred stops at random moments under load |

@@ -131,6 +131,9 @@ pub(crate) struct ServeArgs {
     /// 127.0.0.1; a Unix socket is for the same user only [default: off]
     #[arg(long, value_name = "[ADDR:]PORT|unix:PATH", value_parser = admin)]
     pub(super) admin: Option<Address>,
+    /// Answer HAProxy's agent-check there: state, and a weight from the pool's headroom [default: off]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) agent: Option<SocketAddr>,
     /// Form of the log lines on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,

@@ -46,6 +46,9 @@ const POLL_DESCRIPTORS: usize = 2;
 /// Descriptors that are in use for a moment now and then: the pool's control loop reads what its threads do, and how
 /// many CPUs there are.
 const PASSING_DESCRIPTORS: usize = 2;
+/// Descriptors for the agent address: its listener, and connections that are over at once. One of several balancers that finds
+/// none asks again a second later.
+const AGENT_DESCRIPTORS: usize = 3;
 /// Most descriptors that are left for clients who are being told that the server is full: with few allowed, an eighth
 /// of them.
 const MAX_TURNED_AWAY_DESCRIPTORS: usize = 64;
@@ -229,6 +232,7 @@ fn config_of(args: &ServeArgs) -> Config {
     config.thread_stack_bytes = args.thread_stack;
     config.drain_timeout = args.drain_timeout;
     config.admin = args.admin.clone();
+    config.agent = args.agent.map(Address::Tcp);
     config
 }
 
@@ -263,6 +267,9 @@ fn start(options: &Options, passed: Vec<OwnedFd>, inherited: Vec<Listener>) -> R
     if let Some(address) = server.handle().admin_addr() {
         tracing::info!(%address, "admin address");
     }
+    if let Some(address) = server.handle().agent_addr() {
+        tracing::info!(%address, "agent address");
+    }
     Ok(Started { server, programs, descriptors })
 }
 
@@ -293,7 +300,8 @@ fn service(options: &Options) -> Result<(Builder, Option<ProgramsHandle>), Refus
 
 /// Descriptors that the server needs for itself, besides those that are in use at the start.
 fn own_descriptors(args: &ServeArgs, config: &Config) -> usize {
-    let listeners = config.listen.len() + usize::from(args.admin.is_some());
+    let of_agent = args.agent.map_or(0, |_| AGENT_DESCRIPTORS);
+    let listeners = config.listen.len() + usize::from(args.admin.is_some()) + of_agent;
     listeners + exec::descriptors(args, config.max_threads) + POLL_DESCRIPTORS + PASSING_DESCRIPTORS
 }
 
