@@ -17,7 +17,7 @@ use crate::config::PoolLimits;
 use crate::controller::{self, Decision, Memory, Policy, Sample};
 use crate::error::Error;
 use crate::hub::Hub;
-use crate::pool::{Census, JobPool};
+use crate::pool::{Census, Doer, JobPool};
 use crate::replies::Wake;
 use crate::service::Served;
 use crate::sync::lock_std;
@@ -236,7 +236,7 @@ impl Tuner {
         grown_at: Duration,
     ) -> Sample {
         let mean = pool.known_time_per_job();
-        let Census { busy, last_taken, old, lost, oldest_age, declared, busy_tids, .. } =
+        let Census { busy, last_taken, old, lost, oldest_age, declared, doers, .. } =
             pool.census(now, Policy::lost_after(mean));
         let mut sample = Sample {
             now,
@@ -257,7 +257,7 @@ impl Tuner {
             grown_at,
         };
         if policy.wants_blocked(memory, &sample) {
-            let others = blocked_among(&busy_tids);
+            let others = blocked_among(&doers);
             // Where the system does not say, a handler that declares some has declared all: the others compute.
             let known = others.is_some() || declared > 0;
             sample.blocked = known.then(|| declared + others.unwrap_or(0));
@@ -356,18 +356,22 @@ fn count_cores() -> usize {
     own.min(first).max(1)
 }
 
-/// How many of the busy threads are blocked, by the state letter in their `stat`: not `R` means not running and not
+/// How many of those that do the jobs are blocked, by the state letter in their `stat`: not `R` means not running and not
 /// waiting for a CPU. `None` where the system does not tell. With many threads a part of them stands for all.
-fn blocked_among(tids: &[u32]) -> Option<usize> {
-    let step = tids.len().div_ceil(MAX_STATES_READ).max(1);
+fn blocked_among(doers: &[Doer]) -> Option<usize> {
+    let step = doers.len().div_ceil(MAX_STATES_READ).max(1);
     let (mut read, mut blocked) = (0, 0);
-    for tid in tids.iter().step_by(step) {
+    for doer in doers.iter().step_by(step) {
         // A thread that ended meanwhile has no state; it is left out.
-        let Ok(stat) = std::fs::read(format!("/proc/self/task/{tid}/stat")) else { continue };
+        let path = match doer {
+            Doer::Thread(id) => format!("/proc/self/task/{id}/stat"),
+            Doer::Process(id) => format!("/proc/{id}/stat"),
+        };
+        let Ok(stat) = std::fs::read(path) else { continue };
         // The name of the thread, in parentheses, may hold anything.
         let Some(name_end) = stat.iter().rposition(|byte| *byte == b')') else { continue };
         read += 1;
         blocked += usize::from(stat.get(name_end + 2) != Some(&b'R'));
     }
-    (read > 0).then(|| blocked * tids.len() / read)
+    (read > 0).then(|| blocked * doers.len() / read)
 }

@@ -336,9 +336,10 @@ impl Seat {
                 reply.push(UNAVAILABLE.as_bytes());
                 return;
             };
+            let id = program.card.id;
             let silent = |program: &Program| name_held_back(&shared, program);
-            let asked =
-                request.blocking(|| program.ask(&self.request, &settings.reply, settings.timeout, silent));
+            let asked = request
+                .awaiting(id, || program.ask(&self.request, &settings.reply, settings.timeout, silent));
             match asked {
                 Ok(answer) => {
                     reply.push(answer.reply);

@@ -1,12 +1,13 @@
 //! How the workers are doing, looked at one by one: what the controller needs to know of them, and the statistics show.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::crew::Thread;
 use crate::clock::Nanos;
 use crate::controller::DRAIN_TARGET;
+use crate::service::Waits;
 use crate::slots::ConnId;
 
 /// What a worker shows of itself. The atomics are statistics, relaxed, written by the worker only.
@@ -20,8 +21,8 @@ pub(crate) struct WorkerState {
     last: AtomicU64,
     /// Of which connection that was. Apart from `last`, so for a moment it may be that of another.
     connection: AtomicU64,
-    /// Above 0 while its handler says that it is blocked: see [`Request::blocking`](crate::Request::blocking).
-    pub(super) blocks: AtomicUsize,
+    /// What its handler says that it waits for.
+    pub(super) waits: Waits,
 }
 
 impl WorkerState {
@@ -32,7 +33,7 @@ impl WorkerState {
             tid: AtomicU32::new(0),
             last: AtomicU64::new(now * 2),
             connection: AtomicU64::new(0),
-            blocks: AtomicUsize::new(0),
+            waits: Waits::default(),
         }
     }
 
@@ -88,8 +89,17 @@ pub(crate) struct Census {
     pub(crate) oldest_age: Duration,
     /// Busy workers whose handlers say that they are blocked.
     pub(crate) declared: usize,
-    /// The threads of the other busy workers.
-    pub(crate) busy_tids: Vec<u32>,
+    /// Who does what the other busy workers are busy with.
+    pub(crate) doers: Vec<Doer>,
+}
+
+/// Who does a job: by whether it runs it is known whether the worker is blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doer {
+    /// The worker's own thread.
+    Thread(u32),
+    /// A process that the worker waits for.
+    Process(u32),
 }
 
 impl Census {
@@ -114,10 +124,11 @@ impl Census {
             census.old += usize::from(age >= DRAIN_TARGET);
             census.lost += usize::from(age >= long);
             census.oldest_age = census.oldest_age.max(age);
-            if state.blocks.load(Relaxed) > 0 {
+            if state.waits.blocks() {
                 census.declared += 1;
             } else {
-                census.busy_tids.push(state.tid.load(Relaxed));
+                let thread = || Doer::Thread(state.tid.load(Relaxed));
+                census.doers.push(state.waits.process().map_or_else(thread, Doer::Process));
             }
         }
         census

@@ -26,7 +26,7 @@ use crate::service::Served;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::threads;
 use arrivals::Arrivals;
-pub(crate) use census::Census;
+pub(crate) use census::{Census, Doer};
 use crew::Crew;
 pub(crate) use crew::LEAVE_TIMEOUT;
 use queue::{Deques, Queue};

@@ -188,7 +188,7 @@ fn run_lines<W: Wake>(
             }
             continue;
         }
-        let request = Request::new(line, &connection, &me.blocks);
+        let request = Request::new(line, &connection, &me.waits);
         let handled = match &mut state {
             Some(state) => {
                 service::handle(&*service.service, session, state, &request, replies, Mode::Worker)

@@ -4,7 +4,6 @@
 //! [`MAX_HELD`] is counted, and named in the log.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use super::table::Entry;
@@ -15,7 +14,7 @@ use crate::job::{Handled, Job, JobEnd, Session, Task};
 use crate::mail::{Mail, Post};
 use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
-use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, WorkerStates};
+use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
 
 /// Nothing on this thread should take longer.
@@ -37,8 +36,8 @@ pub(super) struct Inline {
     /// When the present cut handled its first request, and how many it has.
     begun: Nanos,
     handled: usize,
-    /// For [`Request::blocking`], which tells nobody here.
-    blocks: AtomicUsize,
+    /// For [`Request::blocking`] and its kin, which tell nobody here.
+    waits: Waits,
     /// How often the loop was held up, in the present cut.
     overruns: u64,
     warned: Option<Instant>,
@@ -54,7 +53,7 @@ impl Inline {
             laps: Laps::default(),
             begun: 0,
             handled: 0,
-            blocks: AtomicUsize::new(0),
+            waits: Waits::default(),
             overruns: 0,
             warned: None,
         }
@@ -127,7 +126,7 @@ impl HandleInline for Inline {
         }
         self.handled += 1;
         let connection = Connection::new(&job.origin, &self.post);
-        let request = Request::new(frame, &connection, &self.blocks);
+        let request = Request::new(frame, &connection, &self.waits);
         let handled = match self.states.get(&self.services, job.origin.local.service) {
             Some(state) => {
                 let to = job.batch.replies();

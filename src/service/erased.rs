@@ -249,12 +249,12 @@ pub(crate) fn discard(value: Box<dyn Any + Send>) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
     use crate::clock::Nanos;
     use crate::job::{Batch, Endpoint, Origin};
     use crate::mail::{Mail, Post};
+    use crate::service::Waits;
     use crate::slots::{ConnId, Slots};
 
     struct Nowhere;
@@ -267,12 +267,12 @@ mod tests {
         }
     }
 
-    fn with_request(ask: impl FnOnce(&Request<'_>, &AtomicUsize)) {
+    fn with_request(ask: impl FnOnce(&Request<'_>, &Waits)) {
         let local = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
         let origin = Origin { id, slots: Slots::new(0), peer: local.address.clone(), local, opened_at: 0 };
-        let (post, blocks): (Arc<dyn Post>, _) = (Arc::new(Nowhere), AtomicUsize::new(0));
-        ask(&Request::new(b"x", &Connection::new(&origin, &post), &blocks), &blocks);
+        let (post, waits): (Arc<dyn Post>, _) = (Arc::new(Nowhere), Waits::default());
+        ask(&Request::new(b"x", &Connection::new(&origin, &post), &waits), &waits);
     }
 
     #[test]
@@ -293,15 +293,23 @@ mod tests {
 
     #[test]
     fn what_is_declared_ends_with_the_work_however_it_ends() {
-        with_request(|request, blocks| {
+        with_request(|request, waits| {
             let inner = request.blocking(|| {
                 request.blocking(|| ());
-                blocks.load(Relaxed)
+                waits.blocks()
             });
-            assert_eq!(inner, 1, "the outer one goes on");
-            assert_eq!(blocks.load(Relaxed), 0);
+            assert!(inner, "the outer one goes on");
+            assert!(!waits.blocks());
             panic::catch_unwind(AssertUnwindSafe(|| request.blocking(|| panic!("on purpose")))).unwrap_err();
-            assert_eq!(blocks.load(Relaxed), 0);
+            assert!(!waits.blocks());
+            let inner = request.awaiting(1, || {
+                request.awaiting(2, || assert_eq!(waits.process(), Some(2)));
+                waits.process()
+            });
+            assert_eq!((inner, waits.process()), (Some(1), None));
+            panic::catch_unwind(AssertUnwindSafe(|| request.awaiting(3, || panic!("on purpose"))))
+                .unwrap_err();
+            assert_eq!(waits.process(), None);
         });
     }
 }

@@ -38,6 +38,7 @@ pub use push::{Group, PushError, Pusher};
 pub(crate) use reply::Mode;
 pub use reply::{Deferred, Reply};
 pub use request::Request;
+pub(crate) use request::Waits;
 pub use traits::Service;
 pub use words::{Farewell, Kind, Place};
 pub(crate) use workers::WorkerStates;

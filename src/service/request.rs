@@ -1,6 +1,6 @@
 //! One frame that a peer sent, as its handler sees it.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use super::connection::Connection;
 use crate::address::Address;
@@ -10,13 +10,33 @@ use crate::address::Address;
 pub struct Request<'a> {
     frame: &'a [u8],
     connection: &'a Connection<'a>,
-    /// Calls of [`blocking`](Self::blocking) under way. Written by the handler, read by the tuner. Relaxed: a statistic.
-    blocks: &'a AtomicUsize,
+    waits: &'a Waits,
+}
+
+/// What a handler says that it waits for. Written by the handler, read by the tuner. Relaxed: a statistic.
+#[derive(Debug, Default)]
+pub(crate) struct Waits {
+    /// Calls of [`Request::blocking`] under way.
+    blocks: AtomicUsize,
+    /// The process of [`Request::awaiting`]; 0: none.
+    process: AtomicU32,
+}
+
+impl Waits {
+    /// It waits for something other than a CPU.
+    pub(crate) fn blocks(&self) -> bool {
+        self.blocks.load(Relaxed) > 0
+    }
+
+    /// It waits for this process.
+    pub(crate) fn process(&self) -> Option<u32> {
+        Some(self.process.load(Relaxed)).filter(|process| *process > 0)
+    }
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn new(frame: &'a [u8], connection: &'a Connection<'a>, blocks: &'a AtomicUsize) -> Self {
-        Request { frame, connection, blocks }
+    pub(crate) fn new(frame: &'a [u8], connection: &'a Connection<'a>, waits: &'a Waits) -> Self {
+        Request { frame, connection, waits }
     }
 
     /// The content of the frame, without terminator or length.
@@ -72,8 +92,26 @@ impl<'a> Request<'a> {
             }
         }
         // A count: a handler may nest these, and have threads of its own that do it side by side.
-        self.blocks.fetch_add(1, Relaxed);
-        let _declared = Declared(self.blocks);
+        self.waits.blocks.fetch_add(1, Relaxed);
+        let _declared = Declared(&self.waits.blocks);
+        work()
+    }
+
+    /// Runs `work` and tells the pool meanwhile that this worker waits for another process to do it: it is as blocked as that is, so
+    /// that no workers are added for processes that have the CPUs busy already. What counts is the first thread of the process of this
+    /// number, where `/proc` can be read. Blocks for as long as `work` does.
+    ///
+    /// # Panics
+    /// As `work` does.
+    pub fn awaiting<R>(&self, process: u32, work: impl FnOnce() -> R) -> R {
+        struct Declared<'a>(&'a AtomicU32, u32);
+        impl Drop for Declared<'_> {
+            fn drop(&mut self) {
+                self.0.store(self.1, Relaxed);
+            }
+        }
+        let before = self.waits.process.swap(process, Relaxed);
+        let _declared = Declared(&self.waits.process, before);
         work()
     }
 }

@@ -32,9 +32,9 @@ fn many_clients_get_their_own_replies() {
 #[test]
 fn requests_of_several_lines_are_handed_over_whole() {
     // Answers with the number of lines of each request, which ends in an empty line.
-    let count = r#"perl -e '$| = 1; while (<STDIN>) { if (/^$/) { print $n + 0, " lines\n"; $n = 0 } else { $n++ } }'"#;
+    let count = r#"perl -e '$| = 1; while (<STDIN>) { if (/\r/) { $n += 100 } if (/^$/) { print $n + 0, " lines\n"; $n = 0 } else { $n++ } }'"#;
     let server = serve_exec(count, "--exec-request until:");
-    let replies = server.connect().exchange(b"a=1\nb=2\n\nc=3\r\n\r\n\nunfinished\n");
+    let replies = server.connect().exchange(b"a=1\r\nb=2\n\nc=3\r\n\r\n\nunfinished\n");
     assert_eq!(String::from_utf8(replies).unwrap(), "2 lines\n1 lines\n0 lines\n");
     let sum = r#"perl -e '$| = 1; while (defined($a = <STDIN>)) { $b = <STDIN>; print $a + $b, "\n" }'"#;
     let server = serve_exec(sum, "--exec-request lines:2");
@@ -183,21 +183,54 @@ done
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
+/// So the pool sees that it starts, and does not start others in its place.
 #[test]
-fn while_programs_start_the_valve_does_not_open_again() {
-    // Four clients at one worker: more are wanted, and the next ones take a second to start.
-    let slow = "sleep 1; while read -r line; do sleep 0.02; echo \"$line\"; done";
-    let server =
-        serve_script(slow, "--min-threads 1 --max-threads 64 --tolerance 1 --exec-spare 0 --keep-alive 60s");
-    let mut peers: Vec<_> = (0..4).map(|_| server.connect()).collect();
-    peers[0].send(b"x\n");
-    peers[0].expect(b"x\n");
-    for peer in &mut peers {
-        peer.send(&b"x\n".repeat(5));
+fn a_worker_takes_nothing_before_its_program_has_started() {
+    const START: Duration = Duration::from_secs(4);
+    let one_is_slow =
+        "[ $TIDEMILL_PROGRAM = 2 ] && sleep 4; while read -r line; do echo $TIDEMILL_PROGRAM; done";
+    let begun = Instant::now();
+    let server = serve_script(one_is_slow, "--min-threads 2 --max-threads 2 --exec-spare 0");
+    let mut peers: Vec<_> = (0..8).map(|_| server.connect()).collect();
+    for _ in 0..20 {
+        peers.iter_mut().for_each(|peer| peer.send(b"x\n"));
+        let programs: Vec<u32> = peers.iter_mut().map(|peer| number(&peer.line())).collect();
+        if begun.elapsed() >= START {
+            break;
+        }
+        assert_eq!(programs, [1; 8], "after {:?}", begun.elapsed());
     }
-    peers.iter_mut().for_each(|peer| peer.expect(&b"x\n".repeat(5)));
-    let stats = server.stats();
-    // As many as there are clients, and the tolerance.
-    let threads = stats["pool_threads"].as_u64().unwrap();
-    assert!(threads <= 6, "{stats}");
+    eventually("the other one serves, too", || {
+        peers.iter_mut().for_each(|peer| peer.send(b"x\n"));
+        peers.iter_mut().map(|peer| number(&peer.line())).collect::<Vec<_>>().contains(&2)
+    });
+}
+
+#[test]
+fn programs_that_compute_are_not_added_to_as_those_that_wait_are() {
+    let options = "--min-threads 1 --max-threads 32 --tolerance 0 --keep-alive 60s";
+    let flood = |server: &crate::support::Serving, each: usize| {
+        let lines = b"x\n".repeat(each);
+        in_parallel_all(32, |_| assert_eq!(server.connect().exchange(&lines), lines));
+    };
+    let waits = serve_exec("perl -ne 'BEGIN { $| = 1 } select undef, undef, undef, 0.03; print'", options);
+    flood(&waits, 10);
+    let stats = waits.stats();
+    assert!(stats["pool_threads"].as_u64().unwrap() >= 20, "{stats}");
+    // As long, but on a CPU.
+    let computes =
+        serve_exec("perl -ne 'BEGIN { $| = 1 } $n = 0; $n += $_ for 1 .. 600_000; print'", options);
+    flood(&computes, 3);
+    let stats = computes.stats();
+    assert!(stats["pool_threads"].as_u64().unwrap() <= 16, "{stats}");
+}
+
+/// Runs `each` for every number below `count`, all at the same time.
+fn in_parallel_all(count: usize, each: impl Fn(usize) + Sync) {
+    std::thread::scope(|scope| {
+        let each = &each;
+        (0..count).for_each(|number| {
+            scope.spawn(move || each(number));
+        });
+    });
 }
