@@ -34,6 +34,20 @@ pub(crate) struct Overview {
     pub(crate) counters: Arc<Mutex<Counters>>,
     /// Why it is not ready although it serves.
     pub(crate) obstacle: Mutex<Option<String>>,
+    /// What `/stats.json` tells besides: a name, and who knows it, as JSON.
+    #[cfg(feature = "admin")]
+    pub(crate) details: Mutex<Option<(String, Details)>>,
+}
+
+/// Knows something as JSON.
+#[cfg(feature = "admin")]
+pub(crate) struct Details(pub(crate) Arc<dyn Fn() -> String + Send + Sync>);
+
+#[cfg(feature = "admin")]
+impl std::fmt::Debug for Details {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Details")
+    }
 }
 
 impl Overview {

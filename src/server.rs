@@ -384,6 +384,8 @@ impl Builder {
             stop: Arc::clone(&stop),
             counters: Arc::clone(&counters),
             obstacle: Mutex::default(),
+            #[cfg(feature = "admin")]
+            details: Mutex::default(),
         });
         let services: Arc<[Served]> = services.into_iter().chain(looks_on(&settings, &overview)).collect();
         let inner = Arc::new(Inner {
@@ -758,6 +760,14 @@ impl ServerHandle {
     /// same. The admin address tells it at `/readyz`.
     pub fn set_not_ready(&self, reason: Option<String>) {
         *lock_std(&self.inner.overview.obstacle) = reason;
+    }
+
+    /// Adds a member `name` to what the admin address tells at `/stats.json`: what `details` says, which must be JSON. It is called on the
+    /// event loop each time, so it must not block. Called again, this replaces it.
+    #[cfg(feature = "admin")]
+    pub fn set_details(&self, name: &str, details: impl Fn() -> String + Send + Sync + 'static) {
+        let details = crate::overview::Details(Arc::new(details));
+        *lock_std(&self.inner.overview.details) = Some((name.to_owned(), details));
     }
 
     /// The admin address, with its real port, if there is one: see [`Builder::admin`].

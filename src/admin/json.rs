@@ -1,8 +1,12 @@
 //! The statistics, and the connections that hold most, as JSON: what the page, `tidemill top` and scripts read.
 
+use std::collections::HashMap;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::address::Address;
 use crate::controller::Decision;
@@ -10,6 +14,7 @@ use crate::mail::Holder;
 use crate::metrics::{Buckets, Stats};
 use crate::overview::Overview;
 use crate::pool::OldJob;
+use crate::sync::lock_std;
 
 /// Decisions that are told, the last ones: a pool that changes its size all the time takes one every few milliseconds.
 const MAX_DECISIONS: usize = 64;
@@ -32,6 +37,9 @@ struct Now<'a> {
     stuck: Vec<StuckRow>,
     /// The oldest first.
     decisions: Vec<Decided>,
+    /// What the embedder tells besides.
+    #[serde(flatten)]
+    details: Option<HashMap<String, Value>>,
 }
 
 /// How many times are no longer than each bound, and the last of all: who looks twice has the percentiles of the time between.
@@ -98,7 +106,17 @@ pub(super) fn stats(overview: &Overview, stuck: Vec<OldJob>, peers: Vec<Option<A
         buckets: Histograms::of(overview),
         stuck: stuck.into_iter().zip(peers).map(row).collect(),
         decisions: decisions.into_iter().map(decided).collect(),
+        details: details(overview),
     })
+}
+
+/// What somebody else says is left out where it is no JSON.
+fn details(overview: &Overview) -> Option<HashMap<String, Value>> {
+    let (name, details) =
+        lock_std(&overview.details).as_ref().map(|(name, details)| (name.clone(), Arc::clone(&details.0)))?;
+    // Unwind safety: nothing of it is used any more.
+    let said = panic::catch_unwind(AssertUnwindSafe(|| details())).ok()?;
+    Some(HashMap::from([(name, serde_json::from_str(&said).ok()?)]))
 }
 
 #[derive(Serialize)]

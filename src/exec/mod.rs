@@ -252,9 +252,15 @@ impl ProgramsHandle {
         self.shared.stats()
     }
 
-    /// The programs that run, the oldest first.
-    pub fn programs(&self) -> Vec<ProgramStats> {
-        self.shared.programs()
+    /// Calls `watcher` with whether programs stay where they are started ([`ProgramsStats::available`]): at once, and whenever that changes,
+    /// on the thread that keeps them, which it must not block. One at a time: called again, this replaces it.
+    pub fn watch(&self, watcher: impl Fn(bool) + Send + 'static) {
+        self.shared.watch(Box::new(watcher));
+    }
+
+    /// The programs that run, the oldest first, `most` at the most: a look at each takes some 10 µs.
+    pub fn programs(&self, most: usize) -> Vec<ProgramStats> {
+        self.shared.programs(most)
     }
 
     /// Ends the programs, those that are with a worker too, for good: what they have not answered is failed. They get `grace` for it;

@@ -16,6 +16,9 @@ use super::program::{Card, Program};
 use super::stats::{ProgramEnds, ProgramStats, ProgramsStats, resident_bytes};
 use crate::sync::lock_std;
 
+/// Processes that are looked at for what all of them occupy, the oldest: each takes some 10 µs.
+const MAX_LOOKS: usize = 64;
+
 /// What was set, checked.
 #[derive(Debug)]
 pub(super) struct Settings {
@@ -68,7 +71,12 @@ pub(super) struct Shared {
     requests: AtomicU64,
     /// Held-back output was named.
     pub(super) is_named: AtomicBool,
+    /// Is told whether programs stay.
+    watcher: Mutex<Option<Watcher>>,
 }
+
+/// Is told whether programs stay where they are started.
+type Watcher = Box<dyn Fn(bool) + Send>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -100,6 +108,7 @@ impl Shared {
             served: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             is_named: AtomicBool::new(false),
+            watcher: Mutex::default(),
         }
     }
 
@@ -244,11 +253,26 @@ impl Shared {
     pub(super) fn is_in_trouble_from_now(&self) -> bool {
         let was = mem::replace(&mut self.state().in_trouble, true);
         self.news.notify_all();
+        self.tell(false);
         !was
+    }
+
+    fn tell(&self, available: bool) {
+        if let Some(watcher) = &*lock_std(&self.watcher) {
+            watcher(available);
+        }
+    }
+
+    /// `watcher` is told whether programs stay: now, and whenever that changes.
+    pub(super) fn watch(&self, watcher: Watcher) {
+        let mut place = lock_std(&self.watcher);
+        watcher(!self.is_in_trouble());
+        *place = Some(watcher);
     }
 
     pub(super) fn trouble_is_over(&self) {
         if mem::replace(&mut self.state().in_trouble, false) {
+            self.tell(true);
             tracing::info!("programs stay again; requests are served");
         }
     }
@@ -274,28 +298,32 @@ impl Shared {
 
     pub(super) fn stats(&self) -> ProgramsStats {
         let state = self.state();
-        let ids: Vec<u32> = state.listed.values().map(|card| card.id).collect();
+        let ids: Vec<u32> = state.listed.values().map(|card| card.id).take(MAX_LOOKS).collect();
         let mut stats = ProgramsStats {
             available: !state.in_trouble,
             ready: state.spares.len() as u64,
-            running: ids.len() as u64,
+            running: state.listed.len() as u64,
             resident_bytes: 0,
             started_total: state.started,
             ended_total: state.ends,
         };
         // Nobody waits while it is looked at what they occupy.
         drop(state);
-        stats.resident_bytes = ids.into_iter().map(resident_bytes).sum();
+        let looked_at = ids.len().max(1) as u64;
+        let sum: u64 = ids.into_iter().map(resident_bytes).sum();
+        // Those that were looked at stand for all.
+        stats.resident_bytes = sum / looked_at * stats.running.max(looked_at);
         stats
     }
 
-    /// Those that run, the oldest first.
-    pub(super) fn programs(&self) -> Vec<ProgramStats> {
+    /// Those that run, the oldest first, `most` at the most.
+    pub(super) fn programs(&self, most: usize) -> Vec<ProgramStats> {
         let state = self.state();
         let is_ready = |card: &Card| state.spares.iter().any(|spare| spare.card.number == card.number);
         let mut programs: Vec<ProgramStats> = state
             .listed
             .values()
+            .take(most)
             .map(|card| ProgramStats {
                 number: card.number,
                 pid: card.id,

@@ -18,7 +18,7 @@ pub struct ProgramsStats {
     pub ended_total: ProgramEnds,
     /// Programs that run, those that start or are to end among them.
     pub running: u64,
-    /// Memory that their processes occupy, without their children. 0 where the system does not say.
+    /// Memory that their processes occupy, without their children; of many, the oldest stand for all. 0 where the system does not say.
     pub resident_bytes: u64,
 }
 

@@ -4,8 +4,9 @@ use std::env;
 use std::time::Duration;
 
 use clap::Args;
-use tidemill::Error;
-use tidemill::exec::{ExecConfig, Extent, Programs};
+use serde::Serialize;
+use tidemill::exec::{ExecConfig, Extent, ProgramStats, Programs, ProgramsHandle, ProgramsStats};
+use tidemill::{Error, ServerHandle};
 
 use super::arguments::{ServeArgs, Timeout, timeout};
 use super::layers::Options;
@@ -17,6 +18,8 @@ const KILL_SERVICE: &str = "KILL_SERVICE";
 const DESCRIPTORS_EACH: usize = 5;
 /// Programs that end while their successors run already, at the most times: a part of those that run.
 const ENDING_SHARE: usize = 4;
+/// Programs of which `/stats.json` has a row, the oldest: a look at each takes some 10 µs on the event loop.
+const MAX_ROWS: usize = 64;
 
 /// What can be said of programs, with --exec.
 #[derive(Debug, Args)]
@@ -72,6 +75,29 @@ pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error>
     config.stop_line = options.is_given("kill-from").then(|| KILL_SERVICE.to_owned());
     config.launcher = launch::launcher(env::current_exe().ok());
     Programs::start(command, config)
+}
+
+/// Has the server say what its programs do, to those who ask and who send clients here.
+pub(super) fn show(programs: &ProgramsHandle, server: &ServerHandle) {
+    let shown = programs.clone();
+    server.set_details("programs", move || {
+        let shown = Shown { stats: shown.stats(), rows: shown.programs(MAX_ROWS) };
+        serde_json::to_string(&shown).unwrap_or_default()
+    });
+    let server = server.clone();
+    programs.watch(move |available| {
+        let reason = "programs end as soon as they are started: requests are refused";
+        server.set_not_ready((!available).then(|| reason.to_owned()));
+    });
+}
+
+/// The member `programs` of `/stats.json`.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    stats: ProgramsStats,
+    /// The oldest first.
+    rows: Vec<ProgramStats>,
 }
 
 /// Descriptors that programs take up at the most.

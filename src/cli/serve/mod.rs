@@ -135,6 +135,9 @@ fn serve(
     });
     let reloader =
         reloader.transpose().map_err(|error| (FAILED, format!("cannot start the reload thread: {error}")))?;
+    if let Some(programs) = &programs {
+        exec::show(programs, &handle);
+    }
     let running = Running { server: handle.clone(), programs: programs.clone() };
     watcher.begin(Subject { running: running.clone(), drain_delay, reloader, upgrader: upgrader.clone() });
     if predecessor.is_some_and(|predecessor| !predecessor.take_over()) {

@@ -1,6 +1,7 @@
 //! What is refused at the start, and what is said where programs do not do as they should.
 
 use super::{file, serve_exec, serve_script};
+use crate::admin::{admin_of_program, get};
 use crate::support::{Ended, eventually, program};
 
 #[track_caller]
@@ -48,8 +49,12 @@ fn settings_out_of_range_are_named() {
 #[test]
 fn a_crash_loop_is_one_line_that_says_what_to_do_and_ends_when_it_is_mended() {
     let script = file("program.sh", "echo what is missing >&2; exit 7");
-    let server = serve_exec(&format!("sh {}", script.display()), "");
+    let server = serve_exec(&format!("sh {}", script.display()), "--admin 0");
+    let admin = admin_of_program(&server);
     server.expect_log("ends as soon as it is started");
+    let ready = get(admin, "/readyz");
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("as soon as they are started"), "{ready:?}");
     let replies = server.connect().exchange(b"one\ntwo\n");
     assert_eq!(String::from_utf8(replies).unwrap(), "ERROR program unavailable\n".repeat(2));
     let stats = server.stats();
@@ -63,7 +68,32 @@ fn a_crash_loop_is_one_line_that_says_what_to_do_and_ends_when_it_is_mended() {
     std::fs::write(&script, "while read -r line; do echo \"$line\"; done").unwrap();
     eventually("it is served again", || server.connect().exchange(b"x\n") == b"x\n");
     server.expect_log("programs stay again");
+    eventually("it is ready", || get(admin, "/readyz").status == 200);
     server.stop().assert_clean();
+}
+
+#[test]
+fn the_admin_address_has_a_row_for_each_program() {
+    let options = "--admin 0 --min-threads 2 --max-threads 2 --exec-spare 1 --exec-max-requests 5";
+    let server = serve_exec("perl -ne 'BEGIN { $| = 1 } print'", options);
+    let admin = admin_of_program(&server);
+    assert_eq!(server.connect().exchange(&b"x\n".repeat(7)), b"x\n".repeat(7));
+    let mut programs = serde_json::Value::Null;
+    eventually("each that was replaced has a successor", || {
+        programs = get(admin, "/stats.json").json()["programs"].clone();
+        programs["running"] == 3 && programs["ended_total"]["replaced"] == 1
+    });
+    let rows = programs["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{programs}");
+    let served: u64 = rows.iter().map(|row| row["requests"].as_u64().unwrap()).sum();
+    assert_eq!(served, 2, "{programs}");
+    for row in rows {
+        let pid = u32::try_from(row["pid"].as_u64().unwrap()).unwrap();
+        assert!(super::is_there(pid), "{row}");
+        assert!(row["age_seconds"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["resident_bytes"].as_u64().unwrap() > 100_000, "{row}");
+    }
+    assert!(programs["resident_bytes"].as_u64().unwrap() > 300_000, "{programs}");
 }
 
 #[test]
