@@ -15,6 +15,7 @@
 //! | `mixture` | many peers of every kind at once: every account balances |
 //! | `closing` | how the server ends a connection: after all replies, without a reset |
 //! | `stop` | signals and `KILL_SERVICE`: nothing that arrived is lost |
+//! | `deploy` | what operators start from (`scripts/deploy`): the tools that it is for take it |
 //! | `systemd` | sockets that are passed, and what a service manager is told |
 //! | `upgrade` | SIGUSR2: another process takes over, and no client notices |
 //! | `front` | behind a load balancer: PROXY protocol, HAProxy's agent-check, the delay before a stop, shared ports |
@@ -52,6 +53,7 @@ mod closing;
 mod config;
 mod controller_props;
 mod controller_sim;
+mod deploy;
 mod examples;
 mod exec;
 mod faults;

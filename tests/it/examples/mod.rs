@@ -41,7 +41,7 @@ fn stop(example: Serving) {
 
 /// Runs a client to its end. `None` where it is not installed, which is told.
 #[track_caller]
-fn client(command: &mut Command) -> Option<Ended> {
+pub(crate) fn client(command: &mut Command) -> Option<Ended> {
     let ended = Ended::try_of(command.stdin(Stdio::null()));
     match ended {
         Ok(ended) => Some(ended),

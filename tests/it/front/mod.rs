@@ -2,4 +2,6 @@
 
 mod agent;
 mod delay;
+mod haproxy;
 mod proxy;
+mod tls;

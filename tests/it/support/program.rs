@@ -51,6 +51,18 @@ pub(crate) struct Serving {
     readers: Vec<thread::JoinHandle<()>>,
 }
 
+/// A process that is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 /// How a server's process ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
