@@ -231,8 +231,9 @@ impl Builder {
     /// Listens on a socket that is open already, TCP or Unix: a `TcpListener`, a `UnixListener`, or a descriptor that came from
     /// whoever started this process. Can be given more than once; the default address is not listened on then.
     ///
-    /// Others may have the socket, too. So a stop accepts what is in its queue and closes our descriptor, but shuts no
-    /// door that is not this server's: nothing is done to the socket itself, and the file of a Unix socket stays. Its backlog
+    /// Others may have the socket, too. So a stop accepts what is in its queue, gives connections that were just accepted 50 ms for
+    /// their first line, and closes our descriptor, but shuts no door that is not this server's: nothing is done to the socket itself,
+    /// and the file of a Unix socket stays. Its backlog
     /// is the giver's; `TCP_NODELAY`, keep-alive and [`Config::send_buffer_bytes`] are set.
     ///
     /// # Examples

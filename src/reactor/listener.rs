@@ -393,6 +393,11 @@ impl Listeners {
         self.listeners.iter().map(duplicate).collect()
     }
 
+    /// Whether others have some of the sockets, too.
+    pub(super) fn has_given(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.asked.is_none())
+    }
+
     /// Leaves the sockets to those who have them too: `all`, or those that were given, which stand behind the others. As they stay
     /// open elsewhere, closing ours would not end the registration.
     pub(super) fn leave(&mut self, all: bool, registry: &Registry) {

@@ -208,7 +208,7 @@ pub(crate) struct Reactor {
     lone_job: LoneJob,
     /// Set when a graceful stop has begun.
     drain: Option<Drain>,
-    /// Connections of a server whose listeners are another's now that are given time for their first line.
+    /// Connections of a server that stops, while others have its listeners, that are given time for their first line.
     newcomers: Vec<ConnId>,
     /// A peer that may do so asked for a stop.
     stop_requested: bool,

@@ -24,8 +24,8 @@ const FINAL_ACCEPT_BUDGET: usize = 64 << 10;
 /// a peer that found the door shut tries again, and has to be refused.
 const MIN_HANDSHAKE: Duration = Duration::from_millis(10);
 const MAX_HANDSHAKE: Duration = Duration::from_millis(500);
-/// How long a connection that was just accepted is given for its first line where another server has the listeners: its client
-/// has not been refused, and would have been served had the other one been quicker.
+/// How long a connection that was just accepted is given for its first line where others have the listeners, too: had it come a
+/// little later, it would have waited in the queue for the next server.
 const FIRST_LINE: Duration = Duration::from_millis(50);
 
 /// A graceful stop under way.
@@ -127,20 +127,21 @@ impl Reactor {
     /// to what its receive queue holds now. Where the listeners are another's, who is in the queue is left to that one.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         let until = now + self.settings.drain_timeout;
-        self.drain = Some(Drain { from: now, until, all_handled: false });
         let is_lent = self.shared.lent.is_set();
+        let is_shared = is_lent || self.listeners.has_given();
         if !is_lent {
             self.listeners.shut_doors();
             self.listeners.set_all_ready();
             self.accept(FINAL_ACCEPT_BUDGET, now);
         }
         self.listeners.leave(is_lent, self.poll.registry());
+        self.drain = Some(Drain { from: now, until, all_handled: false });
         tracing::info!(connections = self.clients(), pending = self.counters.pending, "draining");
         for id in self.table.ids() {
             if is_lent && self.steps_aside(id) {
                 // The next server answers from now on.
                 self.close(id, CloseReason::Stopping);
-            } else if is_lent && self.is_newcomer(id) {
+            } else if is_shared && self.is_newcomer(id) {
                 self.newcomers.push(id);
             } else {
                 self.drain(id);

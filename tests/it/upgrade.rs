@@ -139,7 +139,7 @@ impl Drop for Present {
 }
 
 /// The processes that this one has started and not waited for.
-fn children(parent: Pid) -> Vec<Pid> {
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
     let parent = parent.as_raw_nonzero().to_string();
     let all = fs::read_dir("/proc").unwrap().flatten();
     let child = |entry: fs::DirEntry| {

@@ -1,5 +1,7 @@
 //! What a service manager gives and is told: sockets, READY, STOPPING, WATCHDOG, MAINPID.
 
+mod real;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -7,6 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -14,6 +17,9 @@ use crate::examples::missing;
 use crate::support::{DEADLINE, Ended, Peer, Serving, eventually, program, program_at, scratch};
 
 const REAL: &str = env!("CARGO_BIN_EXE_tidemill");
+/// What a connection that was just accepted is given for its first line.
+const FIRST_LINE: Duration = Duration::from_millis(50);
+const UNIX_REPLY: &str = "HELO x\nIP:unix\nPort:0\nStudentID:16336617\n";
 
 /// A service manager's end of the notifications.
 #[derive(Debug)]
@@ -269,11 +275,11 @@ fn passed_sockets_are_served_instead_of_what_the_options_say_and_are_left_as_the
     serving.read_log();
     // Nobody serves before the first connection, which is in the queue then.
     serving.connect().ask("x");
-    assert_eq!(asked_over(&path), "HELO x\nIP:unix\nPort:0\nStudentID:16336617\n");
+    assert_eq!(asked_over(&path), UNIX_REPLY);
     serving.signal(Signal::USR2);
     serving.expect_log("has taken over process=");
     serving.connect().ask("by the next process");
-    assert_eq!(asked_over(&path), "HELO x\nIP:unix\nPort:0\nStudentID:16336617\n");
+    assert_eq!(asked_over(&path), UNIX_REPLY);
     Peer::connect(serving.address).send(b"KILL_SERVICE\n");
     serving.wait().assert_clean();
     assert!(path.exists(), "it is not ours to remove");

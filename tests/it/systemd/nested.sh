@@ -1,0 +1,37 @@
+#!/bin/sh
+# Becomes systemd, as process 1 of namespaces and a cgroup of its own, with the units of scripts/deploy and next to no others:
+# nothing of it reaches the machine. Exit status 77 if the machine does not allow it. Not to be run by hand: see real.rs.
+# usage: tests/it/systemd/nested.sh PROGRAM DEPLOY CGROUP
+set -eu
+program=$1 deploy=$2 cgroup=$3
+if [ $# -eq 3 ]; then
+    mkdir "$cgroup" && echo $$ >"$cgroup/cgroup.procs" || exit 77
+    unshare --pid --mount --net --uts --ipc --cgroup --fork --mount-proc true || exit 77
+    exec unshare --pid --mount --net --uts --ipc --cgroup --fork --mount-proc --kill-child "$0" "$@" inside
+fi
+mount --make-rprivate /
+ip link set lo up
+umount -R /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
+mount --bind /proc/sys /proc/sys
+mount -o remount,ro,bind /proc/sys
+# Where the repository is may be hidden by what is mounted next.
+mount -t tmpfs tmpfs /mnt
+cp "$program" /mnt/tidemill
+cp "$deploy"/tidemill.service "$deploy"/tidemill.socket /mnt/
+for unit in basic multi-user network-online shutdown sockets sysinit; do
+    # What they would pull in does not exist here.
+    sed '/^\(Requires\|Wants\|After\|Conflicts\)=/d' /usr/lib/systemd/system/$unit.target >/mnt/$unit.target
+done
+mkdir /mnt/tidemill.service.d /mnt/empty /mnt/upper /mnt/work
+# So that the watchdog need not be waited for, and that a test can see the log.
+printf '[Service]\nWatchdogSec=3s\nStandardError=append:/run/log\n' >/mnt/tidemill.service.d/test.conf
+printf '[Unit]\nDefaultDependencies=no\n' >/mnt/nested.target
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc
+printf 'port = 0\nunix = "/run/tidemill/socket"\n' >/etc/tidemill.toml
+mount -t tmpfs tmpfs /usr/local/bin
+cp /mnt/tidemill /usr/local/bin/tidemill
+mount -t tmpfs tmpfs /run
+mount --bind /mnt/empty /etc/systemd/system
+mount --bind /mnt /usr/lib/systemd/system
+container=test exec /lib/systemd/systemd --system --unit=nested.target --log-target=console --show-status=0
