@@ -12,6 +12,7 @@ use crate::clock::{Nanos, nanos};
 use crate::controller::Policy;
 use crate::error::Error;
 use crate::job::ServiceId;
+use crate::slow::NEVER_SLOW;
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
@@ -106,6 +107,9 @@ pub struct Config {
     /// How long a client may take none of the replies that wait for it before its connection is closed; begins anew whenever
     /// the kernel takes bytes for it. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub write_timeout: Option<Duration>,
+    /// Requests that take so long from when they are read until they are handled are logged as slow, with what there was to do, at
+    /// most ten within a second. `None`: none are. From 1 ms to [`MAX_DURATION`]. Default: `None`.
+    pub slow_log: Option<Duration>,
     /// Stack of each worker in bytes, [`MIN_THREAD_STACK_BYTES`] to [`MAX_THREAD_STACK_BYTES`]. Address space: resident is only
     /// as much of it as the handler has ever used, for a handler such as [`Helo`](crate::Helo) 8 to 12 KiB. A handler that
     /// recurses deeply may need more; under a limit of the address space (`ulimit -v`) less lets more workers start. Default:
@@ -154,6 +158,7 @@ impl Default for Config {
             queue_timeout: None,
             request_timeout: None,
             write_timeout: Some(Duration::from_secs(30)),
+            slow_log: None,
             thread_stack_bytes: 2 << 20,
             drain_timeout: Duration::from_secs(8),
             stop_from: StopFrom::Loopback,
@@ -204,6 +209,8 @@ pub struct ServiceConfig {
     pub request_timeout: Option<Duration>,
     /// See [`Config::write_timeout`].
     pub write_timeout: Option<Duration>,
+    /// See [`Config::slow_log`].
+    pub slow_log: Option<Duration>,
     /// See [`Config::stop_from`].
     pub stop_from: StopFrom,
     /// See [`Config::proxy_from`].
@@ -421,6 +428,8 @@ pub(crate) struct ServiceSettings {
     pub(crate) max_line_bytes: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) queue_timeout: Option<Nanos>,
+    /// See `slow`.
+    pub(crate) slow: Nanos,
     pub(crate) stop_from: StopFrom,
     pub(crate) proxy_from: ProxyFrom,
     /// It looks on: its connections are no clients. They are in no statistics and under no common limit, and a graceful stop
@@ -451,6 +460,7 @@ impl ServiceSettings {
             max_line_bytes,
             timeouts: Timeouts::default(),
             queue_timeout: None,
+            slow: NEVER_SLOW,
             stop_from,
             proxy_from: ProxyFrom::default(),
             aside: false,
@@ -480,6 +490,7 @@ impl ServiceConfig {
             max_connections_per_peer: self.max_connections_per_peer,
             max_line_bytes: self.max_line_bytes,
             queue_timeout: timeout("queue_timeout", self.queue_timeout)?,
+            slow: timeout("slow_log", self.slow_log)?.unwrap_or(NEVER_SLOW),
             timeouts,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
@@ -501,6 +512,7 @@ impl Config {
             queue_timeout: self.queue_timeout,
             request_timeout: self.request_timeout,
             write_timeout: self.write_timeout,
+            slow_log: self.slow_log,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
         }

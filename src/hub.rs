@@ -9,6 +9,7 @@ use crate::clock::{Clock, Nanos};
 use crate::mail::{Mail, Post};
 use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
+use crate::slow::SlowLog;
 
 thread_local! {
     /// [`Hub::number`] of the server that the thread belongs to; 0 for a thread that is no server's. Without a destructor, so
@@ -24,6 +25,7 @@ pub(crate) struct Hub<W> {
     pub(crate) clock: Clock,
     pub(crate) replies: Replies<Mail, W>,
     pub(crate) timings: Timings,
+    pub(crate) slow: SlowLog,
 }
 
 impl<W: Wake> Hub<W> {
@@ -34,6 +36,7 @@ impl<W: Wake> Hub<W> {
             clock,
             replies: Replies::new(waker),
             timings: Timings::new(),
+            slow: SlowLog::default(),
         })
     }
 

@@ -187,6 +187,14 @@ impl Batch {
         Some((&lines[begin..end], Replies { bytes, ends, sent_ahead }))
     }
 
+    /// Of the lines that were handled in this slice the one of this number, from 0, as far as they are in it.
+    pub(crate) fn handled_line(&self, number: usize) -> Option<&[u8]> {
+        let line = self.taken.checked_sub(self.handled)? + number;
+        let end = *self.line_ends.get(line)?;
+        let begin = line.checked_sub(1).map_or(0, |before| self.line_ends[before]);
+        Some(&self.lines[begin..end])
+    }
+
     /// The place for the reply to a line that is not in it.
     pub(crate) fn replies(&mut self) -> Replies<'_> {
         let Batch { replies: bytes, reply_ends: ends, sent_ahead, .. } = self;

@@ -95,6 +95,7 @@ pub mod protocol;
 mod reactor;
 mod reason;
 mod replies;
+mod saturation;
 #[cfg(feature = "simulate")]
 pub mod schedule;
 mod server;
@@ -102,6 +103,7 @@ mod service;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 mod slots;
+mod slow;
 mod state;
 mod sync;
 mod threads;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::clock::Nanos;
+use crate::clock::{Nanos, nanos};
 use crate::reason::CloseReason;
 use crate::sync::lock_std;
 
@@ -217,6 +217,22 @@ impl Times {
     }
 }
 
+/// How long requests have waited, at some moment.
+#[derive(Debug)]
+pub(crate) struct Waits(Histogram<u64>);
+
+impl Waits {
+    /// How many have waited `at_least` that long since `before`, and the longest that one has, to 1 %.
+    pub(crate) fn longer_since(mut self, before: &Waits, at_least: Duration) -> (u64, Duration) {
+        // Fails only where there was more before.
+        if self.0.subtract(&before.0).is_err() {
+            return (0, Duration::ZERO);
+        }
+        let count = self.0.count_between(nanos(at_least), MAX_NANOS);
+        (count, Duration::from_nanos(self.0.max()))
+    }
+}
+
 impl Timings {
     pub(crate) fn new() -> Timings {
         let shards = thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS);
@@ -255,6 +271,11 @@ impl Timings {
     fn summaries(&self) -> (Distribution, Distribution) {
         let (wait, service) = self.sums();
         (wait.summary(), service.summary())
+    }
+
+    /// How long requests have waited so far.
+    pub(crate) fn waits(&self) -> Waits {
+        Waits(self.sums().0.histogram)
     }
 
     fn sums(&self) -> (Times, Times) {

@@ -47,6 +47,28 @@ impl CloseReason {
     /// How many reasons there are.
     pub(crate) const COUNT: usize = CloseReason::PeerFull as usize + 1;
 
+    /// Whether it is the server that will not go on, for what the peer or a handler did: worth a warning.
+    pub(crate) fn is_ours(self) -> bool {
+        match self {
+            CloseReason::Eof
+            | CloseReason::Reset
+            | CloseReason::Handler
+            | CloseReason::IdleTimeout
+            | CloseReason::Stopping
+            | CloseReason::Aborted => false,
+            CloseReason::LineTooLong
+            | CloseReason::KillRefused
+            | CloseReason::Panic
+            | CloseReason::LineTimeout
+            | CloseReason::WriteTimeout
+            | CloseReason::RequestTimeout
+            | CloseReason::Memory
+            | CloseReason::ProxyHeader
+            | CloseReason::Full
+            | CloseReason::PeerFull => true,
+        }
+    }
+
     /// The label in logs and statistics.
     pub fn as_str(self) -> &'static str {
         match self {

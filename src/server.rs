@@ -23,7 +23,7 @@ use crate::address::Address;
 use crate::admin::Admin;
 #[cfg(feature = "admin")]
 use crate::agent::Agent;
-use crate::clock::{Clock, nanos};
+use crate::clock::{Clock, Nanos, nanos};
 use crate::config::{Config, LooksOn, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
 use crate::controller::Decision;
 use crate::error::Error;
@@ -457,6 +457,7 @@ impl Inner {
         stack_bytes: usize,
         turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
     ) -> Result<(), Error> {
+        self.pool.set_max(self.tuner.limits().max_threads);
         let missing = self.pool.set_target(self.tuner.limits().min_threads);
         for rest in (0..missing).rev() {
             self.pool.start_worker(&self.hub, &services, stack_bytes).map_err(|source| {
@@ -577,6 +578,7 @@ impl Inner {
         if panic::catch_unwind(AssertUnwindSafe(|| drop(services))).is_err() {
             tracing::error!("the handler panicked while it was dropped");
         }
+        self.hub.slow.tell_left_out(Nanos::MAX);
         *lock_std(&self.end) = Some(end);
         self.ended.notify_all();
     }

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::hub::Hub;
 use crate::pool::{Census, Doer, JobPool};
 use crate::replies::Wake;
+use crate::saturation::{Change, LOOK_EVERY, Saturation};
 use crate::service::Served;
 use crate::sync::lock_std;
 use crate::watch::Watch;
@@ -151,13 +152,18 @@ impl Tuner {
         let (mut grown_at, mut cores_counted_at) = (Duration::ZERO, now());
         let mut refusals = Refusals::default();
         let mut next = Next::default();
-        while let Some(policy) = self.wait(next, |full| pool.work_waits(full)) {
+        let mut saturation = Saturation::default();
+        while let Some((policy, by_news)) = self.wait(next, |full| pool.work_waits(full)) {
             let at = now();
+            pool.set_max(policy.max());
             if at.saturating_sub(cores_counted_at) >= COUNT_CORES_EVERY {
                 cores_counted_at = at;
                 self.cores.store(count_cores(), Relaxed);
             }
             let sample = self.sample(&policy, &memory, pool, at, grown_at);
+            if let Some(change) = saturation.look(at, sample.oldest_wait, || hub.timings.waits()) {
+                tell(&change, &sample, &policy);
+            }
             let (remembered, verdict) = controller::decide(&policy, memory, &sample);
             memory = remembered;
             let (from, mut to) = (sample.workers, verdict.target);
@@ -193,6 +199,13 @@ impl Tuner {
             };
             let instant = |after: Duration| hub.clock.epoch() + at + after;
             let full = to >= policy.max();
+            // Nothing can be done about work that waits where the pool is full. It is only looked whether it waits for long, as long as
+            // there is any; then the first that comes is news.
+            let watch = saturation.look_after(sample.waiting, sample.oldest_wait);
+            let watch = watch.or((full && (by_news || pool.out() > 0)).then_some(LOOK_EVERY));
+            let left_out = hub.slow.tell_left_out(hub.clock.now());
+            let check_after = [check_after, watch, left_out].into_iter().flatten().min();
+            let full = full && check_after.is_some();
             // Where nothing waits the next word is news, and where nothing can be done there is none.
             let deaf = (sample.waiting > 0 && (!full || pool.parked() > 0)).then_some(DEAF);
             next =
@@ -202,7 +215,7 @@ impl Tuner {
     }
 
     /// Blocks until there is a reason to look: new limits, the reactor's word, or `next.check_at`. `None`: stop.
-    fn wait(&self, next: Next, waits: impl Fn(bool) -> bool) -> Option<Policy> {
+    fn wait(&self, next: Next, waits: impl Fn(bool) -> bool) -> Option<(Policy, bool)> {
         let mut orders = lock_std(&self.orders);
         loop {
             self.watch.wakes();
@@ -210,15 +223,14 @@ impl Tuner {
                 return None;
             }
             if std::mem::take(&mut orders.poked) {
-                return Some(orders.policy);
+                return Some((orders.policy, true));
             }
             let rest = |at: Option<Instant>| at.map(|at| at.saturating_duration_since(Instant::now()));
             let due = rest(next.check_at);
             let deaf = rest(next.deaf_until).filter(|rest| !rest.is_zero());
-            if due.is_some_and(|due| due.is_zero())
-                || deaf.is_none() && !self.watch.try_sleep(next.full, &waits)
-            {
-                return Some(orders.policy);
+            let is_due = due.is_some_and(|due| due.is_zero());
+            if is_due || deaf.is_none() && !self.watch.try_sleep(next.full, &waits) {
+                return Some((orders.policy, !is_due));
             }
             orders = match due.into_iter().chain(deaf).min() {
                 None => self.news.wait(orders).unwrap_or_else(PoisonError::into_inner),
@@ -311,6 +323,31 @@ impl Tuner {
             reason = reason.as_str(),
             "pool resized"
         );
+    }
+}
+
+/// Tells that requests wait for long, or do not any more.
+fn tell(change: &Change, sample: &Sample, policy: &Policy) {
+    match change {
+        Change::Saturated => tracing::warn!(
+            state = "saturated",
+            oldest_wait_seconds = sample.oldest_wait.as_secs_f64(),
+            waiting = sample.waiting,
+            busy = sample.busy,
+            workers = sample.workers,
+            max = policy.max(),
+            "saturated: requests wait for a worker"
+        ),
+        Change::Recovered { after, waited, worst } => {
+            let (seconds, worst_seconds) = (after.as_secs_f64(), worst.as_secs_f64());
+            tracing::info!(
+                state = "recovered",
+                seconds,
+                waited,
+                worst_seconds,
+                "recovered after {seconds:.1} s, {waited} requests waited, worst {worst_seconds:.1} s"
+            );
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use crate::hub::Hub;
 use crate::job::Job;
 use crate::replies::Wake;
 use crate::service::Served;
+use crate::slow::PickUp;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::threads;
 use arrivals::Arrivals;
@@ -69,6 +70,8 @@ pub(crate) struct Pool<Q> {
     peak: std::sync::atomic::AtomicUsize,
     /// Moving average of the wall time of a job in nanoseconds, 0 until one has finished. By the reactor only. Relaxed.
     mean_nanos: std::sync::atomic::AtomicU64,
+    /// Most workers that there may be, as it is told in the log. By the tuner. Relaxed: a statistic.
+    max: std::sync::atomic::AtomicUsize,
 }
 
 /// A job that its worker has had for long.
@@ -99,6 +102,7 @@ impl<Q: Queue> Pool<Q> {
             finished: Default::default(),
             peak: Default::default(),
             mean_nanos: Default::default(),
+            max: Default::default(),
         }
     }
 
@@ -173,6 +177,18 @@ impl<Q: Queue> Pool<Q> {
     /// Job slices that workers have begun, ever.
     pub(crate) fn started(&self) -> u64 {
         self.started.load(Relaxed)
+    }
+
+    /// What there is to do, for a worker that has just taken a job.
+    pub(crate) fn pick_up(&self) -> PickUp {
+        let idle = self.parked() + self.sleep.searching();
+        let busy = self.crew.live().saturating_sub(idle);
+        PickUp { busy, max: self.max.load(Relaxed), waiting: self.waiting() }
+    }
+
+    /// There may be so many workers at the most.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(max, Relaxed);
     }
 
     /// Workers that are parked.
@@ -323,7 +339,8 @@ impl JobPool {
             let (hub, services) = (Arc::clone(hub), Arc::clone(services));
             move || {
                 hub.adopt_thread();
-                worker::work(&*pool, id, &state, slice::Slices::new(hub, services, id));
+                let slices = slice::Slices::new(hub, services, Arc::clone(&pool), id);
+                worker::work(&*pool, id, &state, slices);
             }
         };
         match threads::spawn(crew::thread_name(id), stack_bytes, run) {

@@ -3,6 +3,7 @@
 use std::mem;
 use std::sync::Arc;
 
+use super::JobPool;
 use super::census::WorkerState;
 use super::worker::Run;
 use crate::clock::Nanos;
@@ -12,6 +13,7 @@ use crate::mail::{Mail, Post};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
 use crate::service::{self, Connection, Mode, Request, Served, WorkerStates};
+use crate::slow::NEVER_SLOW;
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 pub(crate) const MAX_SLICE: Nanos = 1_000_000;
@@ -30,6 +32,7 @@ pub(super) struct Slices<W: Wake> {
     /// The same.
     post: Arc<dyn Post>,
     services: Arc<[Served]>,
+    pool: Arc<JobPool>,
     /// What this worker has of its own for them.
     states: WorkerStates,
     /// The worker's number: where its times are recorded.
@@ -86,6 +89,11 @@ impl Laps {
         took
     }
 
+    /// All laps since they were last drained.
+    pub(crate) fn all(&self) -> &[Lap] {
+        &self.laps
+    }
+
     /// All laps since this was last called.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Lap> {
         self.laps.drain(..)
@@ -100,17 +108,17 @@ struct Held<'a, W: Wake> {
 
 impl<W: Wake> Slices<W> {
     /// For the worker of this number, on its thread.
-    pub(super) fn new(hub: Arc<Hub<W>>, services: Arc<[Served]>, id: u64) -> Self {
+    pub(super) fn new(hub: Arc<Hub<W>>, services: Arc<[Served]>, pool: Arc<JobPool>, id: u64) -> Self {
         let post: Arc<dyn Post> = hub.clone();
         let states = WorkerStates::of(&services);
-        Slices { hub, post, services, states, id, owed: 0, laps: Laps::default() }
+        Slices { hub, post, services, pool, states, id, owed: 0, laps: Laps::default() }
     }
 }
 
 impl<W: Wake> Run<Box<Job>> for Slices<W> {
     /// Runs lines of `job` until it is done or the slice is over, and hands it to the reactor.
     fn run(&mut self, job: Box<Job>, me: &WorkerState) {
-        let Slices { hub, post, services, states, laps, .. } = self;
+        let Slices { hub, post, services, pool, states, laps, .. } = self;
         // From here on somebody waits for it.
         self.owed += 1;
         let mut held = Held { hub, job: Some(job) };
@@ -125,6 +133,8 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
         }
         let end = match job.task {
             Task::Requests => {
+                let slow = service.slow();
+                let pick_up = (slow != NEVER_SLOW).then(|| pool.pick_up());
                 laps.begin(begun);
                 let end = run_lines(
                     job,
@@ -133,6 +143,11 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
                     laps,
                     (hub, post, me),
                 );
+                if let Some(pick_up) = pick_up
+                    && end.saturating_sub(job.accepted_at) >= slow
+                {
+                    hub.slow.tell(end, (&service.name, slow), job, laps.all(), pick_up);
+                }
                 hub.timings.record(self.id, laps.drain());
                 end
             }

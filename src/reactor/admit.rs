@@ -133,9 +133,11 @@ impl Reactor {
             CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
             _ => &mut self.counters.rejected_full,
         } += 1;
-        tracing::debug!(%peer, reason = reason.as_str(), "connection rejected");
-        if !self.aside.entered {
-            self.announce(reason, peer);
+        match self.warns_of(reason) {
+            Some(left_out) => {
+                tracing::warn!(%peer, reason = reason.as_str(), left_out, "connection rejected");
+            }
+            None => tracing::debug!(%peer, reason = reason.as_str(), "connection rejected"),
         }
     }
 

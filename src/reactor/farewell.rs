@@ -221,29 +221,14 @@ impl Reactor {
         self.counters.held_bytes -= connection.accounted_bytes as u64;
         self.litter.drop_later(connection.discard_input());
         self.litter.drop_later(connection.discard_output());
-        let peer = connection.peer();
-        tracing::debug!(%peer, reason = reason.as_str(), lost, "connection closed");
-        match reason {
-            CloseReason::Eof
-            | CloseReason::Reset
-            | CloseReason::Handler
-            | CloseReason::IdleTimeout
-            | CloseReason::Stopping
-            | CloseReason::Aborted
-            // Were told of when they were turned away.
-            | CloseReason::Full
-            | CloseReason::PeerFull => {}
-            CloseReason::LineTooLong
-            | CloseReason::KillRefused
-            | CloseReason::Panic
-            | CloseReason::LineTimeout
-            | CloseReason::WriteTimeout
-            | CloseReason::RequestTimeout
-            | CloseReason::Memory
-            | CloseReason::ProxyHeader => {
-                if !self.aside.entered {
-                    self.announce(reason, &peer);
+        // Who was turned away was told of then.
+        if connection.role != Role::TurnedAway {
+            let peer = connection.peer();
+            match self.warns_of(reason) {
+                Some(left_out) => {
+                    tracing::warn!(%peer, reason = reason.as_str(), lost, left_out, "connection closed");
                 }
+                None => tracing::debug!(%peer, reason = reason.as_str(), lost, "connection closed"),
             }
         }
         // A descriptor is free again.

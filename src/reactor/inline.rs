@@ -12,10 +12,11 @@ use crate::clock::{Nanos, nanos};
 use crate::connection::{Cut, HandleInline, Phase};
 use crate::job::{Handled, Job, JobEnd, Session, Task};
 use crate::mail::{Mail, Post};
-use crate::pool::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
+use crate::pool::{JobPool, Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
+use crate::slow::NEVER_SLOW;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
@@ -76,12 +77,18 @@ impl Inline {
         Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
     }
 
-    /// They were. Records the times of those that were handled here, which had come at `accepted_at`, unless they are `aside`.
-    /// Returns how many those are, and how many times they held up the loop.
-    fn end(&mut self, accepted_at: Nanos, aside: bool) -> (usize, u64) {
+    /// They were, for `job`. Records the times of those that were handled here, unless they are `aside`. Returns how many those are,
+    /// and how many times they held up the loop.
+    fn end(&mut self, service: &Served, job: &Job, pool: &JobPool, aside: bool) -> (usize, u64) {
+        let accepted_at = job.accepted_at;
         if self.laps.is_open() {
             let now = self.hub.clock.now();
             self.overruns += u64::from(self.laps.end(now, accepted_at) > nanos(MAX_HELD));
+        }
+        let slow = service.slow();
+        if slow != NEVER_SLOW && self.laps.begun().saturating_sub(accepted_at) >= slow {
+            let pick_up = pool.pick_up();
+            self.hub.slow.tell(self.laps.begun(), (&service.name, slow), job, self.laps.all(), pick_up);
         }
         match aside {
             true => drop(self.laps.drain()),
@@ -156,7 +163,8 @@ impl HandleInline for Inline {
 impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
-        let (handled, overruns) = self.inline.end(job.accepted_at, self.aside.entered);
+        let service = &self.services[job.origin.local.service as usize];
+        let (handled, overruns) = self.inline.end(service, &job, &self.shared.pool, self.aside.entered);
         job.batch.handled = handled;
         self.counters.inline_overruns += overruns;
         if job.end == JobEnd::Unfinished {

@@ -39,7 +39,6 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::{Events, Interest, Poll, Token, Waker};
 
-use crate::address::Address;
 use crate::clock::Nanos;
 use crate::config::Settings;
 use crate::connection::{Phase, Turn};
@@ -215,8 +214,8 @@ pub(crate) struct Reactor {
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
     started_before: u64,
     warned: Option<Instant>,
-    /// When a connection that ended for each reason was last logged.
-    announced: [Option<Instant>; CloseReason::COUNT],
+    /// When a connection that ended for each reason was last warned of, and how many were not since.
+    warned_of: [(Option<Instant>, u64); CloseReason::COUNT],
 }
 
 impl Reactor {
@@ -275,7 +274,7 @@ impl Reactor {
             stop_requested: false,
             started_before: 0,
             warned: None,
-            announced: [None; CloseReason::COUNT],
+            warned_of: [(None, 0); CloseReason::COUNT],
         }
     }
 
@@ -533,14 +532,20 @@ impl Reactor {
         lock_std(&self.shared.counters).copy_from(&self.counters);
     }
 
-    /// Logs that a peer was turned away for a reason of ours; of each reason not more often than once in a while.
-    fn announce(&mut self, reason: CloseReason, peer: &Address) {
-        let now = Instant::now();
-        let last = &mut self.announced[reason as usize];
-        if last.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {
-            *last = Some(now);
-            tracing::info!(%peer, reason = reason.as_str(), "connection ended by the server");
+    /// Whether it is to be a warning that a connection was closed or rejected for this reason: of each reason one within a while, as
+    /// a busy server has thousands. With it, how many were not since the last.
+    fn warns_of(&mut self, reason: CloseReason) -> Option<u64> {
+        if !reason.is_ours() || self.aside.entered {
+            return None;
         }
+        let now = Instant::now();
+        let (last, left_out) = &mut self.warned_of[reason as usize];
+        if last.is_some_and(|at| now.saturating_duration_since(at) < WARNING_INTERVAL) {
+            *left_out += 1;
+            return None;
+        }
+        *last = Some(now);
+        Some(std::mem::take(left_out))
     }
 
     /// Warns, but not more often than once in a while.

@@ -72,6 +72,8 @@ struct Limits {
     /// [`NEVER`]: none.
     queue_timeout: AtomicU64,
     times_handlers: AtomicBool,
+    /// [`NEVER_SLOW`](crate::slow::NEVER_SLOW): none is.
+    slow: AtomicU64,
 }
 
 /// No request waits so long.
@@ -96,10 +98,11 @@ impl Served {
 
     /// It is set like this from now on.
     pub(crate) fn obey(&self, settings: &ServiceSettings) {
-        let Limits { max_line_bytes, queue_timeout, times_handlers } = &self.limits;
+        let Limits { max_line_bytes, queue_timeout, times_handlers, slow } = &self.limits;
         max_line_bytes.store(settings.max_line_bytes, Relaxed);
         queue_timeout.store(settings.queue_timeout.unwrap_or(NEVER), Relaxed);
         times_handlers.store(settings.timeouts.request.is_some(), Relaxed);
+        slow.store(settings.slow, Relaxed);
     }
 
     fn lines(&self) -> Lines {
@@ -146,6 +149,11 @@ impl Served {
     /// Workers tell when they take a request.
     pub(crate) fn times_handlers(&self) -> bool {
         self.limits.times_handlers.load(Relaxed)
+    }
+
+    /// A request is slow that takes so long from when it was read until it was handled.
+    pub(crate) fn slow(&self) -> Nanos {
+        self.limits.slow.load(Relaxed)
     }
 
     /// Most requests in a job: where handlers are timed but one, so that the replies before it are not held up with it.

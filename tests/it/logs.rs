@@ -17,8 +17,8 @@ const TALKATIVE: &str = "--log-level trace --max-connections 1";
 fn talk(serving: &Serving) {
     let mut inside = serving.connect();
     inside.ask("in");
-    // Two lines of the log each.
-    in_parallel(3500, |_| serving.connect().expect_rest(b"ERROR server full (limit 1 connections)\n"));
+    // A line of the log each.
+    in_parallel(7000, |_| serving.connect().expect_rest(b"ERROR server full (limit 1 connections)\n"));
     inside.ask("still here");
 }
 
@@ -235,6 +235,239 @@ fn json_logs_are_one_object_a_line() {
     assert!(lines.iter().any(|line| line["message"] == "draining"));
     let last: Value = serde_json::from_str(lines.last().unwrap()["stats"].as_str().unwrap()).unwrap();
     assert_eq!(last["replies_total"], 1);
+}
+
+/// The lines of a log in JSON.
+#[track_caller]
+fn in_json(log: &str) -> Vec<Value> {
+    log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
+}
+
+/// The statistics that a server with `--stats-every` has printed last.
+fn printed(serving: &Serving) -> Value {
+    let output = serving.output();
+    output.lines().rev().find_map(|line| serde_json::from_str(line).ok()).unwrap_or_default()
+}
+
+/// Those whose message begins like this.
+fn about<'a>(lines: &'a [Value], message: &str) -> Vec<&'a Value> {
+    lines.iter().filter(|line| line["message"].as_str().unwrap().starts_with(message)).collect()
+}
+
+fn keys(line: &Value) -> Vec<&str> {
+    line.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+/// Whoever reads the log by program relies on them.
+#[test]
+fn the_keys_of_a_line_in_json_are_always_the_same() {
+    const KEYS: [(&str, &[&str]); 10] = [
+        ("connection closed", &["lost", "peer", "reason"]),
+        ("connection rejected", &["left_out", "peer", "reason"]),
+        (
+            "slow request",
+            &[
+                "busy",
+                "left_out",
+                "max",
+                "peer",
+                "request",
+                "requests",
+                "service",
+                "service_seconds",
+                "wait_seconds",
+                "waiting",
+            ],
+        ),
+        ("saturated", &["busy", "max", "oldest_wait_seconds", "state", "waiting", "workers"]),
+        ("recovered", &["seconds", "state", "waited", "worst_seconds"]),
+        ("pool resized", &["at", "blocked?", "busy", "demand", "from", "reason", "to", "waiting"]),
+        ("statistics", &["stats"]),
+        ("stopping", &["signal"]),
+        ("draining", &["connections", "pending"]),
+        ("stopped", &["stats"]),
+    ];
+    let options =
+        "--log-format json --log-level debug --handler-delay 260ms --slow-log 10ms --max-connections 6";
+    let serving = serve(&format!("{options} --min-threads 1 --max-threads 2 --tolerance 0"));
+    let mut peers: Vec<_> = (0..6).map(|_| serving.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+    serving.connect().expect_rest(b"ERROR server full (limit 6 connections)\n");
+    peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
+    drop(peers);
+    serving.expect_log("recovered");
+    serving.signal(Signal::USR1);
+    serving.expect_log("\"statistics\"");
+    let lines = in_json(&serving.stop().stderr);
+    for (message, expected) in KEYS {
+        let lines = about(&lines, message);
+        assert!(!lines.is_empty(), "no line '{message}'");
+        for line in lines {
+            let all = keys(line);
+            for key in ["timestamp", "level", "message"] {
+                assert!(all.contains(&key), "{key} in {line}");
+            }
+            let own: Vec<&str> =
+                all.into_iter().filter(|key| !["timestamp", "level", "message"].contains(key)).collect();
+            let is_there = |key: &&str| !key.ends_with('?') || own.contains(&key.trim_end_matches('?'));
+            let expected: Vec<&str> =
+                expected.iter().copied().filter(is_there).map(|key| key.trim_end_matches('?')).collect();
+            let mut sorted = own.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, expected, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_request_is_told_with_what_there_was_to_do() {
+    let serving = serve(
+        "--log-format json --slow-log 200ms --handler-delay 150ms --min-threads 1 --max-threads 1 --stats-every 5ms",
+    );
+    let mut peer = serving.connect();
+    peer.ask("not slow");
+    let mut peers: Vec<_> = (0..4).map(|_| serving.connect()).collect();
+    for (number, peer) in peers.iter_mut().enumerate() {
+        peer.send(format!("HELO {number}\n").as_bytes());
+        eventually("it is read", || printed(&serving)["requests_total"]["helo"]["request"] == number + 2);
+    }
+    peers.iter_mut().enumerate().for_each(|(number, peer)| peer.expect_reply(&number.to_string()));
+    let lines = in_json(&serving.stop().stderr);
+    let slow = about(&lines, "slow request");
+    // The first did not wait.
+    assert_eq!(slow.len(), 3, "{slow:?}");
+    for (number, line) in (1..).zip(&slow) {
+        assert_eq!((&line["level"], &line["service"]), (&"WARN".into(), &"helo".into()));
+        assert_eq!(line["request"], format!("HELO {number}"));
+        assert_eq!((&line["requests"], &line["busy"], &line["max"]), (&1.into(), &1.into(), &1.into()));
+        assert_eq!(line["waiting"], 3 - number, "behind it, when it was picked up");
+        let seconds = |key: &str| line[key].as_f64().unwrap();
+        assert!(seconds("service_seconds") >= 0.15 && seconds("wait_seconds") >= 0.05, "{line}");
+        assert!(seconds("wait_seconds") + seconds("service_seconds") >= 0.2, "{line}");
+        let peer = peers[number].local().to_string();
+        assert_eq!(line["peer"], peer);
+    }
+}
+
+#[test]
+fn a_slow_backend_does_not_fill_the_disk_and_what_is_left_out_is_counted() {
+    const REQUESTS: u64 = 400;
+    let serving =
+        serve("--log-format json --slow-log 1ms --handler-delay 2ms --min-threads 8 --max-threads 8");
+    let begun = std::time::Instant::now();
+    in_parallel(usize::try_from(REQUESTS).unwrap() / 20, |_| {
+        let mut peer = serving.connect();
+        (0..20).for_each(|_| peer.ask("x"));
+    });
+    let seconds = begun.elapsed().as_secs();
+    // Without another request, and before the end.
+    serving.expect_log("left out of the log");
+    let lines = in_json(&serving.stop().stderr);
+    let slow: Vec<&Value> = lines.iter().filter(|line| line["message"] == "slow request").collect();
+    assert!(slow.len() as u64 <= 10 * (seconds + 2), "{} lines in {seconds} s", slow.len());
+    let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+    assert_eq!(slow.len() as u64 + left_out, REQUESTS);
+}
+
+#[test]
+fn saturation_is_told_when_it_begins_and_when_it_is_over() {
+    let serving = serve("--log-format json --handler-delay 300ms --min-threads 2 --max-threads 2");
+    let mut peers: Vec<_> = (0..8).map(|_| serving.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+    serving.expect_log("saturated");
+    peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
+    serving.expect_log("recovered");
+    let lines = in_json(&serving.stop().stderr);
+    let (saturated, recovered) = (about(&lines, "saturated"), about(&lines, "recovered after "));
+    assert_eq!((saturated.len(), recovered.len()), (1, 1), "{lines:?}");
+    let line = saturated[0];
+    assert!(line["oldest_wait_seconds"].as_f64().unwrap() >= 0.2, "{line}");
+    assert_eq!((&line["busy"], &line["workers"], &line["max"]), (&2.into(), &2.into(), &2.into()));
+    let line = recovered[0];
+    // Two at once: those who came third to eighth waited for 300 ms at least.
+    assert_eq!(line["waited"], 6, "{line}");
+    assert!(line["worst_seconds"].as_f64().unwrap() >= 0.88, "{line}");
+    assert!(line["seconds"].as_f64().unwrap() >= 0.5, "{line}");
+    assert!(line["message"].as_str().unwrap().contains("6 requests waited, worst "), "{line}");
+}
+
+/// Nobody says another word once all are stuck.
+#[test]
+fn saturation_is_told_where_no_worker_ever_comes_back() {
+    let serving = serve("--handler-delay 1h --min-threads 1 --max-threads 1 --drain-timeout 0s");
+    let mut peers = [serving.connect(), serving.connect()];
+    for peer in &mut peers {
+        peer.send(b"HELO x\n");
+    }
+    serving.expect_log("saturated: requests wait for a worker");
+    assert!(!serving.log().contains("recovered"));
+}
+
+#[test]
+fn a_pool_that_grows_as_it_should_is_not_saturated() {
+    let serving = serve("--handler-delay 50ms --min-threads 1 --max-threads 32 --tolerance 4");
+    in_parallel(8, |_| {
+        let mut peer = serving.connect();
+        (0..10).for_each(|_| peer.ask("x"));
+    });
+    assert!(!serving.stop().stderr.contains("saturated: requests"));
+}
+
+#[test]
+fn each_close_and_each_refusal_is_told_once_with_its_reason() {
+    let log = |level: &str| {
+        let serving = serve(&format!(
+            "--log-format json --log-level {level} --max-line 12 --max-connections 5 --kill-from none --line-timeout 50ms \
+             --stats-every 5ms"
+        ));
+        let mut ends = Vec::new();
+        let mut end =
+            |peer: &crate::support::Peer, reason: &'static str| ends.push((peer.local().to_string(), reason));
+        for _ in 0..4 {
+            let mut peer = serving.connect();
+            end(&peer, "line_too_long");
+            peer.send(b"longer than twelve\n");
+            peer.expect_rest(b"ERROR line too long (limit 12 bytes)\n");
+        }
+        let mut peer = serving.connect();
+        end(&peer, "kill_refused");
+        peer.send(b"KILL_SERVICE\n");
+        peer.rest();
+        let mut peer = serving.connect();
+        end(&peer, "line_timeout");
+        peer.send(b"half");
+        peer.rest();
+        let mut peer = serving.connect();
+        end(&peer, "eof");
+        peer.ask("x");
+        peer.finish();
+        peer.expect_end();
+        eventually("all have ended", || printed(&serving)["connections"] == 0);
+        let mut inside: Vec<_> = (0..5).map(|_| serving.connect()).collect();
+        inside.iter_mut().for_each(|peer| peer.ask("x"));
+        for _ in 0..3 {
+            let mut peer = serving.connect();
+            end(&peer, "full");
+            peer.rest();
+        }
+        inside.iter().for_each(|peer| end(peer, "stopping"));
+        (ends, in_json(&serving.stop().stderr))
+    };
+    let (ends, lines) = log("debug");
+    for (peer, reason) in &ends {
+        let told: Vec<&Value> = lines.iter().filter(|line| line["peer"] == peer.as_str()).collect();
+        assert_eq!(told.len(), 1, "{peer}, {reason}: {told:?}");
+        assert_eq!(told[0]["reason"], *reason);
+        let message = if *reason == "full" { "connection rejected" } else { "connection closed" };
+        assert_eq!(told[0]["message"], message);
+    }
+    // By default those that the server ended are warned of, of each reason one within a second.
+    let (_, lines) = log("info");
+    let mut reasons: Vec<&str> = lines.iter().filter_map(|line| line["reason"].as_str()).collect();
+    reasons.dedup();
+    reasons.sort_unstable();
+    assert_eq!(reasons, ["full", "kill_refused", "line_timeout", "line_too_long"], "{lines:?}");
+    assert!(lines.iter().filter(|line| line["reason"].is_string()).all(|line| line["level"] == "WARN"));
 }
 
 #[test]

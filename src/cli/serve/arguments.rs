@@ -134,6 +134,10 @@ pub(crate) struct ServeArgs {
     /// Answer HAProxy's agent-check there: state, and a weight from the pool's headroom [default: off]
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) agent: Option<SocketAddr>,
+    /// Log requests that take longer, from when they are read until they are handled, with what there was to do; at most ten
+    /// within a second
+    #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off")]
+    pub(super) slow_log: Timeout,
     /// Form of the log lines on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub(super) log_format: LogFormat,

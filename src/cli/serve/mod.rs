@@ -229,6 +229,7 @@ fn config_of(args: &ServeArgs) -> Config {
     config.line_timeout = args.line_timeout.0;
     config.idle_timeout = args.idle_timeout.0;
     config.write_timeout = args.write_timeout.0;
+    config.slow_log = args.slow_log.0;
     config.queue_timeout = args.queue_timeout.0;
     config.request_timeout = args.request_timeout.0;
     config.max_pending = args.max_pending;

@@ -17,7 +17,7 @@ use super::{Descriptors, arguments, config_of, own_descriptors};
 
 /// The options that can be changed while the server runs, besides what `ServerHandle::reconfigure` says that it kept. The others
 /// need a restart, one that is added is among these until somebody applies it.
-const LIVE: [&str; 20] = [
+const LIVE: [&str; 21] = [
     // Changes the defaults of others.
     "assignment",
     "drain-delay",
@@ -37,6 +37,7 @@ const LIVE: [&str; 20] = [
     "queue-timeout",
     "request-timeout",
     "send-buffer",
+    "slow-log",
     "tolerance",
     "write-timeout",
 ];

@@ -1,0 +1,134 @@
+//! The log of slow requests, with what there was to do when a worker took them.
+//!
+//! Bounded in rate: where everything is slow, as at night when a backend is, the log must not fill the disk. What is left out is
+//! counted, and told with the next line, or by the tuner when no line comes.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::clock::Nanos;
+use crate::job::Job;
+use crate::metrics::Lap;
+use crate::sync::lock_std;
+
+/// Slow requests that are logged within a second, at the most: enough to see what they have in common.
+const MAX_LINES_PER_SECOND: u32 = 10;
+const SECOND: Nanos = 1_000_000_000;
+/// Bytes of a request that are logged.
+const MAX_LOGGED_BYTES: usize = 64;
+
+/// How many slow requests were told of within the present second, and how many were not since one was.
+#[derive(Debug, Default)]
+pub(crate) struct SlowLog(Mutex<Window>);
+
+#[derive(Debug, Default)]
+struct Window {
+    began: Nanos,
+    told: u32,
+    left_out: u64,
+}
+
+/// What there was to do when a worker took a job.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PickUp {
+    pub(crate) busy: usize,
+    pub(crate) max: usize,
+    pub(crate) waiting: usize,
+}
+
+impl SlowLog {
+    /// Whether one more may be told of at `now`; how many were left out before it.
+    fn admit(&self, now: Nanos) -> Option<u64> {
+        let mut window = lock_std(&self.0);
+        if now.saturating_sub(window.began) >= SECOND {
+            (window.began, window.told) = (now, 0);
+        }
+        if window.told < MAX_LINES_PER_SECOND {
+            window.told += 1;
+            return Some(std::mem::take(&mut window.left_out));
+        }
+        window.left_out += 1;
+        None
+    }
+
+    /// Tells of what was left out, once no line may come for it any more. Returns when to ask again.
+    pub(crate) fn tell_left_out(&self, now: Nanos) -> Option<Duration> {
+        let mut window = lock_std(&self.0);
+        if window.left_out == 0 {
+            return None;
+        }
+        let rest = SECOND.saturating_sub(now.saturating_sub(window.began));
+        if rest > 0 {
+            return Some(Duration::from_nanos(rest));
+        }
+        let left_out = std::mem::take(&mut window.left_out);
+        drop(window);
+        tracing::warn!(left_out, "slow requests were left out of the log");
+        None
+    }
+
+    /// Tells of those requests of `job` that took `limit` or longer, from when they were read until they were handled. `laps` are
+    /// all that were handled now.
+    #[cold]
+    pub(crate) fn tell(
+        &self,
+        now: Nanos,
+        (service, limit): (&str, Nanos),
+        job: &Job,
+        laps: &[Lap],
+        pick_up: PickUp,
+    ) {
+        let mut handled = 0;
+        for lap in laps {
+            let number = handled;
+            handled += lap.requests;
+            if lap.wait.saturating_add(lap.took) < limit {
+                continue;
+            }
+            let Some(left_out) = self.admit(now) else { continue };
+            let seconds = |nanos: Nanos| nanos as f64 / 1e9;
+            // Those that were not run are in no lap: then it is not known which ones are.
+            let line = (job.late == 0).then(|| job.batch.handled_line(number)).flatten().unwrap_or_default();
+            let request = line[..line.len().min(MAX_LOGGED_BYTES)].escape_ascii();
+            let PickUp { busy, max, waiting } = pick_up;
+            tracing::warn!(
+                service,
+                peer = %job.origin.peer,
+                %request,
+                requests = lap.requests,
+                wait_seconds = seconds(lap.wait),
+                service_seconds = seconds(lap.took),
+                busy,
+                max,
+                waiting,
+                left_out,
+                "slow request"
+            );
+        }
+    }
+}
+
+/// A limit that no request reaches.
+pub(crate) const NEVER_SLOW: Nanos = Nanos::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_has_so_many_lines_and_the_rest_is_counted_once() {
+        let log = SlowLog::default();
+        let told = |from: Nanos, count: u64| -> Vec<Option<u64>> {
+            (0..count).map(|number| log.admit(from + number)).collect()
+        };
+        let first = told(5 * SECOND, 15);
+        assert_eq!(first.iter().filter(|told| **told == Some(0)).count(), 10);
+        assert_eq!(told(5 * SECOND + 500, 2), [None, None]);
+        assert_eq!(log.tell_left_out(5 * SECOND + 600), Some(Duration::from_nanos(SECOND - 600)));
+        assert_eq!(told(6 * SECOND, 2), [Some(7), Some(0)], "with the next line");
+        assert_eq!(log.tell_left_out(9 * SECOND), None);
+        told(10 * SECOND, 12);
+        assert_eq!(log.tell_left_out(11 * SECOND), None);
+        assert_eq!(told(12 * SECOND, 1), [Some(0)], "it was told meanwhile");
+    }
+}
