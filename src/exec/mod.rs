@@ -252,6 +252,12 @@ impl ProgramsHandle {
         self.shared.stats()
     }
 
+    /// To be called when the server is to stop: workers that start do not wait until their program has, as nobody may need it. A request
+    /// that comes to one of them waits for it all the same.
+    pub fn hurry(&self) {
+        self.shared.hurry();
+    }
+
     /// Calls `watcher` with whether programs stay where they are started ([`ProgramsStats::available`]): at once, and whenever that changes,
     /// on the thread that keeps them, which it must not block. One at a time: called again, this replaces it.
     pub fn watch(&self, watcher: impl Fn(bool) + Send + 'static) {
@@ -326,7 +332,7 @@ impl Service for Programs {
 impl Seat {
     fn new(shared: &Arc<Shared>) -> Seat {
         shared.is_missing();
-        let program = shared.take(Instant::now() + shared.settings.timeout);
+        let program = shared.take_at_start(Instant::now() + shared.settings.timeout);
         Seat { shared: Arc::clone(shared), program, request: Vec::new() }
     }
 

@@ -88,6 +88,8 @@ struct State {
     gone: Vec<(u64, End, bool)>,
     /// None stays: nobody waits for one.
     in_trouble: bool,
+    /// The server stops: who starts does not wait.
+    hurries: bool,
     /// It is to end: how long programs get for it.
     stopping: Option<Duration>,
     /// The keeper is gone.
@@ -142,9 +144,18 @@ impl Shared {
 
     /// A program for a worker without one, which it then has. Blocks until one is ready, or until `until`. `None`: there is none.
     pub(super) fn take(&self, until: Instant) -> Option<Program> {
+        self.take_unless(until, |_| false)
+    }
+
+    /// The same for a worker that starts, which nobody waits for while the server stops.
+    pub(super) fn take_at_start(&self, until: Instant) -> Option<Program> {
+        self.take_unless(until, |state| state.hurries)
+    }
+
+    fn take_unless(&self, until: Instant, gives_up: impl Fn(&State) -> bool) -> Option<Program> {
         let mut state = self.state();
         loop {
-            if state.stopping.is_some() || state.over {
+            if state.stopping.is_some() || state.over || gives_up(&state) {
                 return None;
             }
             if let Some(program) = state.spares.pop_front() {
@@ -166,7 +177,7 @@ impl Shared {
         let mut state = self.state();
         if state.stopping.is_none() && !state.over && state.spares.len() < self.settings.spare {
             state.spares.push_back(program);
-            self.news.notify_one();
+            self.news.notify_all();
             return;
         }
         state.gone.push((program.card.number, End::Surplus, false));
@@ -226,7 +237,7 @@ impl Shared {
     /// A program may be taken.
     pub(super) fn is_ready(&self, program: Program) {
         self.state().spares.push_back(program);
-        self.news.notify_one();
+        self.news.notify_all();
     }
 
     /// A process is gone. Whether its program was a spare.
@@ -286,6 +297,12 @@ impl Shared {
     }
 
     // For everybody.
+
+    /// Workers that start do not wait any more.
+    pub(super) fn hurry(&self) {
+        self.state().hurries = true;
+        self.news.notify_all();
+    }
 
     /// Programs are to end, and get `grace` for it at the most.
     pub(super) fn stop(&self, grace: Duration) {

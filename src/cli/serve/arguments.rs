@@ -159,7 +159,7 @@ pub(crate) struct Timeout(pub(super) Option<Duration>);
 
 /// A number that may be off.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit(pub(super) Option<usize>);
+pub(crate) struct Limit(pub(super) Option<usize>);
 
 /// A size that may be left to the system.
 #[derive(Clone, Copy, Debug)]
@@ -209,7 +209,7 @@ fn delay(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn limit(text: &str) -> Result<Limit, String> {
+pub(super) fn limit(text: &str) -> Result<Limit, String> {
     match text {
         "off" => Ok(Limit(None)),
         text => text.parse().map(|limit| Limit(Some(limit))).map_err(|_| "it is a number, or off".to_owned()),

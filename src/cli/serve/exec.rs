@@ -1,14 +1,14 @@
 //! The options of `tidemill serve --exec`: programs as handlers.
 
-use std::env;
 use std::time::Duration;
+use std::{env, thread};
 
 use clap::Args;
 use serde::Serialize;
 use tidemill::exec::{ExecConfig, Extent, ProgramStats, Programs, ProgramsHandle, ProgramsStats};
 use tidemill::{Error, ServerHandle};
 
-use super::arguments::{ServeArgs, Timeout, timeout};
+use super::arguments::{Limit, ServeArgs, Timeout, limit, timeout};
 use super::layers::Options;
 use crate::cli::launch;
 
@@ -20,6 +20,8 @@ const DESCRIPTORS_EACH: usize = 5;
 const ENDING_SHARE: usize = 4;
 /// Programs of which `/stats.json` has a row, the oldest: a look at each takes some 10 µs on the event loop.
 const MAX_ROWS: usize = 64;
+/// A time that has no meaning: who is waited for always comes.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// What can be said of programs, with --exec.
 #[derive(Debug, Args)]
@@ -39,9 +41,9 @@ pub(crate) struct ExecArgs {
     /// Programs that are kept started and ready above those in use
     #[arg(long, value_name = "N", default_value_t = 1, requires = "exec")]
     exec_spare: usize,
-    /// Replace a program after so many requests [default: off]
-    #[arg(long, value_name = "N", requires = "exec")]
-    exec_max_requests: Option<u64>,
+    /// Replace a program after so many requests
+    #[arg(long, value_name = "N", value_parser = limit, default_value = "off", requires = "exec")]
+    exec_max_requests: Limit,
     /// Replace a program at this age, between two requests
     #[arg(long, value_name = "DUR", value_parser = timeout, default_value = "off", requires = "exec")]
     exec_max_age: Timeout,
@@ -66,7 +68,7 @@ pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error>
     config.prefix = programs.exec_prefix.clone().unwrap_or_default();
     config.timeout = programs.exec_timeout;
     config.spare = programs.exec_spare;
-    config.max_requests = programs.exec_max_requests;
+    config.max_requests = programs.exec_max_requests.0.map(|most| most as u64);
     config.max_age = programs.exec_max_age.0;
     config.pty = programs.exec_pty;
     config.stop_timeout = programs.exec_stop;
@@ -84,6 +86,15 @@ pub(super) fn show(programs: &ProgramsHandle, server: &ServerHandle) {
         let shown = Shown { stats: shown.stats(), rows: shown.programs(MAX_ROWS) };
         serde_json::to_string(&shown).unwrap_or_default()
     });
+    let stopping = (server.clone(), programs.clone());
+    let waits = thread::Builder::new().name("tidemill-hurry".to_owned()).spawn(move || {
+        let (server, programs) = stopping;
+        while !server.wait_stopping(LONG) {}
+        programs.hurry();
+    });
+    if let Err(error) = waits {
+        tracing::warn!(%error, "a stop waits for programs that are being started");
+    }
     let server = server.clone();
     programs.watch(move |available| {
         let reason = "programs end as soon as they are started: requests are refused";

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -131,6 +132,17 @@ fn a_second_signal_does_not_wait_for_a_program() {
     server.signal(Signal::TERM);
     let ended = server.wait();
     assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert!(programs.iter().all(|program| !is_there(*program)), "{programs:?}");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_programs_that_are_being_started() {
+    let server = serve_script("exec sleep 1000", "--exec-stop 100ms");
+    let programs = programs(&server, 5);
+    let begun = Instant::now();
+    server.stop().assert_clean();
+    // They count as started after five seconds.
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert!(programs.iter().all(|program| !is_there(*program)), "{programs:?}");
 }
 
