@@ -148,3 +148,28 @@ fn both_servers_are_restarted_one_after_the_other_under_load_and_no_client_sees_
     }
     assert!(count("requests", "right") > 40, "{run}");
 }
+
+#[test]
+fn by_the_weights_alone_a_server_with_half_the_workers_gets_no_more_than_it_can_do() {
+    // Both together can do 240 a second. In equal parts of 216, the smaller one is 28 behind with every second.
+    let (front, a, b) = (own_ip(11), own_ip(12), own_ip(13));
+    let servers = [(a, 16), (b, 8)].map(|(ip, workers)| {
+        server(ip, &format!("--handler-delay 100ms --min-threads {workers} --max-threads {workers}"))
+    });
+    let Some(haproxy) = HaProxy::start(front, a, b) else { return };
+    let load = Load::start(haproxy.front, "--reconnect -c 400 -r 216 -d 1h --timeout 60s");
+    let counts = || servers.each_ref().map(requests);
+    eventually("the weights have had time to follow", || counts().iter().sum::<u64>() > 1000);
+    let before = counts();
+    eventually("as many again", || counts().iter().sum::<u64>() > 2000);
+    let after = counts();
+    let [of_a, of_b] = [0, 1].map(|server| after[server] - before[server]);
+    let waiting = servers[1].stats()["requests_pending"].as_u64().unwrap();
+    let run = load.interrupt();
+    // A third would be ideal, and half it is without weights.
+    let share = of_b as f64 / (of_a + of_b) as f64;
+    assert!((0.25..0.41).contains(&share), "{share}: {of_a} and {of_b}");
+    // Behind by a second of its work at the most; without weights it would be two by now, and soon ten.
+    assert!(waiting < 8 + 80, "{waiting}");
+    assert_eq!(run["requests"]["right"], run["requests"]["sent"], "{run}");
+}
