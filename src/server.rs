@@ -159,6 +159,8 @@ pub struct Outcome {
     pub slow_peers: usize,
     /// Peers of which lines had arrived that were not read any more: requests that were not received and are in no counter.
     pub unread_peers: usize,
+    /// Connections that were [joined](crate::Join) to something, and had not ended.
+    pub parted: usize,
     /// The last statistics.
     pub stats: Stats,
 }
@@ -166,7 +168,7 @@ pub struct Outcome {
 impl Outcome {
     /// Whether the stop dropped nothing.
     pub fn is_clean(&self) -> bool {
-        self.dropped_requests == 0 && self.dropped_replies == 0 && self.unread_peers == 0
+        self.dropped_requests == 0 && self.dropped_replies == 0 && self.unread_peers == 0 && self.parted == 0
     }
 }
 
@@ -735,6 +737,7 @@ impl ServerHandle {
                 left_behind,
                 slow_peers: dropped.slow_peers,
                 unread_peers: dropped.unread_peers,
+                parted: dropped.parted,
                 stats: self.stats(),
             }),
             Some(End::PollFailed(error)) => Err(Error::PollFailed { source: again(&error) }),

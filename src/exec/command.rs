@@ -11,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{Access, access};
 
+use super::leased::Mode;
+
 /// Variables of the server's that say something to it alone, or begin so.
 const OF_THE_SERVER: [&str; 3] = ["NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_"];
 /// As much of a script's first line as the kernel looks at, in bytes.
@@ -66,11 +68,17 @@ impl Program {
         })
     }
 
-    /// Starts it as the program of this number, in a process group of its own.
+    /// Starts it as the program of this number, in a process group of its own. `environment` comes besides what is the same for all.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn start(&self, number: u64, streams: Streams) -> io::Result<Child> {
+    pub(super) fn start(
+        &self,
+        number: u64,
+        mode: Mode,
+        environment: impl Iterator<Item = (&'static str, OsString)>,
+        streams: Streams,
+    ) -> io::Result<Child> {
         let mut words = self.launcher.iter().chain(&self.words);
         let first = words.next().map_or(OsStr::new(""), OsString::as_os_str);
         let mut command = Command::new(first);
@@ -78,7 +86,11 @@ impl Program {
         self.withheld.iter().for_each(|name| {
             command.env_remove(name);
         });
-        command.env("TIDEMILL_MODE", "shared").env("TIDEMILL_PROGRAM", number.to_string());
+        let mode = match mode {
+            Mode::Shared => "shared",
+            Mode::Leased => "leased",
+        };
+        command.envs(environment).env("TIDEMILL_MODE", mode).env("TIDEMILL_PROGRAM", number.to_string());
         command.process_group(0).spawn()
     }
 }

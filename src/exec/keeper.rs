@@ -22,6 +22,7 @@ use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
+use super::leased::{Lease, Mode};
 use super::log::{Lines, Notice};
 use super::look::{self, Doing};
 use super::program::{Card, Program};
@@ -214,20 +215,37 @@ impl Keeper {
             }
         };
         let streams = Streams { stdin, stdout, stderr: Stdio::piped() };
-        let mut child = settings.command.start(number, streams)?;
-        let kept = Self::adopt(&self.poll, number, &mut child, terminal.take());
-        let (card, pidfd, stderr, program) = match kept {
-            Ok(kept) => kept,
+        // Who waits has it at once. One that was started before does not know its client.
+        let lease = self.shared.next_lease();
+        let known = lease.iter().filter(|_| settings.spare == 0).flat_map(Lease::environment);
+        let started = settings.command.start(number, settings.mode, known, streams).and_then(|mut child| {
+            match Self::adopt(&self.poll, number, &mut child, terminal.take()) {
+                Ok((card, pidfd, stderr, program)) => Ok((child, card, pidfd, stderr, program)),
+                Err(error) => {
+                    drop(child.kill());
+                    drop(child.wait());
+                    Err(error)
+                }
+            }
+        });
+        let (child, card, pidfd, stderr, program) = match started {
+            Ok(started) => started,
             Err(error) => {
-                drop(child.kill());
-                drop(child.wait());
+                lease.into_iter().for_each(|lease| self.shared.lease_waits(lease));
                 return Err(error);
             }
         };
         self.shared.has_started(&card);
-        let inode = program.input_inode();
-        let look_at = card.started + FIRST_LOOK;
-        let phase = Phase::Starts { program, inode, look_at };
+        let phase = match lease {
+            Some(lease) => {
+                lease.give(&self.shared, program);
+                Phase::Runs
+            }
+            None => {
+                let (inode, look_at) = (program.input_inode(), card.started + FIRST_LOOK);
+                Phase::Starts { program, inode, look_at }
+            }
+        };
         self.kept.insert(
             number,
             Kept { card, child, pidfd, stderr: Some(stderr), lines: Lines::default(), phase },
@@ -355,7 +373,9 @@ impl Keeper {
         let last = kept.lines.last();
         let said = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };
         tracing::debug!(program = number, %status, ?age, served, was_spare, "a program ended by itself{said}");
-        if age < EARLY && served == 0 {
+        // What a program does that a client has to itself may be over soon.
+        let is_over = self.shared.settings.mode == Mode::Leased && status.success();
+        if age < EARLY && served == 0 && !is_over {
             let hint = if status.success() {
                 ". A program has to read its standard input line by line until that ends"
             } else {

@@ -35,6 +35,12 @@
 //! A request whose program ends, or breaks the framing, is answered [`FAILED`], once. If the program had not read a byte of it,
 //! another one gets it, and nobody notices. While programs end as soon as they are started requests are answered [`UNAVAILABLE`].
 //!
+//! # Leased
+//!
+//! With [`Mode::Leased`] a program belongs to one connection until that closes: bytes flow both ways at any time, on the event loop, and nobody
+//! looks at them; the end of either side is passed on, and what the other does not take is held back. Nothing is framed, no reply is
+//! waited for, and no worker takes part. What its client has not read when the connection ends is lost, as is what it writes then.
+//!
 //! # What remains
 //!
 //! Nothing: each program is a process group of its own, whose rest is killed when the program has ended; dropping [`Programs`], which the
@@ -45,6 +51,7 @@
 mod command;
 mod extent;
 mod keeper;
+mod leased;
 mod log;
 mod look;
 mod prefix;
@@ -64,12 +71,13 @@ use mio::{Poll, Waker};
 
 use crate::error::Error;
 use crate::framing::Framing;
-use crate::service::{Connection, Kind, Reply, Request, Service};
+use crate::service::{Connection, Join, Kind, Reply, Request, Service};
 use crate::sync::lock_std;
 use crate::threads;
 pub use extent::Extent;
 use extent::Requests;
 use keeper::Keeper;
+pub use leased::Mode;
 use log::Notice;
 use look::Doing;
 use prefix::Prefix;
@@ -92,6 +100,9 @@ const KEEPER_STACK_BYTES: usize = 512 << 10;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ExecConfig {
+    /// How programs and clients meet. Of the settings below only `spare`, `pty`, `stop_timeout` and `launcher` mean anything where they are
+    /// [leased](Mode::Leased). Default: shared.
+    pub mode: Mode,
     /// What a request is. Default: a line.
     pub request: Extent,
     /// Where a reply ends. [`Extent::None`]: there are no replies, and what programs write is thrown away. Default: behind a line.
@@ -105,6 +116,9 @@ pub struct ExecConfig {
     pub timeout: Duration,
     /// Programs that are kept started and ready above those that workers have. Default: 1.
     pub spare: usize,
+    /// Where they are leased, programs at least, those of connections among them; not with `spare` 0, where none is started before its
+    /// client is there. Default: 0.
+    pub least: usize,
     /// A program is replaced after so many requests. At least 1. Default: `None`.
     pub max_requests: Option<u64>,
     /// A program is replaced at this age, between two requests. Default: `None`.
@@ -127,11 +141,13 @@ pub struct ExecConfig {
 impl Default for ExecConfig {
     fn default() -> Self {
         ExecConfig {
+            mode: Mode::Shared,
             request: Extent::Line,
             reply: Extent::Line,
             prefix: String::new(),
             timeout: Duration::from_secs(30),
             spare: 1,
+            least: 0,
             max_requests: None,
             max_age: None,
             pty: false,
@@ -193,7 +209,18 @@ impl Programs {
 fn check(command: &str, config: ExecConfig) -> Result<Settings, Error> {
     let refuse = |name, value: String, must| Error::Setting { name, value, must };
     let ExecConfig {
-        request, reply, prefix, timeout, spare, max_requests, max_age, pty, stop_timeout, ..
+        mode,
+        request,
+        reply,
+        prefix,
+        timeout,
+        spare,
+        least,
+        max_requests,
+        max_age,
+        pty,
+        stop_timeout,
+        ..
     } = config;
     let program = command::Program::find(command, config.launcher)
         .map_err(|must| refuse("exec", format!("'{command}'"), must))?;
@@ -236,6 +263,8 @@ fn check(command: &str, config: ExecConfig) -> Result<Settings, Error> {
         max_age,
         pty,
         stop_timeout,
+        mode,
+        least,
         stop_line: config.stop_line.map(String::into_bytes),
     })
 }
@@ -297,6 +326,10 @@ impl Service for Programs {
     /// take it for one that waits for nothing.
     fn start_worker(&self) -> Seat {
         Seat::new(&self.handle.shared)
+    }
+
+    fn joins(&self) -> Option<&dyn Join> {
+        (self.handle.shared.settings.mode == Mode::Leased).then_some(self)
     }
 
     fn open(&self, _: &mut Seat, _: &Connection<'_>, _: &mut Reply<'_>) {}

@@ -104,6 +104,11 @@ impl Program {
         Ok(Program { card, input, output, received: Vec::new(), watch: None })
     }
 
+    /// Its input and its output, for who talks to it in another way.
+    pub(super) fn into_ends(self) -> (OwnedFd, Option<OwnedFd>) {
+        (self.input, self.output)
+    }
+
     /// The pipe that it reads from.
     pub(super) fn input_inode(&self) -> Option<u64> {
         rustix::fs::fstat(&self.input).ok().map(|stat| stat.st_ino)

@@ -10,6 +10,7 @@ use mio::Waker;
 
 use super::command;
 use super::extent::{Extent, Requests};
+use super::leased::{Lease, Mode};
 use super::log::{Notice, Notices};
 use super::prefix::Prefix;
 use super::program::{Card, Program};
@@ -34,6 +35,8 @@ pub(super) struct Settings {
     pub(super) pty: bool,
     pub(super) stop_timeout: Duration,
     pub(super) stop_line: Option<Vec<u8>>,
+    pub(super) mode: Mode,
+    pub(super) least: usize,
 }
 
 /// Why a program ends.
@@ -84,6 +87,10 @@ struct State {
     spares: VecDeque<Program>,
     /// Workers without a program.
     empty: usize,
+    /// Connections that wait for one, in the order in which they came. While a spare is there none does.
+    leases: VecDeque<Lease>,
+    /// Connections that have one.
+    leased: usize,
     /// Given back to be ended, and whether it spoke before it was ever asked.
     gone: Vec<(u64, End, bool)>,
     /// None stays: nobody waits for one.
@@ -197,6 +204,40 @@ impl Shared {
         self.wake();
     }
 
+    // For the event loop.
+
+    /// A connection wants a program of its own. Does not block.
+    pub(super) fn lease(self: &Arc<Self>, lease: Lease) {
+        let mut state = self.state();
+        if state.stopping.is_some() || state.over || state.in_trouble {
+            drop(state);
+            return lease.refuse();
+        }
+        match state.spares.pop_front() {
+            Some(program) => {
+                state.leased += 1;
+                drop(state);
+                // It stays: whatever becomes of it now says nothing of the others.
+                program.has_served();
+                lease.give(self, program);
+            }
+            None => {
+                state.leases.push_back(lease);
+                drop(state);
+            }
+        }
+        self.wake();
+    }
+
+    /// The connection of a program has ended.
+    pub(super) fn end_lease(&self, number: u64, end: End) {
+        let mut state = self.state();
+        state.leased -= 1;
+        state.gone.push((number, end, false));
+        drop(state);
+        self.wake();
+    }
+
     /// Tells of a failure, now and then. `None`: not now. Else how many there were since.
     pub(super) fn notice(&self, notice: Notice) -> Option<u64> {
         self.state().notices.tell(notice)
@@ -209,6 +250,7 @@ impl Shared {
         let stops = state.stopping.is_some();
         if stops {
             state.spares.clear();
+            state.leases.clear();
         }
         (mem::take(&mut state.gone), stops)
     }
@@ -221,7 +263,10 @@ impl Shared {
     /// Programs that are missing, those that are being started among them.
     pub(super) fn wanted(&self) -> usize {
         let state = self.state();
-        (state.empty + self.settings.spare).saturating_sub(state.spares.len())
+        let (spare, least) = (self.settings.spare, self.settings.least);
+        // With no spares programs are started for clients that are known: none goes before.
+        let ready = if spare == 0 { 0 } else { spare.max(least.saturating_sub(state.leased)) };
+        (state.empty + state.leases.len() + ready).saturating_sub(state.spares.len())
     }
 
     pub(super) fn has_spare(&self) -> bool {
@@ -235,9 +280,34 @@ impl Shared {
     }
 
     /// A program may be taken.
-    pub(super) fn is_ready(&self, program: Program) {
-        self.state().spares.push_back(program);
-        self.news.notify_all();
+    pub(super) fn is_ready(self: &Arc<Self>, program: Program) {
+        let mut state = self.state();
+        match state.leases.pop_front() {
+            Some(lease) => {
+                state.leased += 1;
+                drop(state);
+                lease.give(self, program);
+            }
+            None => {
+                state.spares.push_back(program);
+                self.news.notify_all();
+            }
+        }
+    }
+
+    /// The next connection that waits for a program.
+    pub(super) fn next_lease(&self) -> Option<Lease> {
+        let mut state = self.state();
+        let lease = state.leases.pop_front()?;
+        state.leased += 1;
+        Some(lease)
+    }
+
+    /// It waits still.
+    pub(super) fn lease_waits(&self, lease: Lease) {
+        let mut state = self.state();
+        state.leased -= 1;
+        state.leases.push_front(lease);
     }
 
     /// A process is gone. Whether its program was a spare.
@@ -262,7 +332,11 @@ impl Shared {
 
     /// No program stays. Whether that is news.
     pub(super) fn is_in_trouble_from_now(&self) -> bool {
-        let was = mem::replace(&mut self.state().in_trouble, true);
+        let mut state = self.state();
+        let was = mem::replace(&mut state.in_trouble, true);
+        let leases = mem::take(&mut state.leases);
+        drop(state);
+        leases.into_iter().for_each(Lease::refuse);
         self.news.notify_all();
         self.tell(false);
         !was
@@ -293,6 +367,7 @@ impl Shared {
         let mut state = self.state();
         state.over = true;
         state.spares.clear();
+        state.leases.clear();
         self.news.notify_all();
     }
 

@@ -120,6 +120,8 @@ pub(crate) struct Dropped {
     pub(crate) slow_peers: usize,
     /// Peers of which lines had arrived that were not read.
     pub(crate) unread_peers: usize,
+    /// Connections that were joined to something, and had not ended.
+    pub(crate) parted: usize,
 }
 
 impl Reactor {
@@ -218,7 +220,7 @@ impl Reactor {
         let pending = self.counters.pending;
         // Who is in an accept queue that could not be emptied is reset, and may have sent something.
         let turned_away = usize::from(self.drain.is_some() && !self.listeners.is_drained());
-        let (mut unread, mut kept, mut slow_peers, mut unread_peers) = (0, 0, 0, turned_away);
+        let (mut unread, mut kept, mut slow_peers, mut unread_peers, mut parted) = (0, 0, 0, turned_away, 0);
         for id in self.table.ids() {
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
             if connection.role == Role::Aside {
@@ -230,6 +232,7 @@ impl Reactor {
                 let queued = stream.peek(&mut self.buffer).unwrap_or(0);
                 unread_peers += usize::from(self.buffer[..queued].contains(&b'\n'));
             }
+            parted += usize::from(connection.role == Role::Joined && connection.phase == Phase::Open);
             unread += connection.unsent_replies() as u64;
             slow_peers += usize::from(connection.unsent_replies() > 0);
             // Read, but in no job yet: accepted only to be dropped.
@@ -249,6 +252,7 @@ impl Reactor {
             busy_workers: self.shared.pool.census(Duration::ZERO, Duration::MAX).busy,
             slow_peers,
             unread_peers,
+            parted,
         };
         // Those in jobs that are out, and those in no job; closing accounted for the rest.
         self.counters.dropped += self.counters.pending + kept;

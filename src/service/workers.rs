@@ -17,10 +17,10 @@ impl WorkerStates {
         WorkerStates::default()
     }
 
-    /// Of all services. One that cannot be made is tried again when it is needed.
+    /// Of all services, less those that handle nothing. One that cannot be made is tried again when it is needed.
     pub(crate) fn of(services: &[Served]) -> WorkerStates {
         let mut states = WorkerStates::none();
-        for (service, _) in (0..).zip(services) {
+        for (service, _) in (0..).zip(services).filter(|(_, service)| !service.joins) {
             states.get(services, service);
         }
         states

@@ -3,10 +3,10 @@
 use std::time::Duration;
 use std::{env, thread};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tidemill::exec::{ExecConfig, Extent, ProgramStats, Programs, ProgramsHandle, ProgramsStats};
-use tidemill::{Error, ServerHandle};
+use tidemill::exec::{ExecConfig, Extent, Mode, ProgramStats, Programs, ProgramsHandle, ProgramsStats};
+use tidemill::{Config, Error, ServerHandle};
 
 use super::arguments::{Limit, ServeArgs, Timeout, limit, timeout};
 use super::layers::Options;
@@ -26,6 +26,10 @@ const LONG: Duration = Duration::from_secs(3600);
 /// What can be said of programs, with --exec.
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
+    /// shared: any ready program takes the next request of anybody, and gives one reply. leased: a ready program belongs to one
+    /// connection until that closes, bytes flow both ways at any time, and --max-threads is how many there may be
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = ModeName::Shared, requires = "exec")]
+    exec_mode: ModeName,
     /// What a request is: line, lines:N, or until:TEXT, lines up to one that is TEXT
     #[arg(long, value_name = "EXTENT", default_value = "line", requires = "exec")]
     exec_request: Extent,
@@ -55,6 +59,31 @@ pub(crate) struct ExecArgs {
     exec_stop: Duration,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ModeName {
+    Shared,
+    Leased,
+}
+
+/// What means something only where programs are shared.
+const OF_SHARED: [&str; 6] =
+    ["exec_request", "exec_reply", "exec_prefix", "exec_timeout", "exec_max_requests", "exec_max_age"];
+
+impl ExecArgs {
+    fn is_leased(&self) -> bool {
+        self.exec_mode == ModeName::Leased
+    }
+}
+
+/// Where programs are leased each connection has one, and nothing is left for workers to do: the limits of the pool are those of the
+/// programs.
+pub(super) fn settle(args: &ServeArgs, config: &mut Config) {
+    if args.programs.is_leased() {
+        config.max_connections = config.max_threads;
+        (config.min_threads, config.max_threads) = (1, 1);
+    }
+}
+
 /// Starts the programs of `command`.
 ///
 /// # Errors
@@ -63,6 +92,15 @@ pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error>
     let args = &options.args;
     let programs = &args.programs;
     let mut config = ExecConfig::default();
+    if programs.is_leased() {
+        let is_given = |name: &&str| options.is_given(&name.replace('_', "-"));
+        if let Some(name) = OF_SHARED.into_iter().find(is_given) {
+            let must = "left out with --exec-mode leased".to_owned();
+            return Err(Error::Setting { name, value: "given".to_owned(), must });
+        }
+        config.mode = Mode::Leased;
+        config.least = crate::cli::pool_bounds(args.min_threads, args.max_threads).0;
+    }
     config.request = programs.exec_request.clone();
     config.reply = programs.exec_reply.clone();
     config.prefix = programs.exec_prefix.clone().unwrap_or_default();
@@ -111,11 +149,17 @@ struct Shown {
     rows: Vec<ProgramStats>,
 }
 
+/// Why a server is never replaced by another, if it is not.
+pub(super) fn never_upgraded(args: &ServeArgs) -> Option<&'static str> {
+    args.programs.is_leased().then_some("programs are leased: each belongs to a connection of this process")
+}
+
 /// Descriptors that programs take up at the most.
-pub(super) fn descriptors(args: &ServeArgs, max_threads: usize) -> usize {
+pub(super) fn descriptors(args: &ServeArgs, config: &Config) -> usize {
     if args.exec.is_none() {
         return 0;
     }
-    let programs = max_threads.saturating_add(args.programs.exec_spare);
+    let in_use = if args.programs.is_leased() { config.max_connections } else { config.max_threads };
+    let programs = in_use.saturating_add(args.programs.exec_spare);
     programs.saturating_add(programs / ENDING_SHARE).saturating_add(1).saturating_mul(DESCRIPTORS_EACH)
 }

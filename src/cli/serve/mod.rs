@@ -122,7 +122,7 @@ fn serve(
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
     let notifier = Notifier::from_env()
         .map_err(|error| (FAILED, format!("cannot start the thread that notifies: {error}")))?;
-    let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone());
+    let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone(), exec::never_upgraded(args));
     let OpenSockets { passed, inherited, predecessor } = sockets;
     let Started { server, programs, descriptors } = start(options, passed, inherited)?;
     let handle = server.handle();
@@ -237,6 +237,7 @@ fn config_of(args: &ServeArgs) -> Config {
     config.drain_timeout = args.drain_timeout;
     config.admin = args.admin.clone();
     config.agent = args.agent.map(Address::Tcp);
+    exec::settle(args, &mut config);
     config
 }
 
@@ -255,17 +256,17 @@ fn start(options: &Options, passed: Vec<OwnedFd>, inherited: Vec<Listener>) -> R
     }
     let (builder, programs) = service(options)?;
     let of_admin = args.admin.as_ref().map_or(0, |_| config.admin_connections);
-    let descriptors = Descriptors::reserve(args.max_connections, of_admin, own_descriptors(args, &config))?;
-    config.max_connections = descriptors.connections(args.max_connections);
+    let wanted = config.max_connections;
+    let descriptors = Descriptors::reserve(wanted, of_admin, own_descriptors(args, &config))?;
+    config.max_connections = descriptors.connections(wanted);
     config.admin_connections = descriptors.of_admin;
-    let lowered_to = (config.max_connections < args.max_connections).then_some(config.max_connections);
+    let lowered_to = (config.max_connections < wanted).then_some(config.max_connections);
 
     let builder = builder.config(config).inherit(inherited);
     let server = passed.into_iter().fold(builder, Builder::listener).start();
     let server = server.map_err(|error| refusal(options, &error))?;
     // Not before: a start that is refused is one line.
     if let Some(possible) = lowered_to {
-        let wanted = args.max_connections;
         tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
     }
     if let Some(address) = server.handle().admin_addr() {
@@ -306,7 +307,7 @@ fn service(options: &Options) -> Result<(Builder, Option<ProgramsHandle>), Refus
 fn own_descriptors(args: &ServeArgs, config: &Config) -> usize {
     let of_agent = args.agent.map_or(0, |_| AGENT_DESCRIPTORS);
     let listeners = config.listen.len() + usize::from(args.admin.is_some()) + of_agent;
-    listeners + exec::descriptors(args, config.max_threads) + POLL_DESCRIPTORS + PASSING_DESCRIPTORS
+    listeners + exec::descriptors(args, config) + POLL_DESCRIPTORS + PASSING_DESCRIPTORS
 }
 
 /// Descriptors that are not for clients.
@@ -378,6 +379,7 @@ fn conclude(outcome: &Outcome) {
             busy_workers = outcome.busy_workers,
             slow_peers = outcome.slow_peers,
             unread_peers = outcome.unread_peers,
+            leased_programs = outcome.parted,
             %stats,
             "stopped with losses: held up by handlers that had not returned and peers that had not read"
         );

@@ -69,6 +69,8 @@ struct Shared {
     program: Result<PathBuf, String>,
     timeout: Duration,
     notifier: Notifier,
+    /// Why this server is never replaced.
+    refusal: Option<&'static str>,
     state: Mutex<State>,
 }
 
@@ -83,14 +85,18 @@ struct State {
 }
 
 impl Upgrader {
-    pub(super) fn new(timeout: Duration, notifier: Notifier) -> Upgrader {
-        Upgrader(Arc::new(Shared { program: program(), timeout, notifier, state: Mutex::default() }))
+    /// `refusal`: why this server is never replaced, if it is not.
+    pub(super) fn new(timeout: Duration, notifier: Notifier, refusal: Option<&'static str>) -> Upgrader {
+        Upgrader(Arc::new(Shared { program: program(), timeout, notifier, refusal, state: Mutex::default() }))
     }
 
     /// Begins an upgrade of `server`, unless one is under way.
     pub(super) fn begin(&self, server: &ServerHandle) {
         if process::id() == 1 {
             return tell_refused("as process 1 this one cannot be replaced: with its end all others end");
+        }
+        if let Some(reason) = self.0.refusal {
+            return tell_refused(reason);
         }
         let mut state = self.0.lock();
         if state.over || state.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {

@@ -1,5 +1,6 @@
 //! Programs as handlers: `serve --exec`, with real programs.
 
+mod leased;
 mod mixups;
 mod pipe;
 mod real;
