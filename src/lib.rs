@@ -33,7 +33,7 @@
 //!
 //! Start with [`Server`], [`Handler`], [`Service`] and [`Config`]. How the pool is sized is documented in [`controller`], the cutting of
 //! bytes into lines in [`framing`], the HELO protocol in [`protocol`]; [`client`] is a small blocking client. What
-//! happens between a socket and a handler is told in [`architecture`].
+//! happens between a socket and a handler is told in [`architecture`]; how the program is run, in its module `operating`.
 //!
 //! # Features
 //!
@@ -65,6 +65,10 @@ pub mod guide {}
 
 #[doc = include_str!("ARCHITECTURE.md")]
 pub mod architecture {}
+
+#[cfg(feature = "cli")]
+#[doc = include_str!("OPERATING.md")]
+pub mod operating {}
 
 mod address;
 #[cfg(feature = "admin")]

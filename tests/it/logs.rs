@@ -239,7 +239,7 @@ fn json_logs_are_one_object_a_line() {
 
 /// The lines of a log in JSON.
 #[track_caller]
-fn in_json(log: &str) -> Vec<Value> {
+pub(crate) fn in_json(log: &str) -> Vec<Value> {
     log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect()
 }
 
@@ -250,73 +250,8 @@ fn printed(serving: &Serving) -> Value {
 }
 
 /// Those whose message begins like this.
-fn about<'a>(lines: &'a [Value], message: &str) -> Vec<&'a Value> {
+pub(crate) fn about<'a>(lines: &'a [Value], message: &str) -> Vec<&'a Value> {
     lines.iter().filter(|line| line["message"].as_str().unwrap().starts_with(message)).collect()
-}
-
-fn keys(line: &Value) -> Vec<&str> {
-    line.as_object().unwrap().keys().map(String::as_str).collect()
-}
-
-/// Whoever reads the log by program relies on them.
-#[test]
-fn the_keys_of_a_line_in_json_are_always_the_same() {
-    const KEYS: [(&str, &[&str]); 10] = [
-        ("connection closed", &["lost", "peer", "reason"]),
-        ("connection rejected", &["left_out", "peer", "reason"]),
-        (
-            "slow request",
-            &[
-                "busy",
-                "left_out",
-                "max",
-                "peer",
-                "request",
-                "requests",
-                "service",
-                "service_seconds",
-                "wait_seconds",
-                "waiting",
-            ],
-        ),
-        ("saturated", &["busy", "max", "oldest_wait_seconds", "state", "waiting", "workers"]),
-        ("recovered", &["seconds", "state", "waited", "worst_seconds"]),
-        ("pool resized", &["at", "blocked?", "busy", "demand", "from", "reason", "to", "waiting"]),
-        ("statistics", &["stats"]),
-        ("stopping", &["signal"]),
-        ("draining", &["connections", "pending"]),
-        ("stopped", &["stats"]),
-    ];
-    let options =
-        "--log-format json --log-level debug --handler-delay 260ms --slow-log 10ms --max-connections 6";
-    let serving = serve(&format!("{options} --min-threads 1 --max-threads 2 --tolerance 0"));
-    let mut peers: Vec<_> = (0..6).map(|_| serving.connect()).collect();
-    peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
-    serving.connect().expect_rest(b"ERROR server full (limit 6 connections)\n");
-    peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
-    drop(peers);
-    serving.expect_log("recovered");
-    serving.signal(Signal::USR1);
-    serving.expect_log("\"statistics\"");
-    let lines = in_json(&serving.stop().stderr);
-    for (message, expected) in KEYS {
-        let lines = about(&lines, message);
-        assert!(!lines.is_empty(), "no line '{message}'");
-        for line in lines {
-            let all = keys(line);
-            for key in ["timestamp", "level", "message"] {
-                assert!(all.contains(&key), "{key} in {line}");
-            }
-            let own: Vec<&str> =
-                all.into_iter().filter(|key| !["timestamp", "level", "message"].contains(key)).collect();
-            let is_there = |key: &&str| !key.ends_with('?') || own.contains(&key.trim_end_matches('?'));
-            let expected: Vec<&str> =
-                expected.iter().copied().filter(is_there).map(|key| key.trim_end_matches('?')).collect();
-            let mut sorted = own.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, expected, "{line}");
-        }
-    }
 }
 
 #[test]

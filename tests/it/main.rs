@@ -32,6 +32,7 @@
 //! | `cli` | options, usage errors, exit statuses, help |
 //! | `config` | `--config`: layers, errors, `--check`, the example, SIGHUP |
 //! | `manual` | manual pages and completions, as `man` and shells take them |
+//! | `operating` | what the page for operators names is there |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
 //! | `load_tool` | `tidemill load` against servers that are wrong in one way each |
@@ -70,6 +71,7 @@ mod many;
 mod memory;
 mod mixture;
 mod neighbours;
+mod operating;
 mod pipelining;
 mod pool;
 mod protocol;
