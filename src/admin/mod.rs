@@ -28,6 +28,15 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_TOP: usize = 20;
 const MAX_TOP: usize = 1000;
 
+/// The page that draws the pool live, in one piece: it asks for `/stats.json` and `/connections.json`, and nothing else.
+const PAGE: &str = concat!(
+    include_str!("page/head.html"),
+    include_str!("page/page.css"),
+    include_str!("page/body.html"),
+    include_str!("page/page.js"),
+    "</script>\n</body>\n</html>\n"
+);
+
 /// The limits of the service.
 pub(crate) fn service_config(max_connections: usize) -> ServiceConfig {
     ServiceConfig {
@@ -56,6 +65,7 @@ impl Admin {
     fn answer(&self, asked: &Asked<'_>, reply: &mut Reply<'_>) {
         let overview = &*self.overview;
         let answer = match asked.path {
+            "/" => Answer { status: Status::Ok, content_type: "text/html; charset=utf-8", body: PAGE.into() },
             "/metrics" => Answer {
                 status: Status::Ok,
                 content_type: prometheus::CONTENT_TYPE,

@@ -181,17 +181,17 @@ impl fmt::Display for Decision {
         write!(f, "{verb} from {from} to {to}: ")?;
         match reason {
             Reason::Demand => {
-                write!(f, "the work was worth {demand} workers ({busy} busy, {waiting} jobs waiting)")
+                write!(f, "the work was worth {demand} workers ({busy} busy, {waiting} waiting)")
             }
-            Reason::Valve => write!(f, "{waiting} jobs waited for too long behind {busy} busy workers"),
+            Reason::Valve => write!(f, "work waited for too long ({busy} busy, {waiting} waiting)"),
             Reason::CpuBound => {
                 write!(
                     f,
-                    "{waiting} jobs waited behind {busy} busy workers that all want a CPU: one more, for fairness"
+                    "work waited while all want a CPU, so one for fairness ({busy} busy, {waiting} waiting)"
                 )
             }
             Reason::Surplus => {
-                write!(f, "no more than {demand} were wanted for as long as surplus workers are kept")
+                write!(f, "no more than {to} were wanted within the keep-alive time")
             }
             Reason::Limits => write!(f, "it was outside of its limits"),
             Reason::Steady => write!(f, "as it was"),

@@ -1,6 +1,7 @@
 //! The admin address: what it says, that it says so whatever the server is doing, and that it disturbs nobody.
 
 mod hostile;
+mod page;
 mod prometheus;
 mod routes;
 mod states;

@@ -1,5 +1,6 @@
 //! What all themes share: the program as a child process, raw sockets, and waiting for a condition.
 
+pub(crate) mod browser;
 mod peer;
 mod program;
 mod unread;
