@@ -14,16 +14,19 @@ mod pipe;
 mod serve;
 mod simulate;
 mod size;
+#[cfg(feature = "top")]
+mod top;
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
-use tidemill::Config;
+use tidemill::{Address, Config};
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use serve::fuzzing;
@@ -74,6 +77,8 @@ enum Command {
     Client(client::ClientArgs),
     Load(Box<load::LoadArgs>),
     Simulate(simulate::SimulateArgs),
+    #[cfg(feature = "top")]
+    Top(top::TopArgs),
     Man(manual::ManArgs),
     Completions(manual::CompletionsArgs),
 }
@@ -106,6 +111,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Client(args) => client::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Load(args) => load::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Simulate(args) => simulate::run(&args).unwrap_or_else(|failure| failure.report()),
+        #[cfg(feature = "top")]
+        Command::Top(args) => top::run(&args).unwrap_or_else(|failure| failure.report()),
         Command::Man(args) => manual::man(&args).unwrap_or_else(|failure| failure.report()),
         Command::Completions(args) => manual::completions(&args).unwrap_or_else(|failure| failure.report()),
     }
@@ -125,6 +132,16 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     fail(USAGE, &one_line(&error.to_string()))
+}
+
+/// An admin address; a port alone is one of 127.0.0.1.
+fn admin_address(text: &str) -> Result<Address, String> {
+    match text.parse::<u16>() {
+        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()),
+        Err(_) => text.parse().map_err(|_| {
+            "must be a port, an IP address with a port, such as 10.0.0.1:9100, or unix:PATH".to_owned()
+        }),
+    }
 }
 
 /// Least and most workers; where only one was given, the other's default yields to it.

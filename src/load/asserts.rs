@@ -1,9 +1,21 @@
-//! What a run must fulfil: `p99<20ms,lost=0`.
+//! What must be fulfilled: `p99<20ms,lost=0`, of a run; and of a server, of which others are asked the same way.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-/// What is compared.
+/// What can be compared.
+pub(crate) trait Asserted: Sized {
+    /// What this name stands for.
+    ///
+    /// # Errors
+    /// Nothing; says so.
+    fn named(name: &str) -> Result<Self, String>;
+
+    /// Whether it is a length of time, in microseconds; else it is a number.
+    fn is_time(&self) -> bool;
+}
+
+/// What is compared of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
     /// Microseconds; percentiles are given in hundredths of a per cent.
@@ -48,18 +60,18 @@ enum Relation {
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Assert {
+pub(crate) struct Assert<S = Subject> {
     pub(crate) text: String,
-    pub(crate) subject: Subject,
+    pub(crate) subject: S,
     relation: Relation,
     limit: f64,
 }
 
-/// The comparisons of one `--assert`.
+/// The comparisons of one `--assert`, or `--check`.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Asserts(pub(crate) Vec<Assert>);
+pub(crate) struct Asserts<S = Subject>(pub(crate) Vec<Assert<S>>);
 
-impl FromStr for Asserts {
+impl<S: Asserted> FromStr for Asserts<S> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -67,7 +79,7 @@ impl FromStr for Asserts {
     }
 }
 
-impl FromStr for Assert {
+impl<S: Asserted> FromStr for Assert<S> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -84,7 +96,7 @@ impl FromStr for Assert {
         .iter()
         .find_map(|&(sign, relation)| rest.strip_prefix(sign).map(|limit| (relation, limit.trim())))
         .expect("the search above found one of the signs");
-        let subject = subject(name)?;
+        let subject = S::named(name)?;
         let bad = || {
             format!(
                 "`{limit}` in `{text}` is not {}",
@@ -144,19 +156,24 @@ fn percentile(name: &str) -> Option<u32> {
     Some(whole.parse::<u32>().ok()? * 100 + hundredths)
 }
 
-impl Subject {
-    /// Whether it is a length of time.
-    fn is_time(self) -> bool {
-        matches!(self, Self::Percentile(_) | Self::Mean | Self::Max | Self::GeneratorCpu)
+impl Asserted for Subject {
+    fn named(name: &str) -> Result<Self, String> {
+        subject(name)
     }
 
+    fn is_time(&self) -> bool {
+        matches!(self, Self::Percentile(_) | Self::Mean | Self::Max | Self::GeneratorCpu)
+    }
+}
+
+impl Subject {
     /// Whether an overloaded generator spoils it.
     pub(crate) fn is_measured(self) -> bool {
         !matches!(self, Self::Count(_))
     }
 }
 
-impl Assert {
+impl<S: Asserted> Assert<S> {
     /// Whether `value` (microseconds for times) is as it must be; an unknown value is not.
     pub(crate) fn holds(&self, value: Option<f64>) -> bool {
         value.is_some_and(|value| match self.relation {
@@ -168,6 +185,17 @@ impl Assert {
         })
     }
 
+    /// `value` as it is shown.
+    pub(crate) fn show(&self, value: Option<f64>) -> String {
+        match value {
+            None => "too few samples".to_owned(),
+            Some(value) if self.subject.is_time() => crate::report::microseconds(value),
+            Some(value) => crate::report::number(value),
+        }
+    }
+}
+
+impl Assert {
     /// Whether a latency that is measured as longer than it was can only break it: an upper bound that holds, does.
     pub(crate) fn is_upper_bound_of_time(&self) -> bool {
         self.subject.is_time() && matches!(self.relation, Relation::Less | Relation::LessOrEqual)
@@ -184,15 +212,6 @@ impl Assert {
         match self.subject {
             Subject::Percentile(hundredths) => 1.0 / (1.0 - f64::from(hundredths) / 1e4),
             _ => 1.0,
-        }
-    }
-
-    /// `value` as it is shown.
-    pub(crate) fn show(&self, value: Option<f64>) -> String {
-        match value {
-            None => "too few samples".to_owned(),
-            Some(value) if self.subject.is_time() => crate::report::microseconds(value),
-            Some(value) => crate::report::number(value),
         }
     }
 }

@@ -39,6 +39,7 @@
 //! | `load_protocols` | `tidemill load` against Redis, memcached and an SMTP server |
 //! | `simulate_tool` | `tidemill simulate`: output, report, usage |
 //! | `admin` | the admin address: what it says, whatever the server is doing, and that it disturbs nobody |
+//! | `top_tool` | `tidemill top` in a pseudo terminal, and for scripts |
 //! | `framing_props` | lines do not depend on how bytes were cut: properties |
 //! | `controller_props` | the controller keeps its rules for any sequence of samples |
 //! | `controller_sim` | the rows of the elasticity scorecard in simulated time |
@@ -88,4 +89,5 @@ mod stops;
 mod support;
 mod systemd;
 mod timeouts;
+mod top_tool;
 mod upgrade;

@@ -1,13 +1,13 @@
 //! The options of `tidemill serve`, and its errors in their words.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use tidemill::{Address, Config, Helo, IpNet, MAX_DURATION, ProxyFrom, StopFrom};
 
-use crate::cli::size;
+use crate::cli::{admin_address, size};
 
 /// Serve clients until told to stop.
 #[derive(Debug, Args)]
@@ -129,7 +129,7 @@ pub(crate) struct ServeArgs {
     pub(super) programs: super::exec::ExecArgs,
     /// Tell about the server by HTTP there: /metrics, /stats.json, /readyz, and a live page at /. A port alone is one of
     /// 127.0.0.1; a Unix socket is for the same user only [default: off]
-    #[arg(long, value_name = "[ADDR:]PORT|unix:PATH", value_parser = admin)]
+    #[arg(long, value_name = "[ADDR:]PORT|unix:PATH", value_parser = admin_address)]
     pub(super) admin: Option<Address>,
     /// Answer HAProxy's agent-check there: state, and a weight from the pool's headroom [default: off]
     #[arg(long, value_name = "ADDR:PORT")]
@@ -220,15 +220,6 @@ fn send_buffer(text: &str) -> Result<SendBuffer, String> {
     match text {
         "system" => Ok(SendBuffer(None)),
         text => size::parse(text).map(|bytes| SendBuffer(Some(bytes))),
-    }
-}
-
-pub(super) fn admin(text: &str) -> Result<Address, String> {
-    match text.parse::<u16>() {
-        Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into()),
-        Err(_) => text.parse().map_err(|_| {
-            "must be a port, an IP address with a port, such as 10.0.0.1:9100, or unix:PATH".to_owned()
-        }),
     }
 }
 

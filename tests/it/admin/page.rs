@@ -37,8 +37,9 @@ fn it_is_one_piece_and_asks_for_nothing_from_elsewhere() {
 #[test]
 fn it_draws_and_survives_a_restart() {
     let Some(mut browser) = Browser::start() else { return missing("chromium is not installed") };
-    let serving =
-        crate::support::serve("--admin 0 --handler-delay 20ms --min-threads 1 --max-threads 7 --tolerance 0");
+    let serving = crate::support::serve(
+        "--admin 0 --handler-delay 500ms --min-threads 1 --max-threads 7 --tolerance 0",
+    );
     let admin = admin_of_program(&serving);
     let mut peers: Vec<Peer> = (0..3).map(|_| serving.connect()).collect();
     peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));

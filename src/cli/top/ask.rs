@@ -1,0 +1,93 @@
+//! The question to the admin address, and its answer.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use tidemill::Address;
+
+/// Longest answer in bytes: more is none of ours.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+/// Most fields in the head of an answer.
+const MAX_FIELDS: usize = 64;
+
+/// Who is asked.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    pub(super) address: Address,
+    /// For the whole answer.
+    pub(super) timeout: Duration,
+}
+
+trait Stream: Read + Write {
+    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()>;
+}
+
+impl Stream for TcpStream {
+    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()> {
+        self.set_read_timeout(Some(timeout)).and_then(|()| self.set_write_timeout(Some(timeout)))
+    }
+}
+
+impl Stream for UnixStream {
+    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()> {
+        self.set_read_timeout(Some(timeout)).and_then(|()| self.set_write_timeout(Some(timeout)))
+    }
+}
+
+impl Asked {
+    /// The body of the answer.
+    ///
+    /// # Errors
+    /// One line that says why there is none.
+    pub(super) fn get(&self, path: &str) -> Result<String, String> {
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!("{}: no answer within {:?}", self.address, self.timeout)
+            }
+            _ => format!("{}: {error}", self.address),
+        };
+        let bytes = self.exchange(path).map_err(failed)?;
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut answer = httparse::Response::new(&mut fields);
+        let body = match answer.parse(&bytes) {
+            Ok(httparse::Status::Complete(head)) => &bytes[head..],
+            _ => return Err(format!("{}: that is no admin address: it does not speak HTTP", self.address)),
+        };
+        match answer.code {
+            Some(200) => String::from_utf8(body.to_vec())
+                .map_err(|_| format!("{}: the answer is no text", self.address)),
+            code => Err(format!("{}: it answers {} to {path}", self.address, code.unwrap_or_default())),
+        }
+    }
+
+    /// All that it says until it closes.
+    fn exchange(&self, path: &str) -> std::io::Result<Vec<u8>> {
+        let deadline = Instant::now() + self.timeout;
+        let mut stream: Box<dyn Stream> = match &self.address {
+            Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+            address => {
+                let address = address.tcp().ok_or(ErrorKind::InvalidInput)?;
+                Box::new(TcpStream::connect_timeout(&address, self.timeout)?)
+            }
+        };
+        let rest = || Some(deadline.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero());
+        stream.set_timeout(rest().ok_or(ErrorKind::TimedOut)?)?;
+        // By version 1.0 the body ends with the stream.
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: tidemill\r\n\r\n").as_bytes())?;
+        let (mut bytes, mut part) = (Vec::new(), [0; 16 << 10]);
+        loop {
+            stream.set_timeout(rest().ok_or(ErrorKind::TimedOut)?)?;
+            match stream.read(&mut part) {
+                Ok(0) => return Ok(bytes),
+                Ok(read) => bytes.extend_from_slice(&part[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            if bytes.len() > MAX_ANSWER_BYTES {
+                return Err(ErrorKind::InvalidData.into());
+            }
+        }
+    }
+}
