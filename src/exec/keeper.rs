@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::unix::pipe::Receiver;
 use mio::{Events, Interest, Poll, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
@@ -99,6 +100,12 @@ impl Kept {
         let stays = now.duration_since(self.card.started) >= EARLY || self.card.served.load(Relaxed) > 0;
         stays && !matches!(self.phase, Phase::Ends { .. })
     }
+
+    /// Its process has ended, and waits to be reaped.
+    fn has_exited(&self) -> bool {
+        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        poll(&mut pidfd, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+    }
 }
 
 impl Keeper {
@@ -152,16 +159,25 @@ impl Keeper {
     /// Takes in what workers gave back, and whether it is time to stop.
     fn take_in(&mut self) {
         let (gone, stops) = self.shared.take_gone();
-        for (number, end, spoke_first) in gone {
-            self.begin_end(number, end);
-            if spoke_first {
-                let card = self.kept.get(&number).map(|kept| Arc::clone(&kept.card));
-                let why = "writes to its standard output before it was asked anything, which cannot be told from a reply. Have it write only \
-                           replies there, and the rest to standard error";
-                if let Some(card) = card {
-                    self.failed_early(&card, why.to_owned());
+        for (number, end, is_first) in gone {
+            let Some(kept) = self.kept.get(&number) else { continue };
+            let why = match end {
+                End::Broke if is_first => {
+                    "writes to its standard output before it was asked anything, which cannot be told from a reply. Have it write \
+                     only replies there, and the rest to standard error"
                 }
-            }
+                // Where it has ended, its status says more.
+                End::Died if is_first && !kept.has_exited() => {
+                    "closes its standard input or output as soon as it is started"
+                }
+                _ => {
+                    self.begin_end(number, end);
+                    continue;
+                }
+            };
+            let card = Arc::clone(&kept.card);
+            self.begin_end(number, End::Broke);
+            self.failed_early(&card, why.to_owned());
         }
         if stops && self.stop.is_none() {
             self.stop = Some(Instant::now());

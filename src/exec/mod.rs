@@ -373,6 +373,7 @@ impl Seat {
         let shared = Arc::clone(&self.shared);
         let settings = &shared.settings;
         self.request.clear();
+        self.request.shrink_to(program::KEPT_BYTES);
         settings.prefix.write(request, || shared.next_request(), &mut self.request);
         extent::write_lines(request.frame(), &mut self.request);
         let until = Instant::now() + settings.timeout;

@@ -23,8 +23,8 @@ use super::look::{Seen, Watch};
 pub(super) const MAX_REPLY_BYTES: usize = 16 << 20;
 /// Room for a read.
 const READ_BYTES: usize = 8 << 10;
-/// A buffer that has grown above this for a long reply is given back behind it.
-const KEPT_BYTES: usize = 64 << 10;
+/// A buffer that has grown above this for a long request or reply is given back behind it.
+pub(super) const KEPT_BYTES: usize = 64 << 10;
 /// A program that has written nothing for so long is looked at.
 const SILENCE: Duration = Duration::from_secs(1);
 

@@ -91,7 +91,7 @@ struct State {
     leases: VecDeque<Lease>,
     /// Connections that have one.
     leased: usize,
-    /// Given back to be ended, and whether it spoke before it was ever asked.
+    /// Given back to be ended: as what, and whether it has served nobody.
     gone: Vec<(u64, End, bool)>,
     /// None stays: nobody waits for one.
     in_trouble: bool,
@@ -194,9 +194,9 @@ impl Shared {
 
     /// A worker's program is to end; the worker has none then.
     pub(super) fn retire(&self, program: Program, end: End) {
-        let spoke_first = end == End::Broke && program.card.served.load(Relaxed) == 0;
+        let is_first = program.card.served.load(Relaxed) == 0;
         let mut state = self.state();
-        state.gone.push((program.card.number, end, spoke_first));
+        state.gone.push((program.card.number, end, is_first));
         state.empty += 1;
         drop(state);
         // Only now its input ends: whoever is told to end it knows already why.

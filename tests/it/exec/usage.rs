@@ -81,7 +81,10 @@ fn the_admin_address_has_a_row_for_each_program() {
     let mut programs = serde_json::Value::Null;
     eventually("each that was replaced has a successor", || {
         programs = get(admin, "/stats.json").json()["programs"].clone();
-        programs["running"] == 3 && programs["ended_total"]["replaced"] == 1
+        // All have become what they were started as.
+        let is_whole = |row: &serde_json::Value| row["resident_bytes"].as_u64() > Some(1_000_000);
+        let all = programs["rows"].as_array().unwrap().iter().all(is_whole);
+        programs["running"] == 3 && programs["ended_total"]["replaced"] == 1 && all
     });
     let rows = programs["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 3, "{programs}");
@@ -91,9 +94,19 @@ fn the_admin_address_has_a_row_for_each_program() {
         let pid = u32::try_from(row["pid"].as_u64().unwrap()).unwrap();
         assert!(super::is_there(pid), "{row}");
         assert!(row["age_seconds"].as_f64().unwrap() > 0.0, "{row}");
-        assert!(row["resident_bytes"].as_u64().unwrap() > 100_000, "{row}");
     }
     assert!(programs["resident_bytes"].as_u64().unwrap() > 300_000, "{programs}");
+}
+
+#[test]
+fn a_program_that_closes_its_output_is_not_started_without_end() {
+    let server = serve_script("exec 1>&-; while read -r line; do :; done", "--exec-stop 100ms");
+    let replies = server.connect().exchange(b"x\n");
+    assert_eq!(String::from_utf8(replies).unwrap(), "ERROR program unavailable\n");
+    server.expect_log("closes its standard input or output");
+    let stats = server.stats();
+    assert!(stats["programs"]["started_total"].as_u64().unwrap() <= 20, "{stats}");
+    server.stop().assert_clean();
 }
 
 #[test]

@@ -41,6 +41,9 @@ struct Args {
     /// Turns
     #[arg(long, value_name = "N", default_value_t = 7)]
     turns: usize,
+    /// Measures servers of other makes beside it instead, those that are installed: a table
+    #[arg(long)]
+    others: bool,
 }
 
 /// Half a second of imports, as it were, of which a part is work.
@@ -48,7 +51,11 @@ const SLOW: &str = r#"perl -e '$| = 1; my $until = 10 + (times)[0]; $n += $_ for
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match one_at_a_time(&args).and_then(|()| many(&args)).and_then(|()| burst(&args)) {
+    let done = match args.others {
+        true => beside_others(&args),
+        false => one_at_a_time(&args).and_then(|()| many(&args)).and_then(|()| burst(&args)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("programs: {error}");
@@ -260,4 +267,154 @@ fn burst(args: &Args) -> Result<()> {
         served / bare
     );
     Ok(())
+}
+
+/// What the others start for each connection, and tidemill for each worker: an interpreter, as most such programs have.
+const SCRIPT: &str = "#!/bin/sh\nexec perl -ne 'BEGIN { $| = 1 } print'\n";
+/// Clients at a time.
+const CLIENTS: [usize; 3] = [1, 64, 500];
+/// How long they ask.
+const RUN: Duration = Duration::from_secs(2);
+
+/// A server of another make, or ours, while it is measured.
+struct Other {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Other {
+    /// `None`: it is not installed.
+    fn start(name: &str, script: &str, args: &Args) -> Result<Option<Other>> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let listen = port.to_string();
+        let mut command = match name {
+            "tidemill" => {
+                let mut command = Command::new(&args.tidemill);
+                command.args(["serve", &listen, "--log-level", "error", "--exec", script]);
+                command
+            }
+            "socat" => {
+                let mut command = Command::new("socat");
+                command
+                    .arg(format!("TCP-LISTEN:{listen},bind=127.0.0.1,fork,backlog=1024"))
+                    .arg(format!("EXEC:{script}"));
+                command
+            }
+            "tcpserver" => {
+                let mut command = Command::new("tcpserver");
+                command.args(["-q", "-H", "-R", "-l0", "-c600", "-b1024", "127.0.0.1", &listen, script]);
+                command
+            }
+            _ => {
+                let mut command = Command::new("systemd-socket-activate");
+                command.args(["-l", &format!("127.0.0.1:{listen}"), "--inetd", "-a", script]);
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let other = Other { child, address: ([127, 0, 0, 1], port).into() };
+        let deadline = Instant::now() + TIMEOUT;
+        while connect(other.address).and_then(|mut stream| ask(&mut stream, LINE)).is_err() {
+            if Instant::now() >= deadline {
+                return Err(Error::other(format!("{name} does not serve")));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Some(other))
+    }
+
+    /// Processes that serve, and the memory that they have to themselves, in MiB.
+    fn weight(&self) -> (usize, f64) {
+        let (mut all, mut next) = (Vec::new(), vec![self.child.id()]);
+        while let Some(id) = next.pop() {
+            all.push(id);
+            let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { continue };
+            for thread in threads.flatten() {
+                let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+                next.extend(children.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+            }
+        }
+        let kib = |id: &u32| -> u64 {
+            let rollup = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap_or_default();
+            let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+            pss.and_then(|pss| pss.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+        };
+        (all.len(), all.iter().map(kib).sum::<u64>() as f64 / 1024.0)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn beside_others(args: &Args) -> Result<()> {
+    let script = std::env::temp_dir().join(format!("programs-{}.sh", std::process::id()));
+    std::fs::write(&script, SCRIPT)?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let script = script.to_string_lossy().into_owned();
+    println!("| server | clients | first reply, p50 | requests/s | processes | memory |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    for clients in CLIENTS {
+        for name in ["tidemill", "socat", "tcpserver", "systemd-socket-activate"] {
+            let Some(other) = Other::start(name, &script, args)? else {
+                eprintln!("{name} is not installed");
+                continue;
+            };
+            let barrier = Barrier::new(clients + 1);
+            let each = || -> Result<(Duration, usize)> {
+                barrier.wait();
+                let begun = Instant::now();
+                let first = connect(other.address).and_then(|mut stream| {
+                    ask(&mut stream, LINE)?;
+                    Ok((begun.elapsed(), stream))
+                });
+                // All are there.
+                barrier.wait();
+                // Whoever fails still meets the others.
+                let done = first.and_then(|(first, mut stream)| {
+                    let (begun, mut count) = (Instant::now(), 0);
+                    while begun.elapsed() < RUN {
+                        ask(&mut stream, LINE)?;
+                        count += 1;
+                    }
+                    Ok((first, count, stream))
+                });
+                // It is weighed while they are.
+                barrier.wait();
+                barrier.wait();
+                done.map(|(first, count, _)| (first, count))
+            };
+            let (mut firsts, mut count, mut weight) = (Vec::new(), 0, (0, 0.0));
+            thread::scope(|scope| -> Result<()> {
+                let threads: Vec<_> = (0..clients).map(|_| scope.spawn(each)).collect();
+                barrier.wait();
+                barrier.wait();
+                barrier.wait();
+                weight = other.weight();
+                barrier.wait();
+                for thread in threads {
+                    let (first, its) = thread.join().map_err(|_| Error::other("a thread panicked"))??;
+                    firsts.push(first.as_secs_f64() * 1e3);
+                    count += its;
+                }
+                Ok(())
+            })?;
+            println!(
+                "| {name} | {clients} | {:.1} ms | {} | {} | {:.0} MiB |",
+                middle(firsts),
+                (count as f64 / RUN.as_secs_f64()) as u64,
+                weight.0,
+                weight.1
+            );
+        }
+    }
+    std::fs::remove_file(script)
 }
