@@ -14,7 +14,7 @@ use rustix::fs::{Access, access};
 use super::leased::Mode;
 
 /// Variables of the server's that say something to it alone, or begin so.
-const OF_THE_SERVER: [&str; 3] = ["NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_"];
+const OF_THE_SERVER: [&str; 4] = ["NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_", "TIDEMILL_UPGRADE"];
 /// As much of a script's first line as the kernel looks at, in bytes.
 const FIRST_LINE_BYTES: u64 = 256;
 

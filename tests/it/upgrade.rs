@@ -402,6 +402,63 @@ fn what_is_started_is_what_stands_on_disk_by_the_name_that_was_used() {
 }
 
 #[test]
+fn the_new_process_does_not_end_before_the_old_one_unless_it_is_told_twice() {
+    for twice in [false, true] {
+        let mut line = Line::start("--handler-delay 2s --drain-timeout 20s");
+        let first = line.now.0;
+        let mut peer = Peer::connect(line.address());
+        peer.send(b"HELO x\n");
+        eventually("the old process has a request", || line.first.stats()["requests_pending"] == 1);
+        line.upgrade();
+        let (second, begun) = (line.now.0, Instant::now());
+        line.signal(Signal::TERM);
+        line.first.expect_log("stopped; nothing was dropped");
+        if twice {
+            line.signal(Signal::TERM);
+            line.first.expect_log("stopping at once");
+            eventually("the new process ends", || has_ended(second));
+        } else {
+            // It is there as long as the old one: whoever sees it end sees the request answered.
+            eventually("the new process ends", || has_ended(second));
+            assert!(has_ended(first), "after {:?}", begun.elapsed());
+        }
+        peer.expect_reply("x");
+        peer.expect_end();
+        drop(peer);
+        line.first.wait().assert_clean();
+    }
+}
+
+/// Whether a process has ended, waited for or not.
+fn has_ended(process: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
+}
+
+#[test]
+fn programs_end_with_the_process_that_has_started_them() {
+    let script = scratch("upgrade").join("shout");
+    fs::write(&script, "#!/bin/sh\nwhile read -r line; do echo \"$line! ${TIDEMILL_UPGRADE-}\"; done\n")
+        .unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut line = Line::start(&format!("--min-threads 1 --exec {}", script.display()));
+    let first = line.now.0;
+    eventually("it has programs", || !children(first).is_empty());
+    let programs = children(first);
+    for _ in 0..3 {
+        let mut peer = Peer::connect(line.address());
+        peer.send(b"x\n");
+        peer.expect(b"x! \n");
+        line.upgrade();
+        peer.expect_end();
+    }
+    eventually("those of the first one have gone", || {
+        programs.iter().all(|it| test_kill_process(*it).is_err())
+    });
+    line.stop();
+}
+
+#[test]
 fn a_limited_address_space_is_no_obstacle() {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("ulimit -v 4000000; exec {REAL} serve 0")]).stdin(Stdio::null());

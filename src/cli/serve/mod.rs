@@ -139,8 +139,14 @@ fn serve(
         exec::show(programs, &handle);
     }
     let running = Running { server: handle.clone(), programs: programs.clone() };
-    watcher.begin(Subject { running: running.clone(), drain_delay, reloader, upgrader: upgrader.clone() });
-    if predecessor.is_some_and(|predecessor| !predecessor.take_over()) {
+    watcher.begin(Subject {
+        running: running.clone(),
+        drain_delay,
+        reloader,
+        upgrader: upgrader.clone(),
+        predecessor: predecessor.clone(),
+    });
+    if predecessor.as_ref().is_some_and(|predecessor| !predecessor.take_over()) {
         // It has said why, and goes on.
         handle.stop();
         drop(server.wait());
@@ -161,6 +167,9 @@ fn serve(
         programs.end(Duration::ZERO);
     }
     upgrader.end();
+    if let Some(predecessor) = predecessor {
+        predecessor.wait(args.drain_timeout);
+    }
     watcher.end();
     drop(teller);
     drop(reporter);

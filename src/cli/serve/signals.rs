@@ -15,7 +15,7 @@ use tidemill::ServerState;
 use super::log::ALWAYS;
 use super::reload::Reloader;
 use super::statistics::{self, Running};
-use super::upgrade::Upgrader;
+use super::upgrade::{Predecessor, Upgrader};
 use crate::cli::unblock;
 
 /// Watches for signals.
@@ -31,6 +31,8 @@ pub(super) struct Subject {
     /// Where a file can be read again.
     pub(super) reloader: Option<Reloader>,
     pub(super) upgrader: Upgrader,
+    /// Whom the end waits for.
+    pub(super) predecessor: Option<Predecessor>,
 }
 
 /// The time between SIGTERM and the stop, which a reload may change.
@@ -101,7 +103,7 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrader }: &Subject) {
+fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrader, predecessor }: &Subject) {
     let server = &running.server;
     let mut stops = false;
     for signal in signals.forever() {
@@ -140,6 +142,9 @@ fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrade
             server.stop();
         } else {
             tracing::warn!(signal = name, "stopping at once");
+            if let Some(predecessor) = predecessor {
+                predecessor.forget();
+            }
             server.stop_now();
         }
     }

@@ -217,7 +217,69 @@ fn watchdog(micros: Option<&OsStr>, process: Option<&OsStr>) -> Option<Duration>
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Condvar, Mutex};
+
+    use tidemill::{Handler, Kind, Reply, Request, Server};
+
     use super::*;
+
+    /// Answers on the event loop, and not before it is let.
+    #[derive(Clone, Default)]
+    struct Held(Arc<(Mutex<(bool, bool)>, Condvar)>);
+
+    impl Handler for Held {
+        fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {
+            let mut state = self.0.0.lock().unwrap();
+            state.0 = true;
+            self.0.1.notify_all();
+            drop(self.0.1.wait_while(state, |state| !state.1).unwrap());
+        }
+
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+    }
+
+    #[test]
+    fn the_watchdog_hears_nothing_while_the_loop_does_not_turn() {
+        let held = Held::default();
+        let server = Server::builder(held.clone()).listen("127.0.0.1:0".parse().unwrap()).start().unwrap();
+        let handle = server.handle();
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let said = || {
+            let mut message = [0; 1024];
+            let len = ours.recv(&mut message).expect("a message");
+            String::from_utf8(message[..len].to_vec()).unwrap()
+        };
+        let output = Output::start("output", theirs, |_| ()).unwrap();
+        let (end, ended) = mpsc::channel();
+        let teller = thread::spawn({
+            let handle = handle.clone();
+            move || tell(&handle, &output, Some(Duration::from_millis(20)), &ended)
+        });
+        while said() != "WATCHDOG=1\n" {}
+        let mut client = std::net::TcpStream::connect(handle.local_addr()).unwrap();
+        std::io::Write::write_all(&mut client, b"x\n").unwrap();
+        drop(held.0.1.wait_while(held.0.0.lock().unwrap(), |state| !state.0).unwrap());
+        // What it says of the pool needs no loop. Behind the first such message the loop has not answered.
+        for (max, may_answer) in [(50, true), (51, false), (52, false)] {
+            handle.set_pool_limits(handle.pool_limits().threads(1, max)).unwrap();
+            loop {
+                match said() {
+                    message if message.ends_with(&format!("at most {max}\n")) => break,
+                    message => assert!(may_answer || message != "WATCHDOG=1\n"),
+                }
+            }
+        }
+        held.0.0.lock().unwrap().1 = true;
+        held.0.1.notify_all();
+        while said() != "WATCHDOG=1\n" {}
+        handle.stop();
+        drop(end);
+        teller.join().unwrap();
+        drop((client, server));
+    }
 
     #[test]
     fn the_watchdog_is_answered_twice_as_often_as_asked_and_only_by_who_is_asked() {

@@ -11,7 +11,11 @@
 //!                                ◀──── ready
 //! lends, tells the manager, go   ────▶ owns, announces
 //! stops                                (end of the stream instead of go: stops)
+//! ends                           ────▶ may end, if it is to
 //! ```
+//!
+//! The new process does not end before the old one, which it waits for: whoever watches the new one, such as a service manager, would
+//! take the service for ended, and kill what is left of it.
 //!
 //! Invariant: at any moment the listeners are either one's to close, and only the new one's behind `go`. Held by
 //! `tests/it/upgrade.rs`.
@@ -20,7 +24,7 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -32,6 +36,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
@@ -56,6 +61,8 @@ const READY: &[u8] = b"ready";
 const GO: &[u8] = b"go";
 /// The longest record, in bytes: a service's name and an address, of which the system takes a path of 108.
 const MAX_RECORD_BYTES: usize = 4096;
+/// How long a process that has let go of its end of the pair has to end by itself, so that its exit status can be told.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// How long a process that is ended has from SIGTERM to SIGKILL: what a server needs to stop that has just begun.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -193,11 +200,16 @@ impl Shared {
         let handed_over = self.hand_over(server, &listeners, &ours, &child, deadline);
         // A stop has nothing to break off any more, and ended by us or not, the other end is closed.
         self.lock().waits = None;
-        handed_over.map(|()| child.id()).map_err(|reason| {
-            drop(ours);
-            let status = end(&mut child);
-            status.map_or(reason.clone(), |status| format!("{reason} ({status})"))
-        })
+        let Err(reason) = handed_over else {
+            // The system closes it when this process has ended, which is what the new one waits for.
+            mem::forget(ours);
+            return Ok(child.id());
+        };
+        drop(ours);
+        // One whose end of the pair is closed is about to end, as a rule. Nobody waits for that beyond the deadline, or in a stop.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let status = end(&mut child, if self.lock().over { Duration::ZERO } else { left.min(LAST_MOMENT) });
+        Err(status.map_or(reason.clone(), |status| format!("{reason} ({status})")))
     }
 
     /// Sends the listeners, waits until the new process runs a server, and lets it take over.
@@ -244,11 +256,10 @@ impl Shared {
     }
 }
 
-/// Ends a process that has not taken over. Returns how it ended by itself, if it did with a failure.
-fn end(child: &mut Child) -> Option<process::ExitStatus> {
+/// Ends a process that has not taken over, unless it ends by itself within `patience`. Returns how it did, if that was a failure.
+fn end(child: &mut Child, patience: Duration) -> Option<process::ExitStatus> {
     let id = Pid::from_child(child);
-    let itself = || child_ended(id, Duration::from_millis(100));
-    let by_itself = itself();
+    let by_itself = child_ended(id, patience);
     if !by_itself {
         // It has not been waited for, so the number is still its own.
         let _ = kill_process(id, Signal::TERM);
@@ -287,10 +298,10 @@ fn program() -> Result<PathBuf, String> {
     named.map_or_else(present, Ok)
 }
 
-/// The process whose place this one takes.
-#[derive(Debug)]
+/// The process whose place this one takes. Clones are the same one.
+#[derive(Clone, Debug)]
 pub(super) struct Predecessor {
-    pair: OwnedFd,
+    pair: Arc<OwnedFd>,
 }
 
 impl Predecessor {
@@ -307,17 +318,30 @@ impl Predecessor {
         let failed = |error: io::Error| format!("cannot take over the listeners: {error}");
         let pair = input.as_fd().try_clone_to_owned().map_err(failed)?;
         let listeners = receive_listeners(&pair).map_err(failed)?;
-        Ok(Some((Predecessor { pair }, listeners)))
+        Ok(Some((Predecessor { pair: Arc::new(pair) }, listeners)))
     }
 
     /// This process serves clients. Blocks until the other one has said to go on or has given up. Whether this process is
     /// to take over.
-    pub(super) fn take_over(self) -> bool {
+    pub(super) fn take_over(&self) -> bool {
         // The other one has a timeout, and where it ends, so does the stream.
         let mut buffer = [0; GO.len()];
         send(&self.pair, READY, None, far()).is_ok()
             && rustix::net::recv(&self.pair, &mut buffer[..], RecvFlags::empty()).is_ok()
             && buffer == GO
+    }
+
+    /// Blocks until it has ended, for `timeout` at most, unless it is to be [forgotten](Self::forget).
+    pub(super) fn wait(&self, timeout: Duration) {
+        let timeout = Timespec::try_from(timeout).ok();
+        // Whatever comes of it, this process ends.
+        let _ = retry_on_intr(|| poll(&mut [PollFd::new(&self.pair, PollFlags::IN)], timeout.as_ref()));
+    }
+
+    /// This process does not wait for it.
+    pub(super) fn forget(&self) {
+        // It is open.
+        let _ = shutdown(&self.pair, Shutdown::Both);
     }
 }
 

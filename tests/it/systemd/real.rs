@@ -194,12 +194,12 @@ fn ask_on(path: &Path, over: &AtomicBool, asked: &AtomicU64) {
         let begun = Instant::now();
         let mut stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(b"HELO x\n").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        let in_time = begun.elapsed() < FIRST_LINE / 2;
         let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        assert!(reply == UNIX_REPLY || !in_time && reply.is_empty(), "{reply}");
+        let sent = stream.write_all(b"HELO x\n").and_then(|()| stream.shutdown(Shutdown::Write));
+        let in_time = begun.elapsed() < FIRST_LINE / 2;
+        let came = sent.and_then(|()| stream.read_to_string(&mut reply));
+        // Who took so long that nothing is promised may have been closed.
+        assert!(reply == UNIX_REPLY && came.is_ok() || !in_time && reply.is_empty(), "{came:?} {reply}");
         asked.fetch_add(1, Relaxed);
     }
 }
