@@ -76,7 +76,11 @@ impl Prefix {
 }
 
 fn peer_ip(address: &Address) -> String {
-    address.ip().map_or_else(|| "unix".to_owned(), |ip| ip.to_string())
+    match address {
+        Address::Unix(_) => "unix".to_owned(),
+        // The name of who has none.
+        _ => address.ip().map_or_else(|| address.to_string(), |ip| ip.to_string()),
+    }
 }
 
 /// A value in which no control character is left: one would end the line, or do something to a terminal.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::examples::{client, missing};
-use crate::support::scratch;
+use crate::support::{Ended, program, scratch};
 
 /// A file of `scripts/deploy`.
 pub(crate) fn file(name: &str) -> PathBuf {
@@ -154,6 +154,34 @@ fn a_pod_has_the_time_that_its_end_takes_and_is_asked_where_it_answers() {
 }
 
 #[test]
+fn the_program_takes_the_options_that_they_give_it() {
+    let deployment = of_kind("Deployment", &documents("kubernetes/server.yaml"));
+    let of_pod = &deployment["spec"]["template"]["spec"]["containers"][0]["args"];
+    let containerfile = text("Containerfile");
+    let of_image = containerfile.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
+    let of_image: Value = serde_json::from_str(of_image).unwrap();
+    let listed = [of_pod, &of_image].map(|list| {
+        list.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    });
+    let of_unit = text("tidemill@.service");
+    let of_unit =
+        of_unit.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/tidemill ")).unwrap();
+    let of_unit = of_unit.replace("%i", "1").split(' ').map(str::to_owned).collect();
+    // What the head of haproxy.cfg says.
+    let of_haproxy = text("haproxy.cfg");
+    let of_haproxy = of_haproxy.lines().find_map(|line| line.strip_prefix("#   tidemill ")).unwrap();
+    let of_haproxy = of_haproxy.split(' ').map(str::to_owned).collect();
+    for arguments in listed.into_iter().chain([of_unit, of_haproxy]) {
+        let ended = Ended::of(program().args(&arguments).arg("--check"));
+        assert!(ended.status.success(), "{arguments:?}: {ended:?}");
+    }
+    let drain_timeout =
+        of_image.as_array().unwrap().iter().skip_while(|word| **word != "--drain-timeout").nth(1);
+    let drain_timeout = humantime::parse_duration(drain_timeout.unwrap().as_str().unwrap()).unwrap();
+    assert!(drain_timeout < Duration::from_secs(10), "engines kill after that");
+}
+
+#[test]
 fn kubernetes_schemas_take_its_manifests() {
     let Some(python) = std::env::var_os("CLIENTS_PYTHON") else {
         return missing("CLIENTS_PYTHON is not set");
@@ -177,6 +205,8 @@ fn systemd_takes_the_template_and_it_stops_in_time() {
             .args(["verify", "--man=no", "tidemill@1.service"])
             .current_dir(&directory),
     );
+    let hardening = |unit: &str| unit.split_once("# What follows").unwrap().1.to_owned();
+    assert_eq!(hardening(&unit), hardening(&text("tidemill.service")));
     let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
     let words = value("ExecStart=");
     let mut words = words.split(' ').skip_while(|word| *word != "--drain-timeout");
