@@ -134,8 +134,8 @@ fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrade
         let drain_delay = drain_delay.get();
         let delays = signal == SIGTERM && !drain_delay.is_zero() && server.state() == ServerState::Serving;
         if delays {
-            tracing::info!(signal = name, delay = ?drain_delay, "not ready, but serving until the stop begins; once more begins it");
             server.stop_after(drain_delay);
+            tracing::info!(signal = name, delay = ?drain_delay, "not ready, but serving until the stop begins; once more begins it");
         } else if !stops {
             stops = true;
             tracing::info!(signal = name, "stopping; once more stops at once");
