@@ -161,6 +161,17 @@
     }
   };
 
+  // Only where programs serve.
+  const showPrograms = of => {
+    $("programs").style.display = of ? "block" : "none";
+    if (!of) return;
+    const ends = of.ended_total;
+    $("program_sums").textContent = `${of.running} run, ${of.ready} of them ready, ${size(of.resident_bytes)}. ${short(of.started_total)} started; ended: `
+      + `${short(ends.died)} by themselves, ${short(ends.timed_out)} too late, ${short(ends.broke_framing)} for what they wrote, `
+      + `${short(ends.replaced)} replaced, ${short(ends.surplus)} not needed.`;
+    table("program_rows", ["program", "process", "age", "requests", "memory", "state"], of.rows.slice(0, 8).map(one => [one.number, one.pid, time(one.age_seconds), short(one.requests), size(one.resident_bytes), one.ready ? "ready" : "in use"]), "None runs.");
+  };
+
   const tones = { serving: "green", draining: "orange", delaying: "orange", stopping: "red" };
   const show = (stats, connections) => {
     const now = seen[seen.length - 1];
@@ -178,6 +189,7 @@
     figure("held", size(stats.held_bytes), `${short(stats.requests_dropped_total)} dropped`);
     table("decisions", ["ago", ""], stats.decisions.slice(-8).reverse().map(one => [time(Math.max(0, stats.uptime_seconds - one.t)), one.words]), "The pool has kept its size.");
     table("stuck", ["worker", "runs for", "peer"], stats.stuck.map(one => [one.worker, time(one.age_seconds), one.peer || "gone"]), "No handler has run for a second.");
+    showPrograms(stats.programs);
     table("most", ["peer", "service", "age", "state", "holds"], connections.map(one => [one.peer === "unix:" ? "Unix socket" : one.peer, one.service, time(one.age_seconds), one.state.replace("_", " "), size(one.held_bytes)]), "No connection is open.");
   };
   const news = text => { $("news").textContent = text; $("news").style.display = text ? "block" : "none"; };

@@ -16,7 +16,7 @@ use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Row, Table};
+use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, Paragraph, Row, Table, Wrap};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -149,8 +149,14 @@ pub(super) fn draw(frame: &mut Frame<'_>, known: &Known, address: &str) {
     let [decisions, right] = Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)]).areas(below);
     draw_decisions(frame, stats, decisions);
     let stuck = u16::try_from(stats.stuck.len()).unwrap_or(u16::MAX).clamp(1, 6) + 2;
-    let [stuck, connections] = Layout::vertical([Constraint::Length(stuck), Constraint::Min(0)]).areas(right);
+    let programs = stats.programs.as_ref().map_or(0, |_| 5);
+    let heights = [Constraint::Length(stuck), Constraint::Length(programs), Constraint::Min(0)];
+    let [stuck, programs, connections] = Layout::vertical(heights).areas(right);
     draw_stuck(frame, stats, stuck);
+    if let Some(sums) = &stats.programs {
+        let text = Paragraph::new(sums.lines().join("\n")).wrap(Wrap { trim: true });
+        frame.render_widget(text.block(Block::bordered().title(" programs ")), programs);
+    }
     draw_connections(frame, known, connections);
 }
 

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::text::bytes;
+
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Stats {
     pub(super) version: String,
@@ -32,6 +34,42 @@ pub(super) struct Stats {
     pub(super) buckets: Buckets,
     pub(super) stuck: Vec<Stuck>,
     pub(super) decisions: Vec<Decided>,
+    /// Where programs serve.
+    pub(super) programs: Option<Programs>,
+}
+
+/// The programs that serve.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Programs {
+    running: u64,
+    ready: u64,
+    resident_bytes: u64,
+    started_total: u64,
+    ended_total: Ends,
+}
+
+/// Those that ended, by cause.
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct Ends {
+    died: u64,
+    timed_out: u64,
+    broke_framing: u64,
+    replaced: u64,
+    surplus: u64,
+}
+
+impl Programs {
+    /// Those that run, and those that were.
+    pub(super) fn lines(&self) -> [String; 2] {
+        let Programs { running, ready, started_total, ended_total: ends, .. } = self;
+        [
+            format!("{running} run, {ready} ready, {} of memory", bytes(self.resident_bytes)),
+            format!(
+                "{started_total} started; ended: {} by themselves, {} too late, {} for what they wrote, {} replaced, {} not needed",
+                ends.died, ends.timed_out, ends.broke_framing, ends.replaced, ends.surplus
+            ),
+        ]
+    }
 }
 
 /// A distribution since the start, in seconds.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use tidemill::Address;
 
-use super::stats::{Stats, Times};
+use super::stats::{Programs, Stats, Times};
 use crate::report;
 
 /// Decisions of a snapshot.
@@ -83,6 +83,9 @@ pub(super) fn snapshot(stats: &Stats, address: &Address) -> String {
     );
     line("wait", times(&stats.queue_wait_seconds));
     line("service", times(&stats.service_seconds));
+    for sums in stats.programs.iter().flat_map(Programs::lines) {
+        line("programs", sums);
+    }
     for stuck in &stats.stuck {
         let peer = stuck.peer.as_deref().unwrap_or("gone");
         line("stuck", format!("{} for {}, peer {peer}", stuck.worker, seconds(stuck.age_seconds)));

@@ -95,7 +95,11 @@ fn the_admin_address_has_a_row_for_each_program() {
         assert!(super::is_there(pid), "{row}");
         assert!(row["age_seconds"].as_f64().unwrap() > 0.0, "{row}");
     }
-    assert!(programs["resident_bytes"].as_u64().unwrap() > 300_000, "{programs}");
+    assert!(programs["resident_bytes"].as_u64().unwrap() > 3_000_000, "{programs}");
+    let top = Ended::of(program().args(["top", &admin.to_string()]));
+    let lines: Vec<&str> = top.stdout.lines().filter(|line| line.contains("programs")).collect();
+    assert!(lines.len() == 2 && lines[0].contains("3 run") && lines[1].contains("1 replaced"), "{top:?}");
+    assert!(get(admin, "/").body.contains("program_rows"));
 }
 
 #[test]
