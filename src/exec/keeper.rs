@@ -339,7 +339,8 @@ impl Keeper {
             // There may be more to start now.
             return Some(Duration::ZERO);
         }
-        if self.trouble.early >= MAX_EARLY && self.trouble.until > now {
+        // One that could not be started is tried again then.
+        if self.trouble.until > now {
             at(self.trouble.until);
         }
         if let Some(stop) = self.stop {

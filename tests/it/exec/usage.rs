@@ -1,8 +1,13 @@
 //! What is refused at the start, and what is said where programs do not do as they should.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use tidemill::exec::{ExecConfig, Programs};
+
 use super::{file, serve_exec, serve_script};
 use crate::admin::{admin_of_program, get};
-use crate::support::{Ended, eventually, program};
+use crate::support::{Ended, Peer, configure, eventually, program};
 
 #[track_caller]
 fn refused(options: &[&str]) -> String {
@@ -20,7 +25,7 @@ fn what_cannot_be_found_or_run_is_refused() {
     assert!(refused(&["--exec", "sh -c 'open"]).contains("quotes are closed"));
     assert!(refused(&["--exec", " "]).contains("--exec"));
     assert!(refused(&["--exec", &plain]).contains("is not executable"));
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     assert!(refused(&["--exec", &plain]).contains("its first line names /no/such/interpreter"));
 }
 
@@ -65,7 +70,7 @@ fn a_crash_loop_is_one_line_that_says_what_to_do_and_ends_when_it_is_mended() {
     for part in ["exit status: 7", "it said last: what is missing", "Run it by hand"] {
         assert!(lines[0].contains(part), "{}", lines[0]);
     }
-    std::fs::write(&script, "while read -r line; do echo \"$line\"; done").unwrap();
+    fs::write(&script, "while read -r line; do echo \"$line\"; done").unwrap();
     eventually("it is served again", || server.connect().exchange(b"x\n") == b"x\n");
     server.expect_log("programs stay again");
     eventually("it is ready", || get(admin, "/readyz").status == 200);
@@ -111,6 +116,30 @@ fn a_program_that_closes_its_output_is_not_started_without_end() {
     let stats = server.stats();
     assert!(stats["programs"]["started_total"].as_u64().unwrap() <= 20, "{stats}");
     server.stop().assert_clean();
+}
+
+/// Of the library: the program starts its programs by way of itself, which is always there.
+#[test]
+fn a_program_that_cannot_be_started_any_more_is_tried_again() {
+    let script = file("program.sh", "#!/bin/sh\nread -r line; echo \"$line\"\n");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let elsewhere = script.with_extension("moved");
+    let mut config = ExecConfig::default();
+    config.spare = 0;
+    let programs = Programs::start(script.to_str().unwrap(), config).unwrap();
+    let handle = programs.handle();
+    let server = configure(programs, |config| (config.min_threads, config.max_threads) = (1, 1));
+    let ask = || Peer::connect(server.local_addr()).exchange(b"x\n");
+    // Each serves one request, and the worker's next one is started when that is needed.
+    assert_eq!(ask(), b"x\n");
+    fs::rename(&script, &elsewhere).unwrap();
+    eventually("none is there any more", || ask() == b"ERROR program unavailable\n");
+    assert!(!handle.stats().available);
+    fs::rename(&elsewhere, &script).unwrap();
+    eventually("it is served again", || ask() == b"x\n");
+    server.handle().stop();
+    assert!(server.wait().unwrap().is_clean());
+    assert_eq!(handle.stats().running, 0);
 }
 
 #[test]
