@@ -120,11 +120,6 @@ fn details(overview: &Overview) -> Option<HashMap<String, Value>> {
 }
 
 #[derive(Serialize)]
-struct Connections<'a> {
-    connections: Vec<ConnectionRow<'a>>,
-}
-
-#[derive(Serialize)]
 struct ConnectionRow<'a> {
     peer: String,
     service: &'a str,
@@ -133,7 +128,7 @@ struct ConnectionRow<'a> {
     held_bytes: usize,
 }
 
-/// `/connections.json`.
+/// `/connections.json`: a list.
 pub(super) fn connections(overview: &Overview, most: Vec<Holder>) -> Vec<u8> {
     let row = |holder: Holder| ConnectionRow {
         peer: holder.peer.to_string(),
@@ -142,7 +137,7 @@ pub(super) fn connections(overview: &Overview, most: Vec<Holder>) -> Vec<u8> {
         state: holder.state,
         held_bytes: holder.held_bytes,
     };
-    json(&Connections { connections: most.into_iter().map(row).collect() })
+    json(&most.into_iter().map(row).collect::<Vec<_>>())
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {

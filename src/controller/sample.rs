@@ -181,7 +181,7 @@ impl fmt::Display for Decision {
         write!(f, "{verb} from {from} to {to}: ")?;
         match reason {
             Reason::Demand => {
-                write!(f, "the work was worth {demand} workers ({busy} busy, {waiting} waiting)")
+                write!(f, "the work was worth {demand} ({busy} busy, {waiting} waiting)")
             }
             Reason::Valve => write!(f, "work waited for too long ({busy} busy, {waiting} waiting)"),
             Reason::CpuBound => {

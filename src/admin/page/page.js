@@ -203,7 +203,7 @@
   const look = async () => {
     const at = Date.now();
     try {
-      const [stats, { connections }] = await Promise.all([load("stats.json"), load("connections.json?top=8")]);
+      const [stats, connections] = await Promise.all([load("stats.json"), load("connections.json?top=8")]);
       answered = Date.now();
       seen.push(entry(at, stats));
       show(stats, connections);

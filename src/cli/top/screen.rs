@@ -22,7 +22,7 @@ use signal_hook::iterator::Signals;
 
 use super::ask::Asked;
 use super::history::{History, WINDOW_SECONDS};
-use super::stats::{Connection, Connections, Stats};
+use super::stats::{Connection, Stats};
 use super::text::{bytes, count, seconds};
 use crate::cli::{Failure, unblock};
 use crate::report;
@@ -127,9 +127,9 @@ fn heard(event: &Event) -> News {
 
 fn look(asked: &Asked) -> Result<(Box<Stats>, Vec<Connection>), String> {
     let stats = Stats::parse(&asked.get("/stats.json")?)?;
-    let connections: Connections = serde_json::from_str(&asked.get(CONNECTIONS)?)
+    let connections: Vec<Connection> = serde_json::from_str(&asked.get(CONNECTIONS)?)
         .map_err(|error| format!("/connections.json is not as it should be: {error}"))?;
-    Ok((Box::new(stats), connections.connections))
+    Ok((Box::new(stats), connections))
 }
 
 /// Draws all that is known.
@@ -233,17 +233,21 @@ fn draw_chart(frame: &mut Frame<'_>, title: &str, lines: &[Drawn], area: Rect) {
     let points = || lines.iter().flat_map(|line| &line.points);
     let most = points().map(|(_, value)| *value).fold(4.0, f64::max);
     let begin = points().map(|(at, _)| *at).fold(-60.0, f64::min);
-    let datasets = lines.iter().map(|Drawn { name, color, points }| {
+    let mut names = vec![Span::from(format!(" {title}: "))];
+    for line in lines {
+        let now = line.points.last().map_or(0.0, |(_, value)| *value);
+        names.push(format!("{} {} ", line.name, report::number(now)).fg(line.color));
+    }
+    let datasets = lines.iter().map(|Drawn { color, points, .. }| {
         Dataset::default()
-            .name(*name)
             .marker(Marker::Braille)
             .graph_type(GraphType::Line)
             .style(Style::new().fg(*color))
             .data(points)
     });
     let chart = Chart::new(datasets.collect())
-        .block(Block::bordered().title(title))
-        .legend_position(Some(ratatui::widgets::LegendPosition::TopLeft))
+        .block(Block::bordered().title(Line::from(names)))
+        .legend_position(None)
         .x_axis(Axis::default().bounds([begin, 0.0]).labels([format!("{begin:.0} s"), "now".to_owned()]))
         .y_axis(Axis::default().bounds([0.0, most]).labels(["0".to_owned(), report::number(most)]));
     frame.render_widget(chart, area);
@@ -261,7 +265,7 @@ fn draw_pool(frame: &mut Frame<'_>, history: &History, area: Rect) {
         Drawn { name: "busy", color: Color::Green, points: history.line(|stats| stats.pool_busy as f64) },
         Drawn { name: "demand", color: Color::Yellow, points: demand },
     ];
-    draw_chart(frame, " pool ", &lines, area);
+    draw_chart(frame, "pool", &lines, area);
 }
 
 fn draw_waits(frame: &mut Frame<'_>, history: &History, area: Rect) {
@@ -277,7 +281,7 @@ fn draw_waits(frame: &mut Frame<'_>, history: &History, area: Rect) {
             points: history.line(|stats| stats.pool_waiting as f64),
         },
     ];
-    draw_chart(frame, " work that waits ", &lines, area);
+    draw_chart(frame, "work", &lines, area);
 }
 
 fn draw_decisions(frame: &mut Frame<'_>, stats: &Stats, area: Rect) {

@@ -104,11 +104,6 @@ pub(super) struct Decided {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Connections {
-    pub(super) connections: Vec<Connection>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Connection {
     pub(super) peer: String,
     pub(super) age_seconds: f64,

@@ -1,6 +1,6 @@
 //! What the server is doing makes no difference to the admin address: stuck, full, draining. And it makes none to the server.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -108,8 +108,7 @@ fn its_connections_are_no_clients() {
 
 #[test]
 fn it_answers_while_the_server_drains_and_says_that_no_more_clients_should_come() {
-    let serving =
-        serve("--admin 0 --handler-delay 400ms --drain-timeout 20s --min-threads 1 --max-threads 1");
+    let serving = serve("--admin 0 --handler-delay 1s --drain-timeout 20s --min-threads 1 --max-threads 1");
     let admin = admin_of_program(&serving);
     let mut kept = connect(admin);
     let mut peer = serving.connect();
@@ -130,6 +129,11 @@ fn it_answers_while_the_server_drains_and_says_that_no_more_clients_should_come(
         drained == 3
     });
     assert_eq!(drained, 3);
+    // The listeners of clients are closed by now; this one is not.
+    eventually("clients are refused", || {
+        let connected = TcpStream::connect_timeout(&serving.address, Duration::from_millis(50));
+        connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    });
     let stats = get(admin, "/stats.json").json();
     assert_eq!((&stats["state"], &stats["ready"]), (&"draining".into(), &false.into()), "{stats}");
     assert!(stats["reason"].as_str().unwrap().starts_with("draining"), "{stats}");
