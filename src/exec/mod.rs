@@ -28,9 +28,12 @@
 //! # What is shared, and what never is
 //!
 //! A reply goes to the request that was written before it, or nowhere. What a program writes before it is asked, or behind its reply,
-//! replaces the program; so does a reply that does not come in time ([`ExecConfig::timeout`]). One bound remains that nobody
-//! can move from outside: what a program writes after its reply was complete, and *after* the next request was written, cannot be told from
-//! the reply to that. A program that answers each request once, when it was asked, never does that.
+//! replaces the program; so does a reply that does not come in time ([`ExecConfig::timeout`]). The next request is not written before the
+//! program reads its input again, which shows in `/proc` where its first thread does that: until then whatever it writes belongs to the
+//! request before. It costs no time, as the program would not take it sooner. One bound remains that nobody can move from outside, for
+//! programs whose reading does not show so (several threads, an event loop, a script around them): what they write after their reply was
+//! complete, and *after* the next request was written, cannot be told from the reply to that. A program that answers each request once,
+//! when it was asked, never does that.
 //!
 //! A request whose program ends, or breaks the framing, is answered [`FAILED`], once. If the program had not read a byte of it,
 //! another one gets it, and nobody notices. While programs end as soon as they are started requests are answered [`UNAVAILABLE`].
