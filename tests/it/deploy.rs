@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::examples::{client, missing};
-use crate::support::{Ended, program, scratch};
+use crate::support::{Ended, Peer, program, scratch, serve};
 
 /// A file of `scripts/deploy`.
 pub(crate) fn file(name: &str) -> PathBuf {
@@ -99,6 +99,26 @@ fn prometheus_takes_its_rules() {
             .iter()
             .all(|rule| rule["alert"].is_string() && rule["expr"].is_string())
     );
+}
+
+#[test]
+fn what_the_rules_and_the_scalers_ask_for_is_there() {
+    let serving = serve("--admin 0");
+    serving.expect_log("admin address");
+    let log = serving.log();
+    let address = log.lines().find_map(|line| line.split_once("admin address address=")).unwrap().1;
+    let mut peer = Peer::connect(address.trim());
+    peer.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let metrics = String::from_utf8(peer.rest()).unwrap();
+    let asked = [text("prometheus-rules.yaml"), text("kubernetes/hpa.yaml")].concat();
+    let is_name = |char: char| char.is_ascii_lowercase() || char == '_';
+    let mut count = 0;
+    for (at, _) in asked.match_indices("tidemill_") {
+        let name: String = asked[at..].chars().take_while(|char| is_name(*char)).collect();
+        assert!(metrics.contains(&format!("\n{name}")), "{name} is not in {metrics}");
+        count += 1;
+    }
+    assert!(count > 8, "{count}");
 }
 
 #[test]
