@@ -1,8 +1,9 @@
 //! Other settings, while the server runs.
 //!
-//! They come checked and whole (`ServerHandle::reconfigure`), and are obeyed between two turns. Most are read where they are needed. What a connection keeps of
-//! them is told it anew here, and then each is looked at as if an event had come for it, which arms its deadlines, resumes what may
-//! go on, and ends what is over. So no setting needs a case of its own for connections that are there already.
+//! They come checked and whole (`ServerHandle::reconfigure`), and are obeyed between two turns. Most are read where they are needed.
+//! What a connection keeps of them is told it anew here. Then each that is not at rest is looked at as if an event had come for it,
+//! which resumes what may go on and ends what is over, and the deadlines of all are armed. So no setting needs a case of its own
+//! for connections that are there already.
 
 use std::mem;
 use std::sync::Mutex;
@@ -85,7 +86,11 @@ impl Reactor {
                 drop(SockRef::from(&*stream).set_send_buffer_size(bytes));
             }
             connection.keep_watermarks(watermarks);
-            self.list(id);
+            // Not all: whoever is looked at in vain has not been active.
+            match connection.wants_service() {
+                true => self.list(id),
+                false => self.arm(id),
+            }
         }
         // Last: workers begin to time what they take.
         for (service, settings) in self.services.iter().zip(&self.settings.services) {
