@@ -3,7 +3,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::support::{Ended, program, scratch, skipped};
+use crate::examples::missing;
+use crate::support::{Ended, program, scratch};
 
 /// Whether a program is installed.
 fn has(name: &str) -> bool {
@@ -53,7 +54,7 @@ fn all_pages_are_written_and_man_has_nothing_to_say_about_them() {
         assert!(names.contains(&name.to_owned()), "{name} is not among {names:?}");
     }
     if !has("groff") {
-        return skipped("groff is not installed");
+        return missing("groff is not installed");
     }
     for name in names {
         let ended =
@@ -86,13 +87,13 @@ fn shells_complete_subcommands_options_and_values() {
         assert_eq!(complete_in_bash(&["tidemill", "serve", "--max-t"]), "--max-threads\n");
         assert_eq!(complete_in_bash(&["tidemill", "serve", "--log-format", "j"]), "json\n");
     } else {
-        skipped("bash is not installed");
+        missing("bash is not installed");
     }
     for (shell, check) in [("zsh", "-n"), ("fish", "-n")] {
         let script = scratch("completions").join("tidemill");
         fs::write(&script, output(&["completions", shell])).unwrap();
         if !has(shell) {
-            skipped(&format!("{shell} is not installed"));
+            missing(&format!("{shell} is not installed"));
             continue;
         }
         let ended = Ended::of(Command::new(shell).arg(check).arg(&script));
