@@ -16,6 +16,7 @@ cargo clippy --locked --all-targets --all-features -- -D warnings
 cargo clippy --locked --lib --no-default-features -- -D warnings
 cargo clippy --locked --lib --no-default-features --features simulate -- -D warnings
 cargo clippy --locked --lib --no-default-features --features admin -- -D warnings
+cargo clippy --locked --lib --no-default-features --features exec -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features --quiet
 for workspace in tests/bench tests/fuzz; do
     cargo fmt --all --check --manifest-path "$workspace/Cargo.toml"
