@@ -686,6 +686,8 @@ impl ServerHandle {
     pub fn own(&self) {
         self.inner.lent.set(false);
         lock_std(&self.inner.unused).clear();
+        // For who is in the queue of the admin address.
+        self.inner.hub.replies.wake();
     }
 
     /// Whether a stop has been asked for, by anyone, also one that begins after a delay.

@@ -32,10 +32,10 @@ impl Reactor {
     pub(super) fn accept(&mut self, budget: usize, now: Instant) {
         self.listeners.retry_due(now);
         for _ in 0..budget {
-            if !self.listeners.is_ready() {
+            if !self.listeners.is_ready(&self.shared.lent) {
                 return;
             }
-            let (stream, peer, local) = match self.listeners.accept(now) {
+            let (stream, peer, local) = match self.listeners.accept(now, &self.shared.lent) {
                 Accepted::Connection(stream, peer, local) => (stream, peer, local),
                 Accepted::None => return,
                 Accepted::Refused(error) => {

@@ -290,8 +290,9 @@ struct Listener {
 }
 
 impl Listener {
-    fn may_accept(&self) -> bool {
-        self.ready && self.retry_at.is_none()
+    /// A service that looks on is that of the server whose listeners they are: who asks it wants to know of that one.
+    fn may_accept(&self, lent: &Lent) -> bool {
+        self.ready && self.retry_at.is_none() && !(self.is_aside && lent.is_set())
     }
 }
 
@@ -420,8 +421,8 @@ impl Listeners {
     }
 
     /// Whether there may be something to accept now.
-    pub(super) fn is_ready(&self) -> bool {
-        self.listeners.iter().any(Listener::may_accept)
+    pub(super) fn is_ready(&self, lent: &Lent) -> bool {
+        self.listeners.iter().any(|listener| listener.may_accept(lent))
     }
 
     /// Whether all queues of clients were seen empty.
@@ -449,10 +450,10 @@ impl Listeners {
     }
 
     /// Accepts one connection from a listener that is ready.
-    pub(super) fn accept(&mut self, now: Instant) -> Accepted {
+    pub(super) fn accept(&mut self, now: Instant, lent: &Lent) -> Accepted {
         // From the one behind the last, so that a busy one does not keep the others waiting.
         let count = self.listeners.len();
-        let may = |number: &usize| self.listeners[*number].may_accept();
+        let may = |number: &usize| self.listeners[*number].may_accept(lent);
         let Some(number) = (0..count).map(|step| (self.next + step) % count).find(may) else {
             return Accepted::None;
         };
@@ -475,7 +476,7 @@ impl Listeners {
                 Err(error) => match error.kind() {
                     ErrorKind::WouldBlock => {
                         (listener.ready, listener.lacking) = (false, None);
-                        return self.accept(now);
+                        return self.accept(now, lent);
                     }
                     // The peer gave up while it was in the queue, or a signal came: the next one may be fine.
                     ErrorKind::Interrupted | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset => {}
@@ -541,13 +542,15 @@ mod tests {
         let sockets = sockets.into_iter().map(bound).collect();
         let settings = Config { send_buffer_bytes: None, ..Config::default() }.check().unwrap();
         let (mut listeners, now) = (Listeners::new(sockets, &settings), Instant::now());
-        assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
+        assert!(matches!(listeners.accept(now, &Lent::default()), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + FIRST_PAUSE));
-        let Accepted::Connection(_, peer, _) = listeners.accept(now) else { panic!("not accepted") };
+        let Accepted::Connection(_, peer, _) = listeners.accept(now, &Lent::default()) else {
+            panic!("not accepted")
+        };
         assert_eq!(peer, client.local_addr().unwrap().into());
-        assert!(matches!(listeners.accept(now), Accepted::None));
+        assert!(matches!(listeners.accept(now, &Lent::default()), Accepted::None));
         listeners.retry_due(now + FIRST_PAUSE);
-        assert!(matches!(listeners.accept(now), Accepted::Refused(_)));
+        assert!(matches!(listeners.accept(now, &Lent::default()), Accepted::Refused(_)));
         assert_eq!(listeners.retry_at(), Some(now + 2 * FIRST_PAUSE));
     }
 
@@ -579,12 +582,14 @@ mod tests {
         let mut listeners = given(&socket);
         let late = connect();
         for _ in 0..2 {
-            let Accepted::Connection(stream, ..) = listeners.accept(Instant::now()) else { panic!() };
+            let Accepted::Connection(stream, ..) = listeners.accept(Instant::now(), &Lent::default()) else {
+                panic!()
+            };
             let known = SockRef::from(&stream);
             assert!(known.tcp_nodelay().unwrap() && known.keepalive().unwrap());
             assert_eq!(known.send_buffer_size().unwrap(), 64 << 10, "the system reckons with twice as much");
         }
-        assert!(matches!(listeners.accept(Instant::now()), Accepted::None));
+        assert!(matches!(listeners.accept(Instant::now(), &Lent::default()), Accepted::None));
         assert!(listeners.listeners[0].lacking.is_none(), "from here on they inherit it");
         drop((early, late));
     }

@@ -422,9 +422,9 @@ impl Reactor {
 
     /// How long poll may block. `None`: until something happens.
     fn timeout(&self) -> Option<Duration> {
-        let Shared { hub, pool, .. } = &self.shared;
+        let Shared { hub, pool, lent, .. } = &self.shared;
         let resumes = !self.stalled.is_empty() && self.lines_out < self.settings.max_pending;
-        if !self.is_idle() || resumes || self.listeners.is_ready() || !hub.replies.try_sleep() {
+        if !self.is_idle() || resumes || self.listeners.is_ready(lent) || !hub.replies.try_sleep() {
             return Some(Duration::ZERO);
         }
         // A worker may have published a job without a wake, because it has another.

@@ -208,7 +208,16 @@ fn after_a_hand_over_the_next_server_answers() {
     let next = start(old.handle().listeners().unwrap(), 3);
     assert_eq!(admin_of(&next), admin);
     assert!(old.handle().lend());
+    // Whoever comes now waits until it is known whose the listeners are.
+    let mut waiting = connect(admin);
+    waiting.write_all(b"GET /stats.json HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(asks(&mut kept), Some(2), "the old one has not stopped");
     next.handle().own();
+    let answer = read_answer(&mut waiting, &mut Vec::new(), true).unwrap();
+    assert_eq!(answer.json()["pool_max"], 3);
+    for _ in 0..20 {
+        assert_eq!(asks(&mut connect(admin)), Some(3));
+    }
     old.handle().stop();
     eventually("the old one has let go", || asks(&mut kept).is_none());
     for _ in 0..20 {
