@@ -69,7 +69,7 @@ impl Reactor {
             let (old, new) = (&before.services[service].timeouts, &self.settings.services[service]);
             let peer = connection.peer();
             // Of others it is not known yet, or of no interest any more, whose they are.
-            if connection.role == Role::Requests {
+            if matches!(connection.role, Role::Requests | Role::Joined) {
                 connection.may_stop = new.stop_from.allows(&peer);
                 self.peers[service].count(&peer);
             }

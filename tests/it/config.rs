@@ -454,6 +454,23 @@ fn fifty_reloads_under_load_lose_no_reply() {
 }
 
 #[test]
+fn connections_that_are_with_a_program_count_for_their_address_after_a_reload_too() {
+    let settings = "port = 0\nexec = \"cat\"\nexec-mode = \"leased\"\nmax-connections-per-peer = 1\n";
+    let file = ConfigFile::new(settings);
+    let serving = file.serve("");
+    let mut kept = serving.connect();
+    kept.send(b"x\n");
+    kept.expect(b"x\n");
+    file.write(&format!("{settings}max-line = 64\n"));
+    reload(&serving, "max-line");
+    serving.connect().expect_rest(b"ERROR too many connections from your address (limit 1)\n");
+    kept.finish();
+    kept.expect_end();
+    drop(kept);
+    serving.stop().assert_clean();
+}
+
+#[test]
 fn sighup_without_a_file_is_a_graceful_stop() {
     let mut command = program();
     command.args(["serve", "0", "--handler-delay", "300ms"]);
