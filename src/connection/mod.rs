@@ -545,7 +545,10 @@ impl Connection {
 
     /// Whether it is worth asking for its [`deadline`](Self::deadline). Cheap: asked after each job.
     pub(crate) fn may_have_deadline(&self, timeouts: &Timeouts) -> bool {
-        self.buffers.is_some() || timeouts.idle.is_some() || timeouts.request.is_some()
+        self.buffers.is_some()
+            || timeouts.idle.is_some()
+            || timeouts.request.is_some()
+            || self.role == Role::Announced
     }
 
     /// When it has to end, and why, if nothing else happens. `taken_at`: when a worker took the request that is out, or
@@ -578,7 +581,8 @@ impl Connection {
             }
         };
         if self.role == Role::Announced && self.phase == Phase::Open {
-            return due(Some(self.opened_at), timeouts.line, CloseReason::ProxyHeader);
+            let after = timeouts.line.or(timeouts.idle);
+            return due(Some(self.opened_at), after, CloseReason::ProxyHeader);
         }
         if self.phase != Phase::Open || self.role == Role::TurnedAway {
             return [write, request].into_iter().flatten().min_by_key(|(at, _)| *at);

@@ -74,7 +74,7 @@ use mio::{Poll, Waker};
 
 use crate::error::Error;
 use crate::framing::Framing;
-use crate::service::{Connection, Join, Kind, Reply, Request, Service};
+use crate::service::{Connection, Farewell, Join, Kind, Reply, Request, Service};
 use crate::sync::lock_std;
 use crate::threads;
 pub use extent::Extent;
@@ -159,6 +159,16 @@ impl Default for ExecConfig {
             stop_line: None,
             launcher: Vec::new(),
         }
+    }
+}
+
+impl ExecConfig {
+    /// Whether programs of `command` could be started with this; none is.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] as of [`Programs::start`].
+    pub fn check(&self, command: &str) -> Result<(), Error> {
+        check(command, self.clone()).map(drop)
     }
 }
 
@@ -354,6 +364,16 @@ impl Service for Programs {
 
     fn stop_line(&self) -> Option<&[u8]> {
         self.handle.shared.settings.stop_line.as_deref()
+    }
+
+    fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
+        let line = match (farewell, &self.handle.shared.settings.stop_line) {
+            (Farewell::StopRefused, Some(line)) => {
+                format!("ERROR {} refused\n", String::from_utf8_lossy(line))
+            }
+            _ => format!("{farewell}\n"),
+        };
+        Some(line.into_bytes())
     }
 
     fn name(&self) -> &str {

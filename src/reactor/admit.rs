@@ -63,8 +63,9 @@ impl Reactor {
         let may_stop = !is_proxy && settings.stop_from.allows(peer);
         let limit = settings.max_connections;
         let is_full = self.counters.services[service as usize].open >= limit as u64;
-        let turned_away = if is_full || self.has_sessions(service) && self.leaving() >= limit.max(MIN_LEAVING)
-        {
+        // Those of clients are no matter of who looks on.
+        let leaves = !self.aside.entered && self.has_sessions(service);
+        let turned_away = if is_full || leaves && self.leaving() >= limit.max(MIN_LEAVING) {
             Some(CloseReason::Full)
         } else if !is_proxy && !self.peers[service as usize].enter(peer) {
             Some(CloseReason::PeerFull)

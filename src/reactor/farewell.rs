@@ -187,6 +187,9 @@ impl Reactor {
         }
         self.end_session(id, reason);
         let Some(mut entry) = self.table.remove(id) else { return };
+        // Closing alone would do, but for a process that is just being started: it has a copy of the socket for a moment, and events of it
+        // would go on to come, under a slot that may be another's by then.
+        self.poll.registry().deregister(&mut entry.stream).unwrap_or_default();
         let connection = &mut entry.connection;
         if connection.is_job_out() && self.services[connection.service() as usize].has_sessions {
             // Its session comes back with the job.
@@ -209,7 +212,7 @@ impl Reactor {
                 self.counters.services[service].open -= 1;
                 self.counters.closed[reason as usize] += 1;
                 if role == Role::Joined {
-                    self.joints.remove(&id);
+                    self.part(id);
                 }
                 if matches!(role, Role::Requests | Role::Joined) {
                     self.peers[service].leave(&connection.peer());

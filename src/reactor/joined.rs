@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use mio::event::Event;
 use mio::unix::SourceFd;
-use mio::{Interest, Token};
+use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
 use super::table::Entry;
@@ -64,13 +64,19 @@ impl Joint {
     }
 
     /// Closes `input`: its reader sees the end.
-    fn end_input(&mut self) {
-        self.input = None;
+    fn end_input(&mut self, registry: &Registry) {
+        close(self.input.take(), registry);
         self.waiting = Vec::new();
     }
 
+    /// Closes both ends.
+    fn part(mut self, registry: &Registry) {
+        self.end_input(registry);
+        close(self.output.take(), registry);
+    }
+
     /// Writes what waits for `input`, as far as it takes it.
-    fn write_waiting(&mut self) {
+    fn write_waiting(&mut self, registry: &Registry) {
         let mut written = 0;
         while let (Some(input), true) = (&self.input, self.takes)
             && written < self.waiting.len()
@@ -80,7 +86,7 @@ impl Joint {
                 Err(Errno::AGAIN) => self.takes = false,
                 Err(Errno::INTR) => {}
                 // Nobody reads it any more.
-                Err(_) => return self.end_input(),
+                Err(_) => return self.end_input(registry),
             }
         }
         self.waiting.drain(..written);
@@ -90,7 +96,23 @@ impl Joint {
     }
 }
 
+/// Not by closing alone: while a program is started its process has copies for a moment, and events of the end would go on to come, under
+/// a slot that may be another's by then.
+fn close(end: Option<OwnedFd>, registry: &Registry) {
+    if let Some(end) = end {
+        // It is registered.
+        registry.deregister(&mut SourceFd(&end.as_raw_fd())).unwrap_or_default();
+    }
+}
+
 impl Reactor {
+    /// A connection is joined to nothing any more.
+    pub(super) fn part(&mut self, id: ConnId) {
+        if let Some(joint) = self.joints.remove(&id) {
+            joint.part(self.poll.registry());
+        }
+    }
+
     /// A connection has opened whose service joins it.
     pub(super) fn join(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
@@ -163,7 +185,7 @@ impl Reactor {
         let Some(joint) = self.joints.get_mut(&id) else { return };
         match is_input {
             // Its reader has closed it: what waits is for nobody.
-            true if event.is_error() => joint.end_input(),
+            true if event.is_error() => joint.end_input(self.poll.registry()),
             true => joint.takes = true,
             false => joint.gives = true,
         }
@@ -175,7 +197,7 @@ impl Reactor {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         if connection.phase != Phase::Open {
             // Nothing more is for it, nor from it.
-            self.joints.remove(&id);
+            self.part(id);
             return self.write_waiting(id);
         }
         if connection.is_broken() {
@@ -200,7 +222,7 @@ impl Reactor {
                 Err(Errno::AGAIN) => joint.gives = false,
                 Err(Errno::INTR) => {}
                 // A terminal whose other side is closed says so by an error.
-                Ok(0) | Err(_) => joint.output = None,
+                Ok(0) | Err(_) => close(joint.output.take(), self.poll.registry()),
                 Ok(read) => {
                     share = share.saturating_sub(read);
                     self.budget.bytes(read);
@@ -224,13 +246,13 @@ impl Reactor {
                 joint.waiting.extend_from_slice(connection.inbound_mut().rest());
                 drop(connection.discard_input());
             }
-            joint.write_waiting();
+            joint.write_waiting(self.poll.registry());
             let left = connection.drain_left().unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
             if !joint.waiting.is_empty() {
                 return true;
             }
             if connection.has_ended() || left == 0 {
-                joint.end_input();
+                joint.end_input(self.poll.registry());
                 return true;
             }
             if share == 0 || !connection.is_readable() {
@@ -275,7 +297,7 @@ impl Reactor {
                 () if is_draining => CloseReason::Stopping,
                 () => CloseReason::Handler,
             });
-            self.joints.remove(&id);
+            self.part(id);
         } else if !std::mem::replace(&mut joint.told_end, true) && stream.end().is_err() {
             self.close(id, CloseReason::Reset);
         }

@@ -54,7 +54,7 @@ impl Reactor {
     fn list_holders(&mut self) {
         for id in self.table.ids() {
             if let Some(Entry { connection, .. }) = self.table.get(id)
-                && connection.role != Role::TurnedAway
+                && !matches!(connection.role, Role::TurnedAway | Role::Aside)
                 && connection.accounted_bytes > 0
             {
                 self.holders.push((connection.accounted_bytes, id));

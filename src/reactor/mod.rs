@@ -30,6 +30,7 @@ mod stop;
 mod survey;
 mod table;
 mod timeouts;
+mod told;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, ErrorKind};
@@ -70,6 +71,7 @@ pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
 use table::Table;
+use told::Told;
 
 const WAKER: Token = Token(usize::MAX);
 /// The listener of number `n` has the token `LISTENERS - n`.
@@ -215,7 +217,7 @@ pub(crate) struct Reactor {
     started_before: u64,
     warned: Option<Instant>,
     /// When a connection that ended for each reason was last warned of, and how many were not since.
-    warned_of: [(Option<Instant>, u64); CloseReason::COUNT],
+    told: Told,
 }
 
 impl Reactor {
@@ -274,7 +276,7 @@ impl Reactor {
             stop_requested: false,
             started_before: 0,
             warned: None,
-            warned_of: [(None, 0); CloseReason::COUNT],
+            told: Told::default(),
         }
     }
 
@@ -320,6 +322,9 @@ impl Reactor {
             sent_lone_job = polls && self.outgoing.len() == 1 && self.jobs_out == 1;
             self.submit();
             self.shared.tuner.look_at(&self.shared.pool);
+            if self.told.due().is_some_and(|at| at <= self.turn_at) {
+                self.told.tell(self.turn_at);
+            }
             self.publish();
             self.let_go_when_handled();
             let Some(drain) = self.drain else { continue };
@@ -327,6 +332,7 @@ impl Reactor {
             self.drain_newcomers(now);
             if self.clients() == 0 && self.jobs_out == 0 && self.listeners.is_closed() {
                 self.shared.pool.leave_by(drain.until.max(now + LEAVE_TIMEOUT));
+                self.told.tell(self.turn_at);
                 return Ok(Dropped::default());
             }
             if self.shared.stop.is_abort() || drain.until <= now {
@@ -433,7 +439,8 @@ impl Reactor {
             Some(drain) => Some(drain.until),
             None => self.shared.stop.begins_at().map(|at| hub.clock.instant(at)),
         };
-        let deadline = self.deadlines.next().map(|at| hub.clock.instant(at));
+        let deadlines = [self.deadlines.next(), self.told.due()];
+        let deadline = deadlines.into_iter().flatten().min().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let stop = [self.handshakes_until(), self.newcomers_until(), drain_until];
         let next = timers.into_iter().chain(stop).flatten().min();
@@ -538,14 +545,7 @@ impl Reactor {
         if !reason.is_ours() || self.aside.entered {
             return None;
         }
-        let now = Instant::now();
-        let (last, left_out) = &mut self.warned_of[reason as usize];
-        if last.is_some_and(|at| now.saturating_duration_since(at) < WARNING_INTERVAL) {
-            *left_out += 1;
-            return None;
-        }
-        *last = Some(now);
-        Some(std::mem::take(left_out))
+        self.told.warns_of(reason, self.turn_at)
     }
 
     /// Warns, but not more often than once in a while.

@@ -263,6 +263,7 @@ impl Reactor {
             self.shared.hub.replies.push(mail);
         }
         self.shared.pool.stop();
+        self.told.tell(self.turn_at);
         self.publish();
         dropped
     }

@@ -524,3 +524,33 @@ fn a_reload_that_hangs_holds_up_no_stop() {
     thread::sleep(Duration::from_millis(50));
     serving.stop().assert_clean();
 }
+
+#[test]
+fn what_is_said_of_programs_is_checked_and_kept_until_a_restart() {
+    for (text, named) in [
+        ("exec = \"no-such-program\"", "no-such-program"),
+        ("exec = \"cat\"\nexec-mode = \"leased\"\nexec-reply = \"none\"", "exec-reply"),
+        ("exec = \"cat\"\nexec-prefix = \"{nobody}\"", "exec-prefix"),
+    ] {
+        assert_refused(&ConfigFile::new(text), "", &[named]);
+    }
+    let file = ConfigFile::new("port = 0\nexec = \"cat\"\nmax-threads = 8\nkill-from = \"loopback\"");
+    let serving = file.serve("");
+    let mut peer = serving.connect();
+    peer.send(b"before\n");
+    peer.expect(b"before\n");
+    // Who is not to be stopped by anybody any more is not.
+    file.write("port = 0\nexec = \"head -c 1\"\nexec-mode = \"leased\"\nmax-threads = 9");
+    let said = reload(&serving, "a restart is needed");
+    assert!(said.contains("exec-mode: ") && said.contains("max-threads: 8 -> 9"), "{said}");
+    assert_eq!(
+        (serving.stats()["pool_max"].as_u64(), serving.stats()["pool_min"].as_u64()),
+        (Some(9), Some(4))
+    );
+    peer.send(b"after\n");
+    peer.expect(b"after\n");
+    let mut other = serving.connect();
+    other.send(b"KILL_SERVICE\n");
+    other.expect_rest(b"ERROR KILL_SERVICE refused\n");
+    serving.stop().assert_clean();
+}

@@ -398,9 +398,19 @@ fn each_close_and_each_refusal_is_told_once_with_its_reason() {
     }
     // By default those that the server ended are warned of, of each reason one within a second.
     let (_, lines) = log("info");
-    let mut reasons: Vec<&str> = lines.iter().filter_map(|line| line["reason"].as_str()).collect();
+    let mut reasons: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["peer"].is_string())
+        .filter_map(|line| line["reason"].as_str())
+        .collect();
     reasons.dedup();
     reasons.sort_unstable();
+    // What was left out is told of as well, once.
+    let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+    assert_eq!(
+        left_out + reasons.len() as u64,
+        ends.iter().filter(|(_, reason)| *reason != "stopping" && *reason != "eof").count() as u64
+    );
     assert_eq!(reasons, ["full", "kill_refused", "line_timeout", "line_too_long"], "{lines:?}");
     assert!(lines.iter().filter(|line| line["reason"].is_string()).all(|line| line["level"] == "WARN"));
 }

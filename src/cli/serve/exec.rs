@@ -6,7 +6,7 @@ use std::{env, thread};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tidemill::exec::{ExecConfig, Extent, Mode, ProgramStats, Programs, ProgramsHandle, ProgramsStats};
-use tidemill::{Config, Error, ServerHandle};
+use tidemill::{Config, Error, ServerHandle, StopFrom};
 
 use super::arguments::{Limit, ServeArgs, Timeout, limit, timeout};
 use super::layers::Options;
@@ -14,6 +14,8 @@ use crate::cli::launch;
 
 /// The line that stops the service, from who may say it.
 const KILL_SERVICE: &str = "KILL_SERVICE";
+/// The option that says who may.
+const KILL_FROM: &str = "kill-from";
 /// Descriptors that a program takes up here: its three streams, its process, and what it does.
 const DESCRIPTORS_EACH: usize = 5;
 /// Programs that end while their successors run already, at the most times: a part of those that run.
@@ -84,11 +86,73 @@ pub(super) fn settle(args: &ServeArgs, config: &mut Config) {
     }
 }
 
+/// What programs were started with, and keep until a restart.
+pub(super) struct Fixed {
+    command: Option<String>,
+    mode: ModeName,
+    may_stop: bool,
+    /// Where it limits what is handed to programs.
+    max_line: Option<usize>,
+    /// Where it says how many are kept.
+    min_threads: Option<Option<usize>>,
+}
+
+impl Fixed {
+    pub(super) fn of(options: &Options) -> Fixed {
+        let args = &options.args;
+        let has_frames = args.exec.is_some() && args.programs.exec_request != Extent::Line;
+        Fixed {
+            command: args.exec.clone(),
+            mode: args.programs.exec_mode,
+            may_stop: options.is_given(KILL_FROM),
+            max_line: has_frames.then_some(args.max_line),
+            min_threads: (args.exec.is_some() && args.programs.is_leased()).then_some(args.min_threads),
+        }
+    }
+
+    /// Keeps that in options that were read anew. Returns those of them that cannot be obeyed, but for those of programs.
+    pub(super) fn keep(&self, options: &mut Options) -> Vec<&'static str> {
+        let gives_kill_from = options.is_given(KILL_FROM);
+        let args = &mut options.args;
+        (args.exec, args.programs.exec_mode) = (self.command.clone(), self.mode);
+        let mut kept = Vec::new();
+        if self.command.is_some() && gives_kill_from != self.may_stop {
+            // Where nobody is to stop it any more, nobody can; that somebody may takes a restart.
+            args.kill_from = StopFrom::None;
+            kept.extend(gives_kill_from.then_some(KILL_FROM));
+        }
+        if let Some(bytes) = self.max_line {
+            args.max_line = bytes;
+            kept.push("max-line");
+        }
+        if let Some(least) = self.min_threads {
+            args.min_threads = least;
+            kept.push("min-threads");
+        }
+        kept
+    }
+}
+
 /// Starts the programs of `command`.
 ///
 /// # Errors
 /// As [`Programs::start`].
 pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error> {
+    let mut config = config(options)?;
+    config.launcher = launch::launcher(env::current_exe().ok());
+    Programs::start(command, config)
+}
+
+/// Looks at what is said of programs, as [`start`] does, and starts none.
+///
+/// # Errors
+/// As [`Programs::start`], for settings.
+pub(super) fn check(options: &Options) -> Result<(), Error> {
+    let command = options.args.exec.as_deref();
+    command.map_or(Ok(()), |command| config(options)?.check(command))
+}
+
+fn config(options: &Options) -> Result<ExecConfig, Error> {
     let args = &options.args;
     let programs = &args.programs;
     let mut config = ExecConfig::default();
@@ -112,9 +176,8 @@ pub(super) fn start(command: &str, options: &Options) -> Result<Programs, Error>
     config.stop_timeout = programs.exec_stop;
     config.max_request_bytes = args.max_line;
     // An ordinary line, unless it was said who may say it.
-    config.stop_line = options.is_given("kill-from").then(|| KILL_SERVICE.to_owned());
-    config.launcher = launch::launcher(env::current_exe().ok());
-    Programs::start(command, config)
+    config.stop_line = options.is_given(KILL_FROM).then(|| KILL_SERVICE.to_owned());
+    Ok(config)
 }
 
 /// Has the server say what its programs do, to those who ask and who send clients here.

@@ -27,6 +27,7 @@ use tidemill::{Address, Builder, Config, Delay, Error, Helo, Listener, Outcome, 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files, print};
 pub(crate) use arguments::ServeArgs;
+use exec::Fixed;
 use layers::{Layers, Options};
 use log::{ALWAYS, Level};
 use reload::{Reload, Reloader};
@@ -97,7 +98,8 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
 
 /// Says what would be in force, and binds nothing.
 fn check(options: &Options) -> ExitCode {
-    if let Err(error) = config_of(&options.args).validate() {
+    let checked = config_of(&options.args).validate().and_then(|()| exec::check(options));
+    if let Err(error) = checked {
         return fail(USAGE, &options.in_options(&error));
     }
     print(&options.listing()).map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
@@ -129,8 +131,16 @@ fn serve(
     let drain_delay = DrainDelay::new(args.drain_delay);
     let reloader = args.config.is_some().then(|| {
         let (values, notifier) = (options.values.clone(), notifier.clone());
-        let reload =
-            Reload { layers, values, level, drain_delay: drain_delay.clone(), descriptors, notifier };
+        let programs = Fixed::of(options);
+        let reload = Reload {
+            layers,
+            values,
+            level,
+            drain_delay: drain_delay.clone(),
+            descriptors,
+            notifier,
+            programs,
+        };
         Reloader::start(reload, handle.clone())
     });
     let reloader =

@@ -9,6 +9,7 @@ use std::thread;
 
 use tidemill::ServerHandle;
 
+use super::exec::Fixed;
 use super::layers::{Layers, Options, Value};
 use super::log::Level;
 use super::signals::DrainDelay;
@@ -51,6 +52,7 @@ pub(super) struct Reload {
     pub(super) drain_delay: DrainDelay,
     pub(super) descriptors: Descriptors,
     pub(super) notifier: Notifier,
+    pub(super) programs: Fixed,
 }
 
 /// The way to the thread that reloads. It ends once the last of them is dropped.
@@ -100,8 +102,9 @@ impl Reload {
     }
 
     /// Reads all layers, and has the server obey. Returns what it obeys now, but for what needs a restart.
-    fn read(&mut self, server: &ServerHandle) -> Result<(Options, Vec<&'static str>), String> {
-        let options = self.layers.read()?;
+    fn read(&mut self, server: &ServerHandle) -> Result<(Options, Vec<String>), String> {
+        let mut options = self.layers.read()?;
+        let of_programs = self.programs.keep(&mut options);
         let mut config = config_of(&options.args);
         let wanted = config.max_connections;
         self.descriptors.own = own_descriptors(&options.args, &config);
@@ -113,13 +116,13 @@ impl Reload {
         }
         self.level.set(options.args.log_level);
         self.drain_delay.set(options.args.drain_delay);
-        Ok((options, kept))
+        let kept = kept.into_iter().map(arguments::option_of);
+        Ok((options, kept.chain(of_programs.into_iter().map(str::to_owned)).collect()))
     }
 
     /// Tells what has changed, and what would.
-    fn tell(&mut self, (options, kept): (Options, Vec<&'static str>)) {
+    fn tell(&mut self, (options, kept): (Options, Vec<String>)) {
         let (mut changed, mut needs_restart) = (Vec::new(), Vec::new());
-        let kept: Vec<String> = kept.into_iter().map(arguments::option_of).collect();
         for (old, new) in self.values.iter_mut().zip(options.values) {
             if old.text == new.text {
                 continue;
