@@ -492,6 +492,9 @@ impl fmt::Debug for Seat {
 /// Names held-back output, once: the program has read its request, has written nothing for a second, and waits for more.
 fn name_held_back(shared: &Shared, program: &Program) {
     let waits = || program.input_inode().and_then(|inode| look::doing(program.card.id, inode));
+    if shared.is_named.load(Relaxed) {
+        return;
+    }
     if !program.has_read_all() || waits() != Some(Doing::Reads) || shared.is_named.swap(true, Relaxed) {
         return;
     }

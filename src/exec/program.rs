@@ -119,13 +119,13 @@ impl Program {
         self.watch = self.input_inode().and_then(|inode| Watch::of(self.card.id, inode));
     }
 
-    /// Hands `request` to it and waits for its reply, `timeout` at most. After a second of silence behind the request, `silent` is told.
+    /// Hands `request` to it and waits for its reply, `timeout` at most. After each second of silence behind the request, `silent` is told.
     pub(super) fn ask(
         &mut self,
         request: &[u8],
         extent: &Extent,
         timeout: Duration,
-        silent: impl FnOnce(&Program),
+        silent: impl Fn(&Program),
     ) -> Result<Answer<'_>, Failed> {
         self.received.clear();
         self.received.shrink_to(KEPT_BYTES);
@@ -184,10 +184,10 @@ impl Program {
         written: &mut usize,
         extent: &Extent,
         timeout: Duration,
-        silent: impl FnOnce(&Program),
+        silent: impl Fn(&Program),
     ) -> Result<usize, Failure> {
         let begun = Instant::now();
-        let (mut at, mut silent) = (Progress::default(), Some(silent));
+        let (mut at, mut look_after) = (Progress::default(), SILENCE);
         loop {
             while *written < request.len() {
                 match write(&self.input, &request[*written..]) {
@@ -204,14 +204,12 @@ impl Program {
             let waited = begun.elapsed();
             let mut left =
                 timeout.checked_sub(waited).filter(|left| !left.is_zero()).ok_or(Failure::TimedOut)?;
-            if silent.is_some() {
-                match SILENCE.checked_sub(waited) {
-                    Some(until) if !until.is_zero() => left = left.min(until),
-                    _ if self.received.is_empty() && !wants_room => {
-                        silent.take().into_iter().for_each(|tell| tell(self))
-                    }
-                    _ => silent = None,
+            if self.received.is_empty() && !wants_room {
+                if waited >= look_after {
+                    silent(self);
+                    look_after = waited + SILENCE;
                 }
+                left = left.min(look_after - waited);
             }
             self.wait(wants_room, left);
             let goes_on = self.receive()?;
