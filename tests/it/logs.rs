@@ -338,6 +338,19 @@ fn saturation_is_told_where_no_worker_ever_comes_back() {
     assert!(!serving.log().contains("recovered"));
 }
 
+/// A pool that cannot grow is looked at only while there is work; what comes after a rest is news.
+#[test]
+fn saturation_is_told_after_a_rest() {
+    let serving = serve("--handler-delay 300ms --min-threads 1 --max-threads 1");
+    serving.connect().ask("x");
+    // Long enough for the last look before the rest.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let mut peers: Vec<_> = (0..4).map(|_| serving.connect()).collect();
+    peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+    peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
+    serving.expect_log("saturated: requests wait for a worker");
+}
+
 #[test]
 fn a_pool_that_grows_as_it_should_is_not_saturated() {
     let serving = serve("--handler-delay 50ms --min-threads 1 --max-threads 32 --tolerance 4");

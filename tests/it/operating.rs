@@ -26,8 +26,9 @@ fn named(begin: &str) -> BTreeSet<String> {
 
 #[test]
 fn every_option_that_the_page_names_is_there() {
-    let helps: Vec<String> =
-        ["serve", "simulate"].map(|command| Ended::of(program().args([command, "--help"])).stdout).to_vec();
+    let helps: Vec<String> = ["serve", "simulate", "top"]
+        .map(|command| Ended::of(program().args([command, "--help"])).stdout)
+        .to_vec();
     let options = named("--");
     assert!(options.len() > 20, "{options:?}");
     for option in &options {
