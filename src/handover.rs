@@ -59,19 +59,36 @@ impl From<Listener> for OwnedFd {
 /// (`StopLevel`): who lends looks for a stop behind it, and the reactor, which has seen a stop, looks for this; one of them sees
 /// the other.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Lent(Arc<AtomicBool>);
+pub(crate) struct Lent {
+    /// The next server may have all of them.
+    out: Arc<AtomicBool>,
+    /// Those that were inherited are still the server's before.
+    inherited: Arc<AtomicBool>,
+}
 
 impl Lent {
-    pub(crate) fn new(lent: bool) -> Lent {
-        Lent(Arc::new(AtomicBool::new(lent)))
+    pub(crate) fn new(inherited: bool) -> Lent {
+        Lent { out: Arc::default(), inherited: Arc::new(AtomicBool::new(inherited)) }
     }
 
-    pub(crate) fn set(&self, lent: bool) {
-        self.0.store(lent, SeqCst);
+    pub(crate) fn set_out(&self, out: bool) {
+        self.out.store(out, SeqCst);
     }
 
+    /// All are this server's own.
+    pub(crate) fn end(&self) {
+        self.set_out(false);
+        self.inherited.store(false, SeqCst);
+    }
+
+    /// Whether some are another's.
     pub(crate) fn is_set(&self) -> bool {
-        self.0.load(SeqCst)
+        self.is_of_another(true)
+    }
+
+    /// Whether one is another's that was inherited, or was not.
+    pub(crate) fn is_of_another(&self, inherited: bool) -> bool {
+        self.out.load(SeqCst) || inherited && self.inherited.load(SeqCst)
     }
 }
 
@@ -93,10 +110,21 @@ impl Inherited {
         self.used.fill(false);
     }
 
-    /// The one of a service that was told to listen at `address`, once more, if there is one. Each is given once.
-    pub(crate) fn find(&mut self, service: &str, address: &Address) -> Option<io::Result<OwnedFd>> {
-        let fits = |listener: &Listener| listener.service == service && listener.address() == Some(address);
-        let number = (0..self.listeners.len()).find(|n| !self.used[*n] && fits(&self.listeners[*n]))?;
+    /// The one of a service that was told to listen at `address`, once more, if there is one; else one for the same address whose
+    /// service is none of these `names`, as where another is served from now on. Each is given once.
+    pub(crate) fn find(
+        &mut self,
+        service: &str,
+        address: &Address,
+        names: &[String],
+    ) -> Option<io::Result<OwnedFd>> {
+        let first = |fits: &dyn Fn(&String) -> bool| {
+            (0..self.listeners.len()).find(|number| {
+                let listener = &self.listeners[*number];
+                !self.used[*number] && listener.address() == Some(address) && fits(&listener.service)
+            })
+        };
+        let number = first(&|name| name == service).or_else(|| first(&|name| !names.contains(name)))?;
         self.used[number] = true;
         Some(self.listeners[number].socket.try_clone())
     }

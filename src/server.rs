@@ -673,10 +673,10 @@ impl ServerHandle {
     /// 50 ms for their first line. Never blocks. `false`: a stop was asked for before, and may have shut the doors; nothing is lent.
     #[must_use = "it may not lend them"]
     pub fn lend(&self) -> bool {
-        self.inner.lent.set(true);
+        self.inner.lent.set_out(true);
         let is_open = self.inner.stop.begins_at().is_none();
         if !is_open {
-            self.inner.lent.set(false);
+            self.inner.lent.set_out(false);
         }
         is_open
     }
@@ -684,7 +684,7 @@ impl ServerHandle {
     /// From now on the listeners are this server's own: those that it had [lent](Self::lend) and those that it has
     /// [inherited](Builder::inherit). Of these the ones that it does not listen on are closed. Never blocks.
     pub fn own(&self) {
-        self.inner.lent.set(false);
+        self.inner.lent.end();
         lock_std(&self.inner.unused).clear();
         // For who is in the queue of the admin address.
         self.inner.hub.replies.wake();

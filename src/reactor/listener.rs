@@ -165,7 +165,7 @@ fn bind_all(
             socket.bind(&address)?;
         }
         // From here on the file is removed if something fails.
-        let file = SocketFile::at(path, lent)?;
+        let file = SocketFile::at(path, lent, false)?;
         let socket = ListenSocket::Unix(UnixListener::from_std(OwnedFd::from(socket).into()), Some(file));
         // Nobody can connect before it listens.
         std::fs::set_permissions(path, mode())?;
@@ -174,7 +174,7 @@ fn bind_all(
     };
     let mut bind = |(address, service): (&Address, &ServiceId)| {
         let is_aside = settings.services[usize::from(*service)].aside;
-        let found = inherited.find(&names[usize::from(*service)], address).transpose();
+        let found = inherited.find(&names[usize::from(*service)], address, names).transpose();
         let bound = found.and_then(|found| match address {
             Address::Tcp(address) => tcp(*address, found, is_aside),
             Address::Unix(path) => unix(path, found, if is_aside { ASIDE_MODE } else { settings.unix_mode }),

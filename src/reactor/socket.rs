@@ -112,20 +112,22 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     number: u64,
-    /// While it is set, the file is another's.
+    /// Whether the file is another's for now.
     lent: Lent,
+    is_inherited: bool,
 }
 
 impl SocketFile {
     /// The one that a socket was just bound to.
-    pub(super) fn at(path: &Path, lent: &Lent) -> io::Result<SocketFile> {
+    pub(super) fn at(path: &Path, lent: &Lent, is_inherited: bool) -> io::Result<SocketFile> {
         let file = fs::symlink_metadata(path)?;
-        Ok(SocketFile { path: path.to_owned(), device: file.dev(), number: file.ino(), lent: lent.clone() })
+        let (device, number, lent) = (file.dev(), file.ino(), lent.clone());
+        Ok(SocketFile { path: path.to_owned(), device, number, lent, is_inherited })
     }
 
     /// Removes it, unless it is another's or has gone: whoever listens there next has another file of the same name.
     pub(super) fn remove(&self) -> io::Result<()> {
-        if self.lent.is_set() {
+        if self.lent.is_of_another(self.is_inherited) {
             return Ok(());
         }
         let file = fs::symlink_metadata(&self.path)?;
@@ -158,7 +160,7 @@ impl ListenSocket {
     pub(crate) fn inherited(socket: OwnedFd, lent: &Lent) -> io::Result<ListenSocket> {
         let mut socket = ListenSocket::open(socket)?;
         if let (Address::Unix(path), ListenSocket::Unix(_, file)) = (socket.local_addr()?, &mut socket) {
-            *file = Some(SocketFile::at(&path, lent)?);
+            *file = Some(SocketFile::at(&path, lent, true)?);
         }
         Ok(socket)
     }

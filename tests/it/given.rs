@@ -202,6 +202,7 @@ fn one_that_does_not_take_over_leaves_everything_as_it_was() {
         next.handle().stop();
         assert!(next.wait().unwrap().is_clean());
         assert_eq!(asked_over(&path), UNIX_REPLY);
+        assert!(!other.exists(), "what it has bound itself it removes");
     }
     // One that listens elsewhere closes what it does not want once it is its own.
     let next = Server::builder(Helo::new()).listen("127.0.0.1:0".parse().unwrap());
@@ -213,6 +214,14 @@ fn one_that_does_not_take_over_leaves_everything_as_it_was() {
     next.handle().own();
     assert!(!path.exists());
     Peer::connect(next.local_addr()).ask("x");
+}
+
+#[test]
+fn another_service_may_take_over_the_same_address() {
+    let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse().unwrap()).start().unwrap();
+    let next = Server::builder(LoopBlocker::default().handler()).listen("127.0.0.1:0".parse().unwrap());
+    let next = next.inherit(server.handle().listeners().unwrap()).start().unwrap();
+    assert_eq!(next.local_addr(), server.local_addr());
 }
 
 #[test]

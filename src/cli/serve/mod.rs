@@ -124,7 +124,8 @@ fn serve(
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
     let notifier = Notifier::from_env()
         .map_err(|error| (FAILED, format!("cannot start the thread that notifies: {error}")))?;
-    let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone(), exec::never_upgraded(args));
+    let upgrader =
+        Upgrader::new(args.upgrade_timeout, args.drain_timeout, notifier.clone(), exec::never_upgraded(args));
     let OpenSockets { passed, inherited, predecessor } = sockets;
     let Started { server, programs, descriptors } = start(options, passed, inherited)?;
     let handle = server.handle();
@@ -156,13 +157,14 @@ fn serve(
         upgrader: upgrader.clone(),
         predecessor: predecessor.clone(),
     });
-    if predecessor.as_ref().is_some_and(|predecessor| !predecessor.take_over()) {
+    if predecessor.as_ref().is_some_and(|predecessor| !predecessor.take_over(&handle)) {
         // It has said why, and goes on.
         handle.stop();
         drop(server.wait());
         return Ok(FAILED);
     }
     handle.own();
+    upgrader.enable();
     announce(&handle, &output);
     let teller = notifier.begin(&handle);
     let teller = teller.map_err(|error| (FAILED, format!("cannot start the status thread: {error}")))?;

@@ -75,6 +75,8 @@ struct Shared {
     /// The program, for what stands there later; or why that is not known.
     program: Result<PathBuf, String>,
     timeout: Duration,
+    /// How long a server may take to stop.
+    drain_timeout: Duration,
     notifier: Notifier,
     /// Why this server is never replaced.
     refusal: Option<&'static str>,
@@ -87,14 +89,27 @@ struct State {
     thread: Option<thread::JoinHandle<()>>,
     /// This process's end of the socket pair, while it waits for the new one.
     waits: Option<OwnedFd>,
+    /// The listeners are this process's own to hand over.
+    is_enabled: bool,
     /// No more upgrades: the server stops, or has handed over.
     over: bool,
 }
 
 impl Upgrader {
     /// `refusal`: why this server is never replaced, if it is not.
-    pub(super) fn new(timeout: Duration, notifier: Notifier, refusal: Option<&'static str>) -> Upgrader {
-        Upgrader(Arc::new(Shared { program: program(), timeout, notifier, refusal, state: Mutex::default() }))
+    pub(super) fn new(
+        timeout: Duration,
+        drain_timeout: Duration,
+        notifier: Notifier,
+        refusal: Option<&'static str>,
+    ) -> Upgrader {
+        let (program, state) = (program(), Mutex::default());
+        Upgrader(Arc::new(Shared { program, timeout, drain_timeout, notifier, refusal, state }))
+    }
+
+    /// From now on the listeners are this process's own.
+    pub(super) fn enable(&self) {
+        self.0.lock().is_enabled = true;
     }
 
     /// Begins an upgrade of `server`, unless one is under way.
@@ -106,7 +121,10 @@ impl Upgrader {
             return tell_refused(reason);
         }
         let mut state = self.0.lock();
-        if state.over || state.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        if !state.is_enabled
+            || state.over
+            || state.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        {
             tracing::debug!("an upgrade is under way already");
             return;
         }
@@ -170,6 +188,9 @@ impl Shared {
     fn try_upgrade(&self, server: &ServerHandle, deadline: Instant) -> Result<u32, String> {
         let program = self.program.as_ref().map_err(Clone::clone)?;
         let listeners = server.listeners().map_err(|error| error.to_string())?;
+        if server.is_stopping() {
+            return Err("the server stops".to_owned());
+        }
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(|error| format!("no socket pair can be had: {error}"))?;
@@ -197,7 +218,8 @@ impl Shared {
             self.lock().waits = None;
             format!("{} cannot be started: {error}", program.display())
         })?;
-        let handed_over = self.hand_over(server, &listeners, &ours, &child, deadline);
+        let mut was_ready = false;
+        let handed_over = self.hand_over(server, &listeners, &ours, &child, deadline, &mut was_ready);
         // A stop has nothing to break off any more, and ended by us or not, the other end is closed.
         self.lock().waits = None;
         let Err(reason) = handed_over else {
@@ -208,7 +230,10 @@ impl Shared {
         drop(ours);
         // One whose end of the pair is closed is about to end, as a rule. Nobody waits for that beyond the deadline, or in a stop.
         let left = deadline.saturating_duration_since(Instant::now());
-        let status = end(&mut child, if self.lock().over { Duration::ZERO } else { left.min(LAST_MOMENT) });
+        let patience = if self.lock().over { Duration::ZERO } else { left.min(LAST_MOMENT) };
+        // One that was ready may have accepted clients, whom it serves to the end.
+        let timeout = if was_ready { END_TIMEOUT.max(self.drain_timeout) } else { END_TIMEOUT };
+        let status = end(&mut child, patience, timeout);
         Err(status.map_or(reason.clone(), |status| format!("{reason} ({status})")))
     }
 
@@ -220,6 +245,7 @@ impl Shared {
         pair: &OwnedFd,
         child: &Child,
         deadline: Instant,
+        was_ready: &mut bool,
     ) -> Result<(), String> {
         let in_time = |error: io::Error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
@@ -237,9 +263,15 @@ impl Shared {
         if said != READY {
             return Err("the new process speaks another upgrade protocol".to_owned());
         }
+        *was_ready = true;
         let mut state = self.lock();
         if state.over || !server.lend() {
             return Err("the server stops".to_owned());
+        }
+        // Of one that is gone the manager must not hear: it would listen to this one no more.
+        if child_ended(Pid::from_child(child), Duration::ZERO) {
+            server.own();
+            return Err("the new process has gone".to_owned());
         }
         // The manager has to know before the new process says anything, and before this one may seem to stop.
         self.notifier.main_process(child.id());
@@ -256,14 +288,15 @@ impl Shared {
     }
 }
 
-/// Ends a process that has not taken over, unless it ends by itself within `patience`. Returns how it did, if that was a failure.
-fn end(child: &mut Child, patience: Duration) -> Option<process::ExitStatus> {
+/// Ends a process that has not taken over, unless it ends by itself within `patience`; `timeout`: from SIGTERM to SIGKILL. Returns how
+/// it ended by itself, if that was a failure.
+fn end(child: &mut Child, patience: Duration, timeout: Duration) -> Option<process::ExitStatus> {
     let id = Pid::from_child(child);
     let by_itself = child_ended(id, patience);
     if !by_itself {
         // It has not been waited for, so the number is still its own.
         let _ = kill_process(id, Signal::TERM);
-        if !child_ended(id, END_TIMEOUT) {
+        if !child_ended(id, timeout) {
             let _ = kill_process(id, Signal::KILL);
         }
     }
@@ -323,12 +356,19 @@ impl Predecessor {
 
     /// This process serves clients. Blocks until the other one has said to go on or has given up. Whether this process is
     /// to take over.
-    pub(super) fn take_over(&self) -> bool {
+    pub(super) fn take_over(&self, server: &ServerHandle) -> bool {
         // The other one has a timeout, and where it ends, so does the stream.
         let mut buffer = [0; GO.len()];
-        send(&self.pair, READY, None, far()).is_ok()
-            && rustix::net::recv(&self.pair, &mut buffer[..], RecvFlags::empty()).is_ok()
-            && buffer == GO
+        // One that was told to stop meanwhile is not ready.
+        let takes_over = !server.is_stopping()
+            && send(&self.pair, READY, None, far()).is_ok()
+            && retry_on_intr(|| rustix::net::recv(&self.pair, &mut buffer[..], RecvFlags::empty())).is_ok()
+            && buffer == GO;
+        if !takes_over {
+            // Whatever it says from now on does not get through, so that it goes on.
+            self.forget();
+        }
+        takes_over
     }
 
     /// Blocks until it has ended, for `timeout` at most, unless it is to be [forgotten](Self::forget).
@@ -410,7 +450,7 @@ fn send(pair: &OwnedFd, record: &[u8], socket: Option<&Listener>, deadline: Inst
     if sockets.is_some() && !control.push(SendAncillaryMessage::ScmRights(sockets.as_slice())) {
         return Err(ErrorKind::OutOfMemory.into());
     }
-    sendmsg(pair, &[IoSlice::new(record)], &mut control, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| sendmsg(pair, &[IoSlice::new(record)], &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -423,7 +463,10 @@ fn receive(pair: &OwnedFd, deadline: Instant) -> io::Result<(Vec<u8>, Option<Own
     let mut record = vec![0; MAX_RECORD_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(pair, &mut [IoSliceMut::new(&mut record)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    // A timeout keeps the system from going on by itself behind a signal.
+    let received = retry_on_intr(|| {
+        recvmsg(pair, &mut [IoSliceMut::new(&mut record)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
     if received.bytes == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
     }

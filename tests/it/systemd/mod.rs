@@ -9,7 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -55,8 +55,9 @@ impl Manager {
     /// The first message from now on that begins with `word`, and those before it.
     #[track_caller]
     fn expect(&self, word: &str) -> (String, Vec<String>) {
-        let mut before = Vec::new();
+        let (mut before, begun) = (Vec::new(), Instant::now());
         loop {
+            assert!(begun.elapsed() < DEADLINE, "no {word} among {before:?}");
             let message = self.message();
             if message.starts_with(word) {
                 return (message, before);
