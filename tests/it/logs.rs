@@ -338,6 +338,19 @@ fn saturation_is_told_where_no_worker_ever_comes_back() {
     assert!(!serving.log().contains("recovered"));
 }
 
+#[test]
+fn of_each_reason_one_refusal_within_a_second_is_a_warning() {
+    let serving = serve("--log-format json --max-connections 1");
+    let mut inside = serving.connect();
+    inside.ask("in");
+    let begun = std::time::Instant::now();
+    in_parallel(200, |_| drop(serving.connect().rest()));
+    let seconds = begun.elapsed().as_secs();
+    let lines = in_json(&serving.stop().stderr);
+    let warnings = about(&lines, "connection rejected").len() as u64;
+    assert!((1..=seconds + 2).contains(&warnings), "{warnings} warnings in {seconds} s");
+}
+
 /// A pool that cannot grow is looked at only while there is work; what comes after a rest is news.
 #[test]
 fn saturation_is_told_after_a_rest() {
