@@ -27,11 +27,16 @@ const MAX_HANDSHAKE: Duration = Duration::from_millis(500);
 /// How long a connection that was just accepted is given for its first line where others have the listeners, too: had it come a
 /// little later, it would have waited in the queue for the next server.
 const FIRST_LINE: Duration = Duration::from_millis(50);
+/// Who was accepted within this time counts as one that just was: more than that, as a connection counts from the beginning of the turn
+/// that accepted it, and a process may be kept from a CPU in the middle of one.
+const JUST_ACCEPTED: Duration = Duration::from_millis(500);
 
 /// A graceful stop under way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Drain {
     pub(super) from: Instant,
+    /// When the last connection was accepted that did not come by a late handshake.
+    pub(super) accepted: Instant,
     pub(super) until: Instant,
     /// Every request that was received is handled: nobody has anything more to push.
     pub(super) all_handled: bool,
@@ -137,7 +142,8 @@ impl Reactor {
             self.accept(FINAL_ACCEPT_BUDGET, now);
         }
         self.listeners.leave(is_lent, self.poll.registry());
-        self.drain = Some(Drain { from: now, until, all_handled: false });
+        let accepted = self.shared.hub.clock.instant(self.now());
+        self.drain = Some(Drain { from: now, accepted, until, all_handled: false });
         tracing::info!(connections = self.clients(), pending = self.counters.pending, "draining");
         for id in self.table.ids() {
             if is_lent && self.steps_aside(id) {
@@ -155,13 +161,13 @@ impl Reactor {
     fn is_newcomer(&mut self, id: ConnId) -> bool {
         let now = self.turn_at;
         let opened_at = self.table.get(id).map(|entry| entry.connection.opened_at);
-        opened_at.is_some_and(|at| now.saturating_sub(at) < nanos(FIRST_LINE))
+        opened_at.is_some_and(|at| now.saturating_sub(at) < nanos(JUST_ACCEPTED))
     }
 
     /// Until when newcomers are given time.
     pub(super) fn newcomers_until(&self) -> Option<Instant> {
         let drain = self.drain.filter(|_| !self.newcomers.is_empty())?;
-        Some(drain.from + FIRST_LINE)
+        Some(drain.accepted + FIRST_LINE)
     }
 
     /// Ends the time that newcomers are given: from then on they are as the others.

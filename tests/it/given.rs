@@ -278,7 +278,7 @@ fn who_was_just_accepted_is_given_time_for_its_first_line() {
             }
         };
         assert_eq!(came, b"x\n");
-        let late = line_after_the_stop(FIRST_LINE * 2, lent).unwrap();
+        let late = line_after_the_stop(FIRST_LINE * 12, lent).unwrap();
         assert_eq!(late, b"", "one that has had its time is not waited for");
     }
 }
