@@ -684,10 +684,13 @@ impl ServerHandle {
     /// From now on the listeners are this server's own: those that it had [lent](Self::lend) and those that it has
     /// [inherited](Builder::inherit). Of these the ones that it does not listen on are closed. Never blocks.
     pub fn own(&self) {
+        let was_lent = self.inner.lent.is_set();
         self.inner.lent.end();
         lock_std(&self.inner.unused).clear();
-        // For who is in the queue of the admin address.
-        self.inner.hub.replies.wake();
+        if was_lent {
+            // For who is in the queue of the admin address.
+            self.inner.hub.replies.wake();
+        }
     }
 
     /// Whether a stop has been asked for, by anyone, also one that begins after a delay.
