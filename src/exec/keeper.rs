@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
-use super::leased::{Lease, Mode};
+use super::leased::Lease;
 use super::log::{Lines, Notice};
 use super::look::{self, Doing};
 use super::program::{Card, Program};
@@ -48,6 +48,10 @@ const KILL_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of a program's standard error that are read at a time: one that writes without end does not hold up the others.
 const STDERR_BYTES: usize = 64 << 10;
 const MAX_EVENTS: usize = 256;
+/// Programs that are started before ends, signals and what else there is are looked at again: each takes a millisecond.
+const MAX_STARTS: usize = 16;
+/// So many may be on their way out, or as many as there are besides, before no more are started.
+const MIN_ENDING: usize = 16;
 
 pub(super) const WAKER: Token = Token(0);
 
@@ -78,6 +82,8 @@ pub(super) struct Keeper {
     number: u64,
     /// Programs whose standard error may have more.
     again: Vec<u64>,
+    /// More are missing than are started at a time.
+    starts_more: bool,
     trouble: Trouble,
     stop: Option<Instant>,
 }
@@ -112,7 +118,16 @@ impl Keeper {
     pub(super) fn new(shared: Arc<Shared>, poll: Poll) -> Keeper {
         let now = Instant::now();
         let trouble = Trouble { early: 0, served: 0, pause: Duration::ZERO, at: now, until: now };
-        Keeper { shared, poll, kept: HashMap::new(), number: 0, again: Vec::new(), trouble, stop: None }
+        Keeper {
+            shared,
+            poll,
+            kept: HashMap::new(),
+            number: 0,
+            again: Vec::new(),
+            starts_more: false,
+            trouble,
+            stop: None,
+        }
     }
 
     /// Runs until it is told to stop and every program is gone.
@@ -131,7 +146,8 @@ impl Keeper {
                 self.start_missing();
             }
             let due = self.step();
-            let timeout = if self.again.is_empty() { due } else { Some(Duration::ZERO) };
+            let goes_on = !self.again.is_empty() || std::mem::take(&mut self.starts_more);
+            let timeout = if goes_on { Some(Duration::ZERO) } else { due };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -197,6 +213,11 @@ impl Keeper {
     fn start_missing(&mut self) {
         let now = Instant::now();
         let starting = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Starts { .. })).count();
+        let ending = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Ends { .. })).count();
+        // Those that end take up what the next ones need: the first of them that is gone makes room.
+        if ending > MIN_ENDING.max(self.kept.len() - ending) {
+            return;
+        }
         let mut missing = self.shared.wanted().saturating_sub(starting);
         // While others serve nobody is refused, but those that do not stay are not started without end.
         if !self.shared.is_in_trouble() && self.trouble.early >= MAX_EARLY && now < self.trouble.until {
@@ -208,7 +229,9 @@ impl Keeper {
             });
             missing = usize::from(now >= self.trouble.until && !has_young && !self.shared.has_spare());
         }
-        for _ in 0..missing {
+        // Others are heard between.
+        self.starts_more = missing > MAX_STARTS;
+        for _ in 0..missing.min(MAX_STARTS) {
             self.number += 1;
             if let Err(error) = self.start(self.number) {
                 let card = Card::new(self.number, 0);
@@ -390,9 +413,8 @@ impl Keeper {
         let last = kept.lines.last();
         let said = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };
         tracing::debug!(program = number, %status, ?age, served, was_spare, "a program ended by itself{said}");
-        // What a program does that a client has to itself may be over soon.
-        let is_over = self.shared.settings.mode == Mode::Leased && status.success();
-        if age < EARLY && served == 0 && !is_over {
+        // What a client has to itself may be over soon: that has served.
+        if age < EARLY && served == 0 {
             let hint = if status.success() {
                 ". A program has to read its standard input line by line until that ends"
             } else {
@@ -407,7 +429,8 @@ impl Keeper {
         let now = Instant::now();
         let served = self.shared.served.load(Relaxed);
         let Trouble { early, served: served_before, pause, at, until } = &mut self.trouble;
-        if served != *served_before {
+        // The last one may be long ago, and say nothing of this.
+        if served != *served_before || now.duration_since(*at) > MAX_PAUSE * 2 {
             (*served_before, *early, *pause) = (served, 0, Duration::ZERO);
         }
         *early += 1;
@@ -418,11 +441,20 @@ impl Keeper {
         }
         *until = now + *pause;
         let early = *early;
-        if early < MAX_EARLY || self.kept.values().any(|kept| kept.is_sound(now)) {
+        if early < MAX_EARLY {
+            return;
+        }
+        let command = &self.shared.settings.command.text;
+        if self.kept.values().any(|kept| kept.is_sound(now)) {
+            if early == MAX_EARLY {
+                tracing::warn!(
+                    program = card.number,
+                    "{command} {why}. Those that were started before serve on; it is tried again, in growing pauses"
+                );
+            }
             return;
         }
         if self.shared.is_in_trouble_from_now() {
-            let command = &self.shared.settings.command.text;
             tracing::error!(
                 program = card.number,
                 "{command} {why}. Requests are refused until one stays; it is tried again, in growing pauses"
@@ -472,8 +504,12 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        // However it ends: nobody waits for a program that does not come.
+        // However it ends: nobody waits for a program that does not come, and none is left.
         self.shared.is_over();
+        for kept in self.kept.values_mut() {
+            signal_group(&kept.child, Signal::KILL);
+            drop(kept.child.try_wait());
+        }
     }
 }
 

@@ -55,12 +55,19 @@ impl Lease {
     /// Gives it its program.
     pub(super) fn give(self, shared: &Arc<Shared>, program: Program) {
         let number = program.card.number;
+        // Whatever becomes of it now says nothing of the others.
+        program.has_served();
         let guard = Guard { shared: Arc::clone(shared), number };
         match program.into_ends() {
             (input, Some(output)) => self.joining.with(input, output, guard),
             // Not in this mode.
             (_, None) => self.refuse(),
         }
+    }
+
+    /// Whether its client is still there.
+    pub(super) fn is_there(&self) -> bool {
+        self.joining.is_there()
     }
 
     /// There is none for it.

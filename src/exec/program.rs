@@ -231,7 +231,7 @@ impl Program {
         let waited = match (input, output) {
             (Some(input), Some(output)) => poll(&mut [input, output], timeout.as_ref()),
             (Some(one), None) | (None, Some(one)) => poll(&mut [one], timeout.as_ref()),
-            (None, None) => return,
+            (None, None) => return thread::sleep(at_most),
         };
         // A signal is no reason to stop; whatever else there is, reading and writing find out.
         let _ = waited;
@@ -245,9 +245,9 @@ impl Program {
             let room = received.capacity() - received.len();
             match read(&*output, spare_capacity(received)) {
                 Ok(0) => return Ok(false),
+                Ok(_) if received.len() > MAX_REPLY_BYTES => return Err(Failure::TooLong),
                 // There is no more than that.
                 Ok(bytes) if bytes < room => return Ok(true),
-                Ok(_) if received.len() > MAX_REPLY_BYTES => return Err(Failure::TooLong),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(true),
                 // A terminal whose other end is closed says so.

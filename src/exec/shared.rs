@@ -146,7 +146,25 @@ impl Shared {
 
     /// A worker without a program is gone.
     pub(super) fn is_not_missing(&self) {
-        self.state().empty -= 1;
+        let mut state = self.state();
+        state.empty = state.empty.saturating_sub(1);
+        let most = self.kept_ready(&state);
+        let spares = state.spares.len();
+        let surplus: Vec<Program> = state.spares.drain(most.min(spares)..).collect();
+        state.gone.extend(surplus.iter().map(|program| (program.card.number, End::Surplus, false)));
+        drop(state);
+        if !surplus.is_empty() {
+            drop(surplus);
+            self.wake();
+        }
+    }
+
+    /// Programs that are to be ready now, for those who have none and as spares.
+    fn kept_ready(&self, state: &State) -> usize {
+        let (spare, least) = (self.settings.spare, self.settings.least);
+        // With no spares programs are started for clients that are known: none goes before.
+        let spares = if spare == 0 { 0 } else { spare.max(least.saturating_sub(state.leased)) };
+        state.empty + spares
     }
 
     /// A program for a worker without one, which it then has. Blocks until one is ready, or until `until`. `None`: there is none.
@@ -166,7 +184,7 @@ impl Shared {
                 return None;
             }
             if let Some(program) = state.spares.pop_front() {
-                state.empty -= 1;
+                state.empty = state.empty.saturating_sub(1);
                 drop(state);
                 self.wake();
                 return Some(program);
@@ -182,7 +200,10 @@ impl Shared {
     /// A worker that leaves gives its program back, as a spare if one is missing.
     pub(super) fn give_back(&self, program: Program) {
         let mut state = self.state();
-        if state.stopping.is_none() && !state.over && state.spares.len() < self.settings.spare {
+        // One that has ended meanwhile is in no list any more.
+        let is_alive = state.listed.contains_key(&program.card.number);
+        let is_missing = state.spares.len() < self.kept_ready(&state);
+        if state.stopping.is_none() && !state.over && is_alive && is_missing {
             state.spares.push_back(program);
             self.news.notify_all();
             return;
@@ -217,8 +238,6 @@ impl Shared {
             Some(program) => {
                 state.leased += 1;
                 drop(state);
-                // It stays: whatever becomes of it now says nothing of the others.
-                program.has_served();
                 lease.give(self, program);
             }
             None => {
@@ -262,11 +281,16 @@ impl Shared {
 
     /// Programs that are missing, those that are being started among them.
     pub(super) fn wanted(&self) -> usize {
-        let state = self.state();
-        let (spare, least) = (self.settings.spare, self.settings.least);
-        // With no spares programs are started for clients that are known: none goes before.
-        let ready = if spare == 0 { 0 } else { spare.max(least.saturating_sub(state.leased)) };
-        (state.empty + state.leases.len() + ready).saturating_sub(state.spares.len())
+        let mut state = self.state();
+        let (waiting, gone): (VecDeque<Lease>, VecDeque<Lease>) =
+            mem::take(&mut state.leases).into_iter().partition(Lease::is_there);
+        state.leases = waiting;
+        let wanted = state.leases.len() + self.kept_ready(&state);
+        let missing = wanted.saturating_sub(state.spares.len());
+        drop(state);
+        // Not under the lock: it says so to the event loop.
+        drop(gone);
+        missing
     }
 
     pub(super) fn has_spare(&self) -> bool {
@@ -365,10 +389,15 @@ impl Shared {
     /// The keeper is gone.
     pub(super) fn is_over(&self) {
         let mut state = self.state();
-        state.over = true;
-        state.spares.clear();
-        state.leases.clear();
+        let was_stopping = state.stopping.is_some();
+        (state.over, state.in_trouble) = (true, true);
+        let left = (mem::take(&mut state.spares), mem::take(&mut state.leases));
+        drop(state);
+        drop(left);
         self.news.notify_all();
+        if !was_stopping {
+            self.tell(false);
+        }
     }
 
     // For everybody.

@@ -120,7 +120,11 @@ impl Reactor {
         let service = &*self.services[connection.service() as usize].service;
         let job = connection.new_job(id, &mut self.free, self.turn_at);
         let post = self.inline.post();
-        service::join(service, &service::Connection::new(&job.origin, post), Joining::new(id, post));
+        service::join(
+            service,
+            &service::Connection::new(&job.origin, post),
+            Joining::new(id, self.free.slots(), post),
+        );
         self.free.put(job, &mut self.litter);
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use crate::mail::{Ends, Joint, Mail, Post};
-use crate::slots::ConnId;
+use crate::slots::{ConnId, Slots};
 
 /// What a service's connections are joined to. See [`Service::joins`](crate::Service::joins).
 pub trait Join: Send + Sync + 'static {
@@ -53,14 +53,20 @@ pub trait Join: Send + Sync + 'static {
 #[must_use = "a connection that is not joined is closed"]
 pub struct Joining {
     connection: ConnId,
+    slots: Arc<Slots>,
     post: Arc<dyn Post>,
     /// What has not been said yet is said when it is dropped.
     said: bool,
 }
 
 impl Joining {
-    pub(crate) fn new(connection: ConnId, post: &Arc<dyn Post>) -> Joining {
-        Joining { connection, post: Arc::clone(post), said: false }
+    pub(crate) fn new(connection: ConnId, slots: &Arc<Slots>, post: &Arc<dyn Post>) -> Joining {
+        Joining { connection, slots: Arc::clone(slots), post: Arc::clone(post), said: false }
+    }
+
+    /// Whether the connection is still there: one that has gone need not be joined.
+    pub fn is_there(&self) -> bool {
+        self.slots.has(self.connection)
     }
 
     /// Joins the connection: what its peer sends is written to `input`, what is read from `output` is sent to it, as it comes, and each end is
