@@ -463,7 +463,7 @@ fn under_limit(mebibytes: usize, options: &str) -> Command {
 #[test]
 fn a_limit_of_the_address_space_keeps_the_pool_small_and_the_service_up() {
     // From where it can only just start to where it can have nearly all that it wants.
-    for mebibytes in [64, 100, 160, 300] {
+    for mebibytes in [72, 100, 160, 300] {
         let options = "--handler-delay 10ms --max-threads 200 --tolerance 0";
         let serving = Serving::start(under_limit(mebibytes, options));
         let mut peers: Vec<Peer> = (0..220).map(|_| serving.connect()).collect();
