@@ -189,8 +189,8 @@ mod tests {
         };
         let of = |frames: &[&str], too_long| (frames.iter().map(|it| (*it).to_owned()).collect(), too_long);
         assert_eq!(frames("until:", b"a\r\nb\n\n\nc\n"), of(&["a\\r\\nb\\n", ""], false));
-        assert_eq!(frames("until:.", b".a\n.\r\n..\n."), of(&[".a\\n.", "..\\n."], false));
-        assert_eq!(frames("lines:2", b"a\nb\r\nc\nd"), of(&["a\\nb", "c\\nd"], false));
+        assert_eq!(frames("until:.", b".a\n.\r\n..\n.\n"), of(&[".a\\n.", "..\\n."], false));
+        assert_eq!(frames("lines:2", b"a\nb\r\nc\nd\n"), of(&["a\\nb", "c\\nd"], false));
         assert_eq!(frames("lines:2", b"a\nb\nc\n"), of(&["a\\nb"], false));
         assert_eq!(frames("lines:2", b"1234\n6789\r\n1234\n67890\n"), of(&["1234\\n6789"], true));
     }
