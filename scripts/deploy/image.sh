@@ -27,9 +27,11 @@ install -m 0755 -- "${CARGO_TARGET_DIR:-target}/$target/release/tidemill" "$dire
 strip -- "$directory/tidemill"
 echo "$directory/tidemill: $(stat -c %s -- "$directory/tidemill") bytes"
 [[ -n $try ]] || exit 0
-coproc server { exec chroot --userspec=65532:65532 "$directory" /tidemill serve 0 2>/dev/null; }
+admin=$((20000 + RANDOM % 10000))
+coproc server { exec chroot --userspec=65532:65532 "$directory" /tidemill serve 0 --admin "$admin" 2>/dev/null; }
 pid=$server_PID
 read -r line <&"${server[0]}"
+"$directory/tidemill" top "$admin" --check 'uptime_seconds>0s'
 "$directory/tidemill" client H 127.0.0.1 "${line##*:}"
 kill "$pid"
 # It has lost nothing.
