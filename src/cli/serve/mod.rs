@@ -164,7 +164,7 @@ fn serve(
         return Ok(FAILED);
     }
     handle.own();
-    upgrader.enable();
+    upgrader.enable(&handle);
     announce(&handle, &output);
     let teller = notifier.begin(&handle);
     let teller = teller.map_err(|error| (FAILED, format!("cannot start the status thread: {error}")))?;

@@ -91,6 +91,8 @@ struct State {
     waits: Option<OwnedFd>,
     /// The listeners are this process's own to hand over.
     is_enabled: bool,
+    /// An upgrade was asked for before that.
+    is_wanted: bool,
     /// No more upgrades: the server stops, or has handed over.
     over: bool,
 }
@@ -108,8 +110,15 @@ impl Upgrader {
     }
 
     /// From now on the listeners are this process's own.
-    pub(super) fn enable(&self) {
-        self.0.lock().is_enabled = true;
+    pub(super) fn enable(&self, server: &ServerHandle) {
+        let is_wanted = {
+            let mut state = self.0.lock();
+            state.is_enabled = true;
+            state.is_wanted
+        };
+        if is_wanted {
+            self.begin(server);
+        }
     }
 
     /// Begins an upgrade of `server`, unless one is under way.
@@ -121,10 +130,11 @@ impl Upgrader {
             return tell_refused(reason);
         }
         let mut state = self.0.lock();
-        if !state.is_enabled
-            || state.over
-            || state.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-        {
+        if !state.is_enabled {
+            state.is_wanted = true;
+            return;
+        }
+        if state.over || state.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             tracing::debug!("an upgrade is under way already");
             return;
         }
