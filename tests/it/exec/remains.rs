@@ -47,8 +47,9 @@ fn replacements_leave_neither_processes_nor_descriptors() {
     round(20);
     let before = settled("the first round is over");
     round(replacements);
-    let after = settled("the second round is over");
-    assert!(after <= before, "{before} descriptors before, {after} after");
+    settled("the second round is over");
+    // The pool's control loop has one for a moment now and then.
+    eventually("there are as many descriptors as before", || descriptors(&server) <= before);
     let stats = server.stats();
     let (started, ended) = (&stats["programs"]["started_total"], &stats["programs"]["ended_total"]);
     assert_eq!(started.as_u64().unwrap(), crate::support::total(ended) + 4, "{stats}");
