@@ -1,4 +1,5 @@
-//! `tidemill load` against servers of other makes: Redis, memcached and an SMTP server, where they are installed.
+//! `tidemill load` against servers of other makes: Redis, memcached and an SMTP server, where they are installed, and a program
+//! behind `serve --exec`.
 //!
 //! `.ci/run` installs them. `CLIENTS_PYTHON` names a Python that has aiosmtpd, unless `python3` does.
 
@@ -134,4 +135,16 @@ fn smtp_server_is_flooded_after_its_greeting() {
         assert_eq!(json["verdict"], "failed", "{texts:?}: {json}");
         assert!(json["requests"]["unasked"].as_u64() > Some(0), "{texts:?}: {json}");
     }
+}
+
+#[test]
+fn programs_behind_a_server_of_ours_are_flooded() {
+    let start = |port: u16| {
+        let mut server = program();
+        server.args(["serve", &port.to_string(), "--exec", "cat", "--min-threads", "2"]);
+        server
+    };
+    let server = Foreign::start("cat", start).unwrap();
+    server.is_right(&["--request", "job {n}", "--expect", "{line}"]);
+    server.is_wrong(&["--request", "job {n}", "--expect", "done {n}"]);
 }
