@@ -463,9 +463,10 @@ fn under_limit(mebibytes: usize, options: &str) -> Command {
 #[test]
 fn a_limit_of_the_address_space_keeps_the_pool_small_and_the_service_up() {
     // From where it can only just start to where it can have nearly all that it wants.
-    for mebibytes in [72, 100, 160, 300] {
-        let options = "--handler-delay 10ms --max-threads 200 --tolerance 0";
-        let serving = Serving::start(under_limit(mebibytes, options));
+    for (mebibytes, delay) in [(72, "10ms"), (100, "10ms"), (160, "20ms"), (300, "200ms")] {
+        // So long that all of them are wanted, however slowly requests come.
+        let options = format!("--handler-delay {delay} --max-threads 200 --tolerance 0");
+        let serving = Serving::start(under_limit(mebibytes, &options));
         let mut peers: Vec<Peer> = (0..220).map(|_| serving.connect()).collect();
         for round in 0..2 {
             for peer in &mut peers {
@@ -475,7 +476,7 @@ fn a_limit_of_the_address_space_keeps_the_pool_small_and_the_service_up() {
                 peer.expect_reply(&round.to_string());
             }
         }
-        assert!(serving.log().contains("the system refuses threads"), "{mebibytes} MiB are enough for all");
+        serving.expect_log("the system refuses threads");
         drop(peers);
         serving.stop().assert_clean();
     }
