@@ -160,3 +160,13 @@ fn no_other_server_takes_its_place() {
     peer.expect(b"still here\n");
     server.stop();
 }
+
+#[test]
+fn a_spare_that_ends_with_success_is_not_started_without_end() {
+    let server = serve_exec("true", "--exec-mode leased");
+    server.expect_log("ends as soon as it is started");
+    // Some before it was noticed, and one behind each pause.
+    let started = server.stats()["programs"]["started_total"].as_u64().unwrap();
+    assert!(started <= 20, "{started} were started");
+    server.connect().expect_rest(b"ERROR program unavailable\n");
+}

@@ -163,3 +163,14 @@ fn kills_at_random_moments_mix_nothing_up() {
     eventually("a request is served", || server.connect().exchange(b"x\n") == b"x\n");
     server.stop().assert_clean();
 }
+
+#[test]
+fn a_reply_without_end_is_cut_off() {
+    for terminal in ["", "--exec-pty"] {
+        let options = format!("--exec-timeout 1h --min-threads 1 --max-threads 1 {terminal}");
+        let server = serve_script("read -r line; yes | tr -d '\\n'", &options);
+        let mut peer = server.connect();
+        peer.send(b"x\n");
+        peer.expect(b"ERROR program failed\n");
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{OBEDIENT, file, number, serve_exec, serve_script};
+use super::{OBEDIENT, children, file, number, serve_exec, serve_script};
 use crate::support::{assert_json_adds_up, eventually, in_parallel};
 
 #[test]
@@ -219,6 +219,18 @@ fn programs_that_compute_are_not_added_to_as_those_that_wait_are() {
     flood(&computes, 3);
     let stats = computes.stats();
     assert!(stats["pool_threads"].as_u64().unwrap() <= 16, "{stats}");
+}
+
+#[test]
+fn programs_of_workers_that_are_gone_end_too() {
+    let slow = r#"perl -ne 'BEGIN { $| = 1 } select(undef, undef, undef, 0.05); print'"#;
+    let limits = "--min-threads 1 --max-threads 8 --tolerance 0 --keep-alive 100ms";
+    // Each request leaves a worker without a program, for which another is started.
+    let server = serve_exec(slow, &format!("{limits} --exec-max-requests 1"));
+    in_parallel_all(8, |_| assert_eq!(server.connect().exchange(&b"x\n".repeat(5)), b"x\n".repeat(5)));
+    let id = server.pid().as_raw_nonzero().get().unsigned_abs();
+    eventually("one is left for a worker, and one as a spare", || children(id).len() == 2);
+    server.stop().assert_clean();
 }
 
 /// Runs `each` for every number below `count`, all at the same time.
