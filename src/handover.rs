@@ -21,13 +21,29 @@ pub struct Listener {
     service: String,
     address: Option<Address>,
     socket: OwnedFd,
+    file: Option<FileId>,
 }
+
+/// The device and the number of a file.
+pub(crate) type FileId = (u64, u64);
 
 impl Listener {
     /// One of the service of this name. `address`: where it was told to listen, with port 0 if that was asked for; `None` if the
     /// socket was [given](crate::Builder::listener) to the server.
     pub fn new(service: impl Into<String>, address: Option<Address>, socket: impl Into<OwnedFd>) -> Listener {
-        Listener { service: service.into(), address, socket: socket.into() }
+        Listener { service: service.into(), address, socket: socket.into(), file: None }
+    }
+
+    /// The same with the file of its Unix socket, by device and number: whoever takes over takes care of the file that has these, and of
+    /// no other that stands in its place by then. Without, of none.
+    #[must_use]
+    pub fn with_file(self, device: u64, number: u64) -> Listener {
+        Listener { file: Some((device, number)), ..self }
+    }
+
+    /// The device and the number of its Unix socket's file, if that is the server's.
+    pub fn file(&self) -> Option<(u64, u64)> {
+        self.file
     }
 
     /// The name of the service that listens there.
@@ -44,6 +60,19 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// A socket that is open already, and which file is its.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) socket: OwnedFd,
+    pub(crate) file: Option<FileId>,
+}
+
+impl From<Listener> for Found {
+    fn from(listener: Listener) -> Found {
+        Found { socket: listener.socket, file: listener.file }
     }
 }
 
@@ -117,7 +146,7 @@ impl Inherited {
         service: &str,
         address: &Address,
         names: &[String],
-    ) -> Option<io::Result<OwnedFd>> {
+    ) -> Option<io::Result<Found>> {
         let first = |fits: &dyn Fn(&String) -> bool| {
             (0..self.listeners.len()).find(|number| {
                 let listener = &self.listeners[*number];
@@ -126,7 +155,8 @@ impl Inherited {
         };
         let number = first(&|name| name == service).or_else(|| first(&|name| !names.contains(name)))?;
         self.used[number] = true;
-        Some(self.listeners[number].socket.try_clone())
+        let listener = &self.listeners[number];
+        Some(listener.socket.try_clone().map(|socket| Found { socket, file: listener.file }))
     }
 
     /// Those for which no address was found.

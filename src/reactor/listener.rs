@@ -19,7 +19,7 @@ use super::socket::{ListenSocket, SocketFile, Stream};
 use crate::address::Address;
 use crate::config::Settings;
 use crate::error::Error;
-use crate::handover::{self, Inherited, Lent};
+use crate::handover::{self, Found, Inherited, Lent};
 use crate::job::Endpoint;
 use crate::service::ServiceId;
 
@@ -113,10 +113,10 @@ fn bind_all(
     let addresses = &settings.listen;
     let options = Options::of(settings);
     let mut picked = 0;
-    let mut tcp = |address: SocketAddr, found: Option<OwnedFd>, is_aside: bool| {
+    let mut tcp = |address: SocketAddr, found: Option<Found>, is_aside: bool| {
         let same_port = same_port && !is_aside;
         if let Some(found) = found {
-            options.set(&SockRef::from(&found))?;
+            options.set(&SockRef::from(&found.socket))?;
             let socket = ListenSocket::inherited(found, lent)?;
             if same_port && address.port() == 0 {
                 picked = socket.local_addr()?.port();
@@ -146,11 +146,11 @@ fn bind_all(
         }
         Ok(ListenSocket::Tcp(listener))
     };
-    let unix = |path: &Path, found: Option<OwnedFd>, mode: u32| {
+    let unix = |path: &Path, found: Option<Found>, mode: u32| {
         let mode = || Permissions::from_mode(mode);
+        let inherited = found.map(|found| ListenSocket::inherited(found, lent)).transpose()?;
         // Whose file has gone is one that nobody can reach.
-        if let Some(found) = found.filter(|_| path.exists()) {
-            let socket = ListenSocket::inherited(found, lent)?;
+        if let Some(socket @ ListenSocket::Unix(_, Some(_))) = inherited {
             std::fs::set_permissions(path, mode())?;
             return Ok(socket);
         }
@@ -389,7 +389,12 @@ impl Listeners {
     ) -> io::Result<Vec<handover::Listener>> {
         let duplicate = |listener: &Listener| {
             let socket = listener.socket.as_fd().try_clone_to_owned()?;
-            Ok(handover::Listener::new(names(listener.service), listener.asked.clone(), socket))
+            let one = handover::Listener::new(names(listener.service), listener.asked.clone(), socket);
+            let file = match &listener.socket {
+                ListenSocket::Unix(_, file) => file.as_ref().map(SocketFile::id),
+                ListenSocket::Tcp(_) => None,
+            };
+            Ok(file.into_iter().fold(one, |one, (device, number)| one.with_file(device, number)))
         };
         self.listeners.iter().map(duplicate).collect()
     }

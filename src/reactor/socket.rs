@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, recv};
 use socket2::{Domain, SockRef, Type};
 
 use crate::address::Address;
-use crate::handover::Lent;
+use crate::handover::{FileId, Found, Lent};
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -110,8 +110,7 @@ pub(crate) enum ListenSocket {
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    device: u64,
-    number: u64,
+    id: FileId,
     /// Whether the file is another's for now.
     lent: Lent,
     is_inherited: bool,
@@ -121,8 +120,12 @@ impl SocketFile {
     /// The one that a socket was just bound to.
     pub(super) fn at(path: &Path, lent: &Lent, is_inherited: bool) -> io::Result<SocketFile> {
         let file = fs::symlink_metadata(path)?;
-        let (device, number, lent) = (file.dev(), file.ino(), lent.clone());
-        Ok(SocketFile { path: path.to_owned(), device, number, lent, is_inherited })
+        let (id, lent) = ((file.dev(), file.ino()), lent.clone());
+        Ok(SocketFile { path: path.to_owned(), id, lent, is_inherited })
+    }
+
+    pub(super) fn id(&self) -> FileId {
+        self.id
     }
 
     /// Removes it, unless it is another's or has gone: whoever listens there next has another file of the same name.
@@ -131,7 +134,7 @@ impl SocketFile {
             return Ok(());
         }
         let file = fs::symlink_metadata(&self.path)?;
-        if (file.dev(), file.ino()) != (self.device, self.number) {
+        if (file.dev(), file.ino()) != self.id {
             return Ok(());
         }
         fs::remove_file(&self.path)
@@ -156,11 +159,12 @@ impl ListenSocket {
         }
     }
 
-    /// The same, of a server whose place this one takes: its file is ours unless it is `lent`.
-    pub(crate) fn inherited(socket: OwnedFd, lent: &Lent) -> io::Result<ListenSocket> {
-        let mut socket = ListenSocket::open(socket)?;
+    /// The same, of a server whose place this one takes: its file is ours, unless it is `lent` or another one stands in its place.
+    pub(crate) fn inherited(found: Found, lent: &Lent) -> io::Result<ListenSocket> {
+        let mut socket = ListenSocket::open(found.socket)?;
         if let (Address::Unix(path), ListenSocket::Unix(_, file)) = (socket.local_addr()?, &mut socket) {
-            *file = Some(SocketFile::at(&path, lent, true)?);
+            let there = SocketFile::at(&path, lent, true).ok();
+            *file = there.filter(|there| found.file == Some(there.id));
         }
         Ok(socket)
     }

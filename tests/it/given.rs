@@ -217,6 +217,27 @@ fn one_that_does_not_take_over_leaves_everything_as_it_was() {
 }
 
 #[test]
+fn a_file_that_stands_in_the_place_of_the_sockets_is_nobodys() {
+    let path = scratch("given").join("socket");
+    let server = Server::builder(Helo::new()).listen(Address::Unix(path.clone())).start().unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let stranger = UnixListener::bind(&path).unwrap();
+    // One that does not want the socket closes it, and leaves the file alone.
+    let next = Server::builder(Helo::new()).listen("127.0.0.1:0".parse().unwrap());
+    let next = next.inherit(server.handle().listeners().unwrap()).start().unwrap();
+    assert!(server.handle().lend());
+    next.handle().own();
+    UnixStream::connect(&path).unwrap();
+    stranger.accept().unwrap();
+    // One that does may not have the address, which is in use.
+    let other = Server::builder(Helo::new()).listen(Address::Unix(path.clone()));
+    let error = other.inherit(server.handle().listeners().unwrap_or_default()).start().unwrap_err();
+    assert!(matches!(error, Error::Bind { .. }), "{error:?}");
+    drop((server, next));
+    assert!(path.exists());
+}
+
+#[test]
 fn another_service_may_take_over_the_same_address() {
     let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse().unwrap()).start().unwrap();
     let next = Server::builder(LoopBlocker::default().handler()).listen("127.0.0.1:0".parse().unwrap());

@@ -54,7 +54,7 @@ const VARIABLE: &str = "TIDEMILL_UPGRADE";
 /// Variables of the service manager that are the old process's own. The sockets go another way.
 const NOT_INHERITED: [&str; 4] = ["WATCHDOG_PID", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 /// What the records are, and in which version. Behind it stands how many there are.
-const HEADER: &[u8] = b"tidemill listeners 1 ";
+const HEADER: &[u8] = b"tidemill listeners 2 ";
 /// The new server runs.
 const READY: &[u8] = b"ready";
 /// It may take over.
@@ -404,7 +404,7 @@ fn send_listeners(pair: &OwnedFd, listeners: &[Listener], deadline: Instant) -> 
     let header = [HEADER, listeners.len().to_string().as_bytes()].concat();
     send(pair, &header, None, deadline)?;
     listeners.iter().try_for_each(|listener| {
-        let record = record(listener.service(), listener.address());
+        let record = record(listener.service(), listener.file(), listener.address());
         send(pair, &record, Some(listener), deadline)
     })
 }
@@ -418,16 +418,18 @@ fn receive_listeners(pair: &OwnedFd) -> io::Result<Vec<Listener>> {
     (0..count.ok_or_else(broken)?)
         .map(|_: usize| {
             let (record, socket) = receive(pair, far())?;
-            let (service, address) = parse(&record).ok_or_else(broken)?;
-            Ok(Listener::new(service, address, socket.ok_or_else(broken)?))
+            let (service, file, address) = parse(&record).ok_or_else(broken)?;
+            let one = Listener::new(service, address, socket.ok_or_else(broken)?);
+            Ok(file.into_iter().fold(one, |one, (device, number)| one.with_file(device, number)))
         })
         .collect()
 }
 
-/// What is said of a listener: the name of its service, and behind a NUL its address; nothing if it was given.
-fn record(service: &str, address: Option<&Address>) -> Vec<u8> {
-    let mut record = service.as_bytes().to_vec();
-    record.push(0);
+/// What is said of a listener: the name of its service, behind a NUL device and number of its file, if it has one, and behind another its
+/// address; nothing if it was given.
+fn record(service: &str, file: Option<(u64, u64)>, address: Option<&Address>) -> Vec<u8> {
+    let file = file.map(|(device, number)| format!("{device}:{number}")).unwrap_or_default();
+    let mut record = format!("{service}\0{file}\0").into_bytes();
     match address {
         // A path may be any bytes.
         Some(Address::Unix(path)) => {
@@ -440,15 +442,23 @@ fn record(service: &str, address: Option<&Address>) -> Vec<u8> {
     record
 }
 
-fn parse(record: &[u8]) -> Option<(String, Option<Address>)> {
-    let nul = record.iter().position(|byte| *byte == 0)?;
-    let (service, address) = (str::from_utf8(&record[..nul]).ok()?, &record[nul + 1..]);
+fn parse(record: &[u8]) -> Option<(String, Option<(u64, u64)>, Option<Address>)> {
+    let mut parts = record.splitn(3, |byte| *byte == 0);
+    let service = str::from_utf8(parts.next()?).ok()?;
+    let file = match str::from_utf8(parts.next()?).ok()? {
+        "" => None,
+        file => {
+            let (device, number) = file.split_once(':')?;
+            Some((device.parse().ok()?, number.parse().ok()?))
+        }
+    };
+    let address = parts.next()?;
     let address = match address.strip_prefix(b"unix:") {
         Some(path) => Some(Address::Unix(PathBuf::from(OsString::from_vec(path.to_vec())))),
         None if address.is_empty() => None,
         None => Some(str::from_utf8(address).ok()?.parse().ok()?),
     };
-    Some((service.to_owned(), address))
+    Some((service.to_owned(), file, address))
 }
 
 /// Sends one record, and a socket with it.
@@ -512,11 +522,14 @@ mod tests {
             None,
         ];
         for address in addresses {
-            let said = record("helo", address.as_ref());
-            assert_eq!(parse(&said), Some(("helo".to_owned(), address)));
+            for file in [None, Some((1, u64::MAX))] {
+                let said = record("helo", file, address.as_ref());
+                assert_eq!(parse(&said), Some(("helo".to_owned(), file, address.clone())));
+            }
         }
-        assert_eq!(parse(b"helo"), None);
-        assert_eq!(parse(b"helo\0nowhere"), None);
+        for broken in [&b"helo"[..], b"helo\0", b"helo\0\0nowhere", b"helo\x001\0", b"helo\x001:x\0"] {
+            assert_eq!(parse(broken), None);
+        }
     }
 
     #[test]
