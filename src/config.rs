@@ -12,7 +12,6 @@ use crate::clock::{Nanos, nanos};
 use crate::controller::Policy;
 use crate::error::Error;
 use crate::job::ServiceId;
-use crate::slow::NEVER_SLOW;
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
@@ -429,7 +428,7 @@ pub(crate) struct ServiceSettings {
     pub(crate) timeouts: Timeouts,
     pub(crate) queue_timeout: Option<Nanos>,
     /// See `slow`.
-    pub(crate) slow: Nanos,
+    pub(crate) slow: Option<Nanos>,
     pub(crate) stop_from: StopFrom,
     pub(crate) proxy_from: ProxyFrom,
     /// It looks on: its connections are no clients. They are in no statistics and under no common limit, and a graceful stop
@@ -460,7 +459,7 @@ impl ServiceSettings {
             max_line_bytes,
             timeouts: Timeouts::default(),
             queue_timeout: None,
-            slow: NEVER_SLOW,
+            slow: None,
             stop_from,
             proxy_from: ProxyFrom::default(),
             aside: false,
@@ -490,7 +489,7 @@ impl ServiceConfig {
             max_connections_per_peer: self.max_connections_per_peer,
             max_line_bytes: self.max_line_bytes,
             queue_timeout: timeout("queue_timeout", self.queue_timeout)?,
-            slow: timeout("slow_log", self.slow_log)?.unwrap_or(NEVER_SLOW),
+            slow: timeout("slow_log", self.slow_log)?,
             timeouts,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),

@@ -23,7 +23,7 @@ use crate::address::Address;
 use crate::admin::Admin;
 #[cfg(feature = "admin")]
 use crate::agent::Agent;
-use crate::clock::{Clock, Nanos, nanos};
+use crate::clock::{Clock, nanos};
 use crate::config::{Config, LooksOn, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
 use crate::controller::Decision;
 use crate::error::Error;
@@ -580,7 +580,7 @@ impl Inner {
         if panic::catch_unwind(AssertUnwindSafe(|| drop(services))).is_err() {
             tracing::error!("the handler panicked while it was dropped");
         }
-        self.hub.slow.tell_left_out(Nanos::MAX);
+        self.hub.slow.tell_left_out();
         *lock_std(&self.end) = Some(end);
         self.ended.notify_all();
     }

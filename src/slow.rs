@@ -1,10 +1,10 @@
 //! The log of slow requests, with what there was to do when a worker took them.
 //!
 //! Bounded in rate: where everything is slow, as at night when a backend is, the log must not fill the disk. What is left out is
-//! counted, and told with the next line, or by the tuner when no line comes.
+//! counted, and told with the next line, or by the reactor a second later when no line comes.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Nanos;
 use crate::job::Job;
@@ -15,11 +15,16 @@ use crate::sync::lock_std;
 const MAX_LINES_PER_SECOND: u32 = 10;
 const SECOND: Nanos = 1_000_000_000;
 /// Bytes of a request that are logged.
-const MAX_LOGGED_BYTES: usize = 64;
+pub(crate) const MAX_LOGGED_BYTES: usize = 64;
 
 /// How many slow requests were told of within the present second, and how many were not since one was.
 #[derive(Debug, Default)]
-pub(crate) struct SlowLog(Mutex<Window>);
+pub(crate) struct SlowLog {
+    window: Mutex<Window>,
+    /// When what was left out is to be told; 0: nothing was. Relaxed: written under the lock, and by a worker before it hands its job
+    /// back, for which the reactor wakes.
+    due: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Window {
@@ -39,32 +44,38 @@ pub(crate) struct PickUp {
 impl SlowLog {
     /// Whether one more may be told of at `now`; how many were left out before it.
     fn admit(&self, now: Nanos) -> Option<u64> {
-        let mut window = lock_std(&self.0);
+        let mut window = lock_std(&self.window);
         if now.saturating_sub(window.began) >= SECOND {
             (window.began, window.told) = (now, 0);
         }
         if window.told < MAX_LINES_PER_SECOND {
             window.told += 1;
+            self.due.store(0, Relaxed);
             return Some(std::mem::take(&mut window.left_out));
         }
         window.left_out += 1;
+        self.due.store(window.began + SECOND, Relaxed);
         None
     }
 
-    /// Tells of what was left out, once no line may come for it any more. Returns when to ask again.
-    pub(crate) fn tell_left_out(&self, now: Nanos) -> Option<Duration> {
-        let mut window = lock_std(&self.0);
-        if window.left_out == 0 {
-            return None;
+    /// When what was left out is to be told, if anything was.
+    pub(crate) fn due(&self) -> Option<Nanos> {
+        Some(self.due.load(Relaxed)).filter(|at| *at > 0)
+    }
+
+    /// Takes out how many were left out.
+    fn take_left_out(&self) -> u64 {
+        let mut window = lock_std(&self.window);
+        self.due.store(0, Relaxed);
+        std::mem::take(&mut window.left_out)
+    }
+
+    /// Tells of what was left out.
+    pub(crate) fn tell_left_out(&self) {
+        let left_out = self.take_left_out();
+        if left_out > 0 {
+            tracing::warn!(left_out, "slow requests were left out of the log");
         }
-        let rest = SECOND.saturating_sub(now.saturating_sub(window.began));
-        if rest > 0 {
-            return Some(Duration::from_nanos(rest));
-        }
-        let left_out = std::mem::take(&mut window.left_out);
-        drop(window);
-        tracing::warn!(left_out, "slow requests were left out of the log");
-        None
     }
 
     /// Tells of those requests of `job` that took `limit` or longer, from when they were read until they were handled. `laps` are
@@ -80,36 +91,45 @@ impl SlowLog {
     ) {
         let mut handled = 0;
         for lap in laps {
-            let number = handled;
-            handled += lap.requests;
-            if lap.wait.saturating_add(lap.took) < limit {
-                continue;
-            }
-            let Some(left_out) = self.admit(now) else { continue };
-            let seconds = |nanos: Nanos| nanos as f64 / 1e9;
             // Those that were not run are in no lap: then it is not known which ones are.
-            let line = (job.late == 0).then(|| job.batch.handled_line(number)).flatten().unwrap_or_default();
-            let request = line[..line.len().min(MAX_LOGGED_BYTES)].escape_ascii();
-            let PickUp { busy, max, waiting } = pick_up;
-            tracing::warn!(
-                service,
-                peer = %job.origin.peer,
-                %request,
-                requests = lap.requests,
-                wait_seconds = seconds(lap.wait),
-                service_seconds = seconds(lap.took),
-                busy,
-                max,
-                waiting,
-                left_out,
-                "slow request"
-            );
+            let line = (job.late == 0).then(|| job.batch.handled_line(handled)).flatten();
+            handled += lap.requests;
+            if lap.wait.saturating_add(lap.took) >= limit {
+                self.tell_lap(now, service, job, *lap, line.unwrap_or_default(), pick_up);
+            }
         }
     }
-}
 
-/// A limit that no request reaches.
-pub(crate) const NEVER_SLOW: Nanos = Nanos::MAX;
+    /// Tells of requests that are slow, which begin with `line`.
+    #[cold]
+    pub(crate) fn tell_lap(
+        &self,
+        now: Nanos,
+        service: &str,
+        job: &Job,
+        lap: Lap,
+        line: &[u8],
+        pick_up: PickUp,
+    ) {
+        let Some(left_out) = self.admit(now) else { return };
+        let seconds = |nanos: Nanos| nanos as f64 / 1e9;
+        let request = line[..line.len().min(MAX_LOGGED_BYTES)].escape_ascii();
+        let PickUp { busy, max, waiting } = pick_up;
+        tracing::warn!(
+            service,
+            peer = %job.origin.peer,
+            %request,
+            requests = lap.requests,
+            wait_seconds = seconds(lap.wait),
+            service_seconds = seconds(lap.took),
+            busy,
+            max,
+            waiting,
+            left_out,
+            "slow request"
+        );
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -124,11 +144,11 @@ mod tests {
         let first = told(5 * SECOND, 15);
         assert_eq!(first.iter().filter(|told| **told == Some(0)).count(), 10);
         assert_eq!(told(5 * SECOND + 500, 2), [None, None]);
-        assert_eq!(log.tell_left_out(5 * SECOND + 600), Some(Duration::from_nanos(SECOND - 600)));
+        assert_eq!(log.due(), Some(6 * SECOND));
         assert_eq!(told(6 * SECOND, 2), [Some(7), Some(0)], "with the next line");
-        assert_eq!(log.tell_left_out(9 * SECOND), None);
+        assert_eq!((log.due(), log.take_left_out()), (None, 0));
         told(10 * SECOND, 12);
-        assert_eq!(log.tell_left_out(11 * SECOND), None);
-        assert_eq!(told(12 * SECOND, 1), [Some(0)], "it was told meanwhile");
+        assert_eq!((log.due(), log.take_left_out()), (Some(11 * SECOND), 2));
+        assert_eq!((log.due(), told(12 * SECOND, 1)), (None, vec![Some(0)]), "it was told meanwhile");
     }
 }

@@ -203,8 +203,7 @@ impl Tuner {
             // there is any; then the first that comes is news.
             let watch = saturation.look_after(sample.waiting, sample.oldest_wait);
             let watch = watch.or((full && (by_news || pool.out() > 0)).then_some(LOOK_EVERY));
-            let left_out = hub.slow.tell_left_out(hub.clock.now());
-            let check_after = [check_after, watch, left_out].into_iter().flatten().min();
+            let check_after = [check_after, watch].into_iter().flatten().min();
             let full = full && check_after.is_some();
             // Where nothing waits the next word is news, and where nothing can be done there is none.
             let deaf = (sample.waiting > 0 && (!full || pool.parked() > 0)).then_some(DEAF);

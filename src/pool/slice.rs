@@ -13,7 +13,6 @@ use crate::mail::{Mail, Post};
 use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
 use crate::service::{self, Connection, Mode, Request, Served, WorkerStates};
-use crate::slow::NEVER_SLOW;
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 pub(crate) const MAX_SLICE: Nanos = 1_000_000;
@@ -76,8 +75,8 @@ impl Laps {
         self.requests >= self.most
     }
 
-    /// The present lap ends at `now`, and the next one begins; its requests had come at `accepted_at`. Returns what it took.
-    pub(crate) fn end(&mut self, now: Nanos, accepted_at: Nanos) -> Nanos {
+    /// The present lap ends at `now`, and the next one begins; its requests had come at `accepted_at`. Returns it.
+    pub(crate) fn end(&mut self, now: Nanos, accepted_at: Nanos) -> Lap {
         let (took, requests) = (now.saturating_sub(self.begun), self.requests);
         let lap = Lap { wait: self.begun.saturating_sub(accepted_at), took, requests };
         match self.laps.last_mut() {
@@ -86,7 +85,7 @@ impl Laps {
         }
         self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
         (self.begun, self.requests) = (self.begun + took, 0);
-        took
+        lap
     }
 
     /// All laps since they were last drained.
@@ -133,8 +132,7 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
         }
         let end = match job.task {
             Task::Requests => {
-                let slow = service.slow();
-                let pick_up = (slow != NEVER_SLOW).then(|| pool.pick_up());
+                let slow = service.slow().map(|limit| (limit, pool.pick_up()));
                 laps.begin(begun);
                 let end = run_lines(
                     job,
@@ -143,10 +141,10 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
                     laps,
                     (hub, post, me),
                 );
-                if let Some(pick_up) = pick_up
-                    && end.saturating_sub(job.accepted_at) >= slow
+                if let Some((limit, pick_up)) = slow
+                    && end.saturating_sub(job.accepted_at) >= limit
                 {
-                    hub.slow.tell(end, (&service.name, slow), job, laps.all(), pick_up);
+                    hub.slow.tell(end, (&service.name, limit), job, laps.all(), pick_up);
                 }
                 hub.timings.record(self.id, laps.drain());
                 end

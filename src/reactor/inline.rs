@@ -16,7 +16,7 @@ use crate::pool::{JobPool, Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
-use crate::slow::NEVER_SLOW;
+use crate::slow::MAX_LOGGED_BYTES as MAX_SLOW_BYTES;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
@@ -42,12 +42,17 @@ pub(super) struct Inline {
     /// How often the loop was held up, in the present cut.
     overruns: u64,
     warned: Option<Instant>,
+    pool: Arc<JobPool>,
+    /// What the first request of the present lap began with, where slow ones are told of.
+    first: Vec<u8>,
 }
 
 impl Inline {
-    pub(super) fn new(services: Arc<[Served]>, hub: Arc<ReactorHub>) -> Inline {
+    pub(super) fn new(services: Arc<[Served]>, hub: Arc<ReactorHub>, pool: Arc<JobPool>) -> Inline {
         Inline {
             services,
+            pool,
+            first: Vec::new(),
             post: hub.clone(),
             hub,
             states: WorkerStates::none(),
@@ -79,22 +84,25 @@ impl Inline {
 
     /// They were, for `job`. Records the times of those that were handled here, unless they are `aside`. Returns how many those are,
     /// and how many times they held up the loop.
-    fn end(&mut self, service: &Served, job: &Job, pool: &JobPool, aside: bool) -> (usize, u64) {
-        let accepted_at = job.accepted_at;
+    fn end(&mut self, service: &Served, job: &Job, aside: bool) -> (usize, u64) {
         if self.laps.is_open() {
-            let now = self.hub.clock.now();
-            self.overruns += u64::from(self.laps.end(now, accepted_at) > nanos(MAX_HELD));
-        }
-        let slow = service.slow();
-        if slow != NEVER_SLOW && self.laps.begun().saturating_sub(accepted_at) >= slow {
-            let pick_up = pool.pick_up();
-            self.hub.slow.tell(self.laps.begun(), (&service.name, slow), job, self.laps.all(), pick_up);
+            self.overruns += u64::from(self.end_lap(service, job) > nanos(MAX_HELD));
         }
         match aside {
             true => drop(self.laps.drain()),
             false => self.hub.timings.record(OWN_NUMBER, self.laps.drain()),
         }
         (self.handled, self.overruns)
+    }
+
+    /// The present lap ends. Returns what it took.
+    fn end_lap(&mut self, service: &Served, job: &Job) -> Nanos {
+        let now = self.hub.clock.now();
+        let lap = self.laps.end(now, job.accepted_at);
+        if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
+            self.hub.slow.tell_lap(now, &service.name, job, lap, &self.first, self.pool.pick_up());
+        }
+        lap.took
     }
 
     /// Makes the session of the job's connection, or gives it back.
@@ -132,6 +140,10 @@ impl HandleInline for Inline {
             self.laps.begin(self.begun);
         }
         self.handled += 1;
+        if !self.laps.is_open() && service.slow().is_some() {
+            self.first.clear();
+            self.first.extend_from_slice(&frame[..frame.len().min(MAX_SLOW_BYTES)]);
+        }
         let connection = Connection::new(&job.origin, &self.post);
         let request = Request::new(frame, &connection, &self.waits);
         let handled = match self.states.get(&self.services, job.origin.local.service) {
@@ -146,7 +158,7 @@ impl HandleInline for Inline {
         // What others push may come between this reply and the next.
         let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
         if self.laps.count() || full || alone || end != JobEnd::Done {
-            let took = self.laps.end(self.hub.clock.now(), job.accepted_at);
+            let took = self.end_lap(service, job);
             if took > nanos(MAX_HELD) {
                 self.has_held_up(service, took, job, frame);
             }
@@ -164,7 +176,7 @@ impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
         let service = &self.services[job.origin.local.service as usize];
-        let (handled, overruns) = self.inline.end(service, &job, &self.shared.pool, self.aside.entered);
+        let (handled, overruns) = self.inline.end(service, &job, self.aside.entered);
         job.batch.handled = handled;
         self.counters.inline_overruns += overruns;
         if job.end == JobEnd::Unfinished {

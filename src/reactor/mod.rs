@@ -231,7 +231,7 @@ impl Reactor {
         let listener_count = sockets.listeners.len();
         let peers =
             settings.services.iter().map(|service| Peers::new(service.max_connections_per_peer)).collect();
-        let inline = Inline::new(Arc::clone(&services), Arc::clone(&shared.hub));
+        let inline = Inline::new(Arc::clone(&services), Arc::clone(&shared.hub), Arc::clone(&shared.pool));
         Reactor {
             poll: sockets.poll,
             listeners: sockets.listeners,
@@ -312,9 +312,6 @@ impl Reactor {
                 self.obey(settings);
             }
             self.turn(&events, now);
-            if self.stop_requested {
-                self.shared.stop.drain_at(0);
-            }
             if self.shared.stop.is_due(self.turn_at) && self.drain.is_none() {
                 self.begin_drain(now);
             }
@@ -324,6 +321,9 @@ impl Reactor {
             self.shared.tuner.look_at(&self.shared.pool);
             if self.told.due().is_some_and(|at| at <= self.turn_at) {
                 self.told.tell(self.turn_at);
+            }
+            if self.shared.hub.slow.due().is_some_and(|at| at <= self.turn_at) {
+                self.shared.hub.slow.tell_left_out();
             }
             self.publish();
             self.let_go_when_handled();
@@ -439,7 +439,7 @@ impl Reactor {
             Some(drain) => Some(drain.until),
             None => self.shared.stop.begins_at().map(|at| hub.clock.instant(at)),
         };
-        let deadlines = [self.deadlines.next(), self.told.due()];
+        let deadlines = [self.deadlines.next(), self.told.due(), hub.slow.due()];
         let deadline = deadlines.into_iter().flatten().min().map(|at| hub.clock.instant(at));
         let timers = [self.lingering.next(), deadline, self.listeners.retry_at()];
         let stop = [self.handshakes_until(), self.newcomers_until(), drain_until];

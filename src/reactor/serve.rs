@@ -202,6 +202,7 @@ impl Reactor {
     /// A peer that may do so asked for a stop.
     fn request_stop(&mut self, id: ConnId) {
         if !std::mem::replace(&mut self.stop_requested, true) {
+            self.shared.stop.drain_at(0);
             let peer = self.table.get(id).map(|entry| entry.connection.peer().to_string());
             tracing::info!(peer, "stop requested by a peer");
         }

@@ -72,11 +72,11 @@ struct Limits {
     /// [`NEVER`]: none.
     queue_timeout: AtomicU64,
     times_handlers: AtomicBool,
-    /// [`NEVER_SLOW`](crate::slow::NEVER_SLOW): none is.
+    /// [`NEVER`]: none is.
     slow: AtomicU64,
 }
 
-/// No request waits so long.
+/// No request waits or takes so long.
 const NEVER: Nanos = Nanos::MAX;
 
 impl Served {
@@ -102,7 +102,7 @@ impl Served {
         max_line_bytes.store(settings.max_line_bytes, Relaxed);
         queue_timeout.store(settings.queue_timeout.unwrap_or(NEVER), Relaxed);
         times_handlers.store(settings.timeouts.request.is_some(), Relaxed);
-        slow.store(settings.slow, Relaxed);
+        slow.store(settings.slow.unwrap_or(NEVER), Relaxed);
     }
 
     fn lines(&self) -> Lines {
@@ -152,8 +152,8 @@ impl Served {
     }
 
     /// A request is slow that takes so long from when it was read until it was handled.
-    pub(crate) fn slow(&self) -> Nanos {
-        self.limits.slow.load(Relaxed)
+    pub(crate) fn slow(&self) -> Option<Nanos> {
+        Some(self.limits.slow.load(Relaxed)).filter(|limit| *limit != NEVER)
     }
 
     /// Most requests in a job: where handlers are timed but one, so that the replies before it are not held up with it.

@@ -425,6 +425,9 @@ fn receive_listeners(pair: &OwnedFd) -> io::Result<Vec<Listener>> {
         .collect()
 }
 
+/// The name of a listener's service, device and number of its file, and its address.
+type Record = (String, Option<(u64, u64)>, Option<Address>);
+
 /// What is said of a listener: the name of its service, behind a NUL device and number of its file, if it has one, and behind another its
 /// address; nothing if it was given.
 fn record(service: &str, file: Option<(u64, u64)>, address: Option<&Address>) -> Vec<u8> {
@@ -442,7 +445,7 @@ fn record(service: &str, file: Option<(u64, u64)>, address: Option<&Address>) ->
     record
 }
 
-fn parse(record: &[u8]) -> Option<(String, Option<(u64, u64)>, Option<Address>)> {
+fn parse(record: &[u8]) -> Option<Record> {
     let mut parts = record.splitn(3, |byte| *byte == 0);
     let service = str::from_utf8(parts.next()?).ok()?;
     let file = match str::from_utf8(parts.next()?).ok()? {
