@@ -76,7 +76,7 @@ impl Program {
         &self,
         number: u64,
         mode: Mode,
-        environment: impl Iterator<Item = (&'static str, OsString)>,
+        environment: Vec<(&'static str, OsString)>,
         streams: Streams,
     ) -> io::Result<Child> {
         let mut words = self.launcher.iter().chain(&self.words);

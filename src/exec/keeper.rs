@@ -23,7 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
-use super::leased::Lease;
+use super::leased::Mode;
 use super::log::{Lines, Notice};
 use super::look::{self, Doing};
 use super::program::{Card, Program};
@@ -50,8 +50,11 @@ const STDERR_BYTES: usize = 64 << 10;
 const MAX_EVENTS: usize = 256;
 /// Programs that are started before ends, signals and what else there is are looked at again: each takes a millisecond.
 const MAX_STARTS: usize = 16;
-/// So many may be on their way out, or as many as there are besides, before no more are started.
+/// So many may be on their way out, or such a part of those that are to be there, before no more are started.
 const MIN_ENDING: usize = 16;
+const ENDING_SHARE: usize = 4;
+/// Signals that a program gets at its end: SIGTERM and SIGKILL.
+const SIGNALS: usize = 2;
 
 pub(super) const WAKER: Token = Token(0);
 
@@ -84,6 +87,8 @@ pub(super) struct Keeper {
     again: Vec<u64>,
     /// More are missing than are started at a time.
     starts_more: bool,
+    /// When it was last told that starts are held back.
+    told_at: Option<Instant>,
     trouble: Trouble,
     stop: Option<Instant>,
 }
@@ -125,6 +130,7 @@ impl Keeper {
             number: 0,
             again: Vec::new(),
             starts_more: false,
+            told_at: None,
             trouble,
             stop: None,
         }
@@ -213,11 +219,6 @@ impl Keeper {
     fn start_missing(&mut self) {
         let now = Instant::now();
         let starting = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Starts { .. })).count();
-        let ending = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Ends { .. })).count();
-        // Those that end take up what the next ones need: the first of them that is gone makes room.
-        if ending > MIN_ENDING.max(self.kept.len() - ending) {
-            return;
-        }
         let mut missing = self.shared.wanted().saturating_sub(starting);
         // While others serve nobody is refused, but those that do not stay are not started without end.
         if !self.shared.is_in_trouble() && self.trouble.early >= MAX_EARLY && now < self.trouble.until {
@@ -228,6 +229,9 @@ impl Keeper {
                 !matches!(kept.phase, Phase::Ends { .. }) && now.duration_since(kept.card.started) < EARLY
             });
             missing = usize::from(now >= self.trouble.until && !has_young && !self.shared.has_spare());
+        }
+        if missing > 0 && self.holds_back(missing, now) {
+            return;
         }
         // Others are heard between.
         self.starts_more = missing > MAX_STARTS;
@@ -240,6 +244,25 @@ impl Keeper {
                 return;
             }
         }
+    }
+
+    /// Whether no more are started for now: those that end take up what the next ones need. Those that got SIGKILL do not count, as
+    /// nothing more can be done for them.
+    fn holds_back(&mut self, missing: usize, now: Instant) -> bool {
+        let ends = |kept: &&Kept| matches!(kept.phase, Phase::Ends { .. });
+        let heard = |kept: &&Kept| matches!(kept.phase, Phase::Ends { signals, .. } if signals < SIGNALS);
+        let there = self.kept.len() - self.kept.values().filter(ends).count() + missing;
+        let ending = self.kept.values().filter(heard).count();
+        let holds = ending > MIN_ENDING.max(there / ENDING_SHARE);
+        if holds && self.told_at.is_none_or(|at| now.duration_since(at) >= MAX_PAUSE) {
+            self.told_at = Some(now);
+            tracing::warn!(
+                ending,
+                missing,
+                "programs are slow to end (--exec-stop): no more are started until some are gone"
+            );
+        }
+        holds
     }
 
     fn start(&mut self, number: u64) -> io::Result<()> {
@@ -256,7 +279,12 @@ impl Keeper {
         let streams = Streams { stdin, stdout, stderr: Stdio::piped() };
         // Who waits has it at once. One that was started before does not know its client.
         let lease = self.shared.next_lease();
-        let known = lease.iter().filter(|_| settings.spare == 0).flat_map(Lease::environment);
+        let known = match &lease {
+            _ if settings.spare > 0 => Vec::new(),
+            Some(lease) => lease.environment().collect(),
+            // One that is tried while none stays.
+            None => self.shared.last_known(),
+        };
         let started = settings.command.start(number, settings.mode, known, streams).and_then(|mut child| {
             match Self::adopt(&self.poll, number, &mut child, terminal.take()) {
                 Ok((card, pidfd, stderr, program)) => Ok((child, card, pidfd, stderr, program)),
@@ -343,7 +371,8 @@ impl Keeper {
                 Phase::Starts { look_at, .. } => at(*look_at),
                 Phase::Runs => {}
                 Phase::Ends { since, signals, .. } => {
-                    let steps = [(stop_timeout / 4, Signal::TERM), (stop_timeout, Signal::KILL)];
+                    let steps: [_; SIGNALS] =
+                        [(stop_timeout / 4, Signal::TERM), (stop_timeout, Signal::KILL)];
                     while let Some((after, signal)) = steps.get(*signals) {
                         if *since + *after > now {
                             at(*since + *after);
@@ -408,13 +437,18 @@ impl Keeper {
         if !by_itself || self.stop.is_some() {
             return;
         }
+        let settings = &self.shared.settings;
         let age = kept.card.started.elapsed();
         let served = kept.card.served.load(Relaxed);
         let last = kept.lines.last();
         let said = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };
         tracing::debug!(program = number, %status, ?age, served, was_spare, "a program ended by itself{said}");
-        // What a client has to itself may be over soon: that has served.
-        if age < EARLY && served == 0 {
+        // What a client has to itself may be over soon.
+        let is_given = settings.mode == Mode::Leased && matches!(kept.phase, Phase::Runs) && !was_spare;
+        if is_given && age >= EARLY {
+            self.shared.served.fetch_add(1, Relaxed);
+        }
+        if age < EARLY && served == 0 && !(is_given && status.success()) {
             let hint = if status.success() {
                 ". A program has to read its standard input line by line until that ends"
             } else {

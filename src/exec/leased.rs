@@ -55,8 +55,6 @@ impl Lease {
     /// Gives it its program.
     pub(super) fn give(self, shared: &Arc<Shared>, program: Program) {
         let number = program.card.number;
-        // Whatever becomes of it now says nothing of the others.
-        program.has_served();
         let guard = Guard { shared: Arc::clone(shared), number };
         match program.into_ends() {
             (input, Some(output)) => self.joining.with(input, output, guard),

@@ -1,6 +1,7 @@
 //! What workers and keeper share: the spares, how many programs are missing, what was given back, and the counts.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -91,6 +92,8 @@ struct State {
     leases: VecDeque<Lease>,
     /// Connections that have one.
     leased: usize,
+    /// What programs may know of the client that was refused last: for the one that is tried, where all are started for a client.
+    last_known: Vec<(&'static str, OsString)>,
     /// Given back to be ended: as what, and whether it has served nobody.
     gone: Vec<(u64, End, bool)>,
     /// None stays: nobody waits for one.
@@ -147,13 +150,19 @@ impl Shared {
     /// A worker without a program is gone.
     pub(super) fn is_not_missing(&self) {
         let mut state = self.state();
+        debug_assert!(state.empty > 0, "a worker without a program was counted when it lost it");
         state.empty = state.empty.saturating_sub(1);
-        let most = self.kept_ready(&state);
-        let spares = state.spares.len();
-        let surplus: Vec<Program> = state.spares.drain(most.min(spares)..).collect();
+        self.end_surplus(state);
+    }
+
+    /// Ends spares that nobody needs any more.
+    fn end_surplus(&self, mut state: MutexGuard<'_, State>) {
+        let most = self.kept_ready(&state).min(state.spares.len());
+        let surplus: Vec<Program> = state.spares.drain(most..).collect();
         state.gone.extend(surplus.iter().map(|program| (program.card.number, End::Surplus, false)));
         drop(state);
         if !surplus.is_empty() {
+            // Only now their input ends: whoever is told to end them knows already why.
             drop(surplus);
             self.wake();
         }
@@ -231,6 +240,7 @@ impl Shared {
     pub(super) fn lease(self: &Arc<Self>, lease: Lease) {
         let mut state = self.state();
         if state.stopping.is_some() || state.over || state.in_trouble {
+            state.last_known = lease.environment().collect();
             drop(state);
             return lease.refuse();
         }
@@ -238,6 +248,7 @@ impl Shared {
             Some(program) => {
                 state.leased += 1;
                 drop(state);
+                self.has_proved(&program);
                 lease.give(self, program);
             }
             None => {
@@ -246,6 +257,17 @@ impl Shared {
             }
         }
         self.wake();
+    }
+
+    /// A program has shown that it stays: whatever becomes of it now says nothing of the others.
+    fn has_proved(&self, program: &Program) {
+        program.has_served();
+        self.served.fetch_add(1, Relaxed);
+    }
+
+    /// What programs may know of the client that was refused last.
+    pub(super) fn last_known(&self) -> Vec<(&'static str, OsString)> {
+        self.state().last_known.clone()
     }
 
     /// The connection of a program has ended.
@@ -267,11 +289,12 @@ impl Shared {
     pub(super) fn take_gone(&self) -> (Vec<(u64, End, bool)>, bool) {
         let mut state = self.state();
         let stops = state.stopping.is_some();
-        if stops {
-            state.spares.clear();
-            state.leases.clear();
-        }
-        (mem::take(&mut state.gone), stops)
+        let left = stops.then(|| (mem::take(&mut state.spares), mem::take(&mut state.leases)));
+        let gone = mem::take(&mut state.gone);
+        drop(state);
+        // Not under the lock: a connection that waits is told.
+        drop(left);
+        (gone, stops)
     }
 
     /// How long a program gets to end.
@@ -282,9 +305,10 @@ impl Shared {
     /// Programs that are missing, those that are being started among them.
     pub(super) fn wanted(&self) -> usize {
         let mut state = self.state();
-        let (waiting, gone): (VecDeque<Lease>, VecDeque<Lease>) =
-            mem::take(&mut state.leases).into_iter().partition(Lease::is_there);
-        state.leases = waiting;
+        let mut gone = VecDeque::new();
+        if !state.leases.is_empty() {
+            (state.leases, gone) = mem::take(&mut state.leases).into_iter().partition(Lease::is_there);
+        }
         let wanted = state.leases.len() + self.kept_ready(&state);
         let missing = wanted.saturating_sub(state.spares.len());
         drop(state);
@@ -310,11 +334,16 @@ impl Shared {
             Some(lease) => {
                 state.leased += 1;
                 drop(state);
+                self.has_proved(&program);
                 lease.give(self, program);
             }
             None => {
                 state.spares.push_back(program);
                 self.news.notify_all();
+                // What it was started for may have gone. While none stays, one that does is what shows that they do again.
+                if !state.in_trouble {
+                    self.end_surplus(state);
+                }
             }
         }
     }
@@ -380,7 +409,9 @@ impl Shared {
     }
 
     pub(super) fn trouble_is_over(&self) {
-        if mem::replace(&mut self.state().in_trouble, false) {
+        let mut state = self.state();
+        if mem::replace(&mut state.in_trouble, false) {
+            self.end_surplus(state);
             self.tell(true);
             tracing::info!("programs stay again; requests are served");
         }
@@ -390,7 +421,8 @@ impl Shared {
     pub(super) fn is_over(&self) {
         let mut state = self.state();
         let was_stopping = state.stopping.is_some();
-        (state.over, state.in_trouble) = (true, true);
+        state.over = true;
+        state.in_trouble |= !was_stopping;
         let left = (mem::take(&mut state.spares), mem::take(&mut state.leases));
         drop(state);
         drop(left);

@@ -170,3 +170,35 @@ fn a_spare_that_ends_with_success_is_not_started_without_end() {
     assert!(started <= 20, "{started} were started");
     server.connect().expect_rest(b"ERROR program unavailable\n");
 }
+
+#[test]
+fn programs_that_are_started_for_a_client_are_refused_and_come_back_too() {
+    let flag = file("flag", "");
+    // It needs to know its client, those that are tried too.
+    let script = format!("[ -e '{}' ] && [ -n \"$REMOTE_ADDR\" ] && exec cat; exit 7", flag.display());
+    fs::remove_file(&flag).unwrap();
+    let server = serve_script(&script, "--exec-mode leased --exec-spare 0");
+    eventually("clients are refused", || server.connect().rest() == b"ERROR program unavailable\n");
+    server.expect_log("ends as soon as it is started");
+    fs::write(&flag, "").unwrap();
+    eventually("it is back", || {
+        let mut peer = server.connect();
+        peer.send_what_goes(b"hello");
+        peer.finish();
+        peer.rest() == b"hello"
+    });
+    // What was tried knew another client, and is nobody's.
+    eventually("none is left", || server.stats()["programs"]["running"] == 0);
+}
+
+#[test]
+fn clients_that_vanish_leave_no_program_behind() {
+    let server = serve_script("sleep 0.2; exec cat", "--exec-mode leased --exec-spare 1 --max-threads 40");
+    let peers: Vec<_> = (0..30).map(|_| server.connect()).collect();
+    peers.into_iter().for_each(crate::support::Peer::reset);
+    // The pool's least, and no more.
+    eventually("only those that are kept ready are left", || {
+        let stats = server.stats();
+        stats["connections"] == 0 && stats["programs"]["running"] == 4 && stats["programs"]["ready"] == 4
+    });
+}

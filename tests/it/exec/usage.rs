@@ -167,3 +167,16 @@ fn a_terminal_cures_it() {
     assert_eq!(server.connect().exchange(b"one\n\ttwo\n"), b"one\n\ttwo\n");
     server.stop().assert_clean();
 }
+
+#[test]
+fn the_last_statistics_of_a_good_run_say_so() {
+    let server = serve_exec("cat", "--stats-every 1h");
+    let mut peer = server.connect();
+    peer.send(b"x\n");
+    peer.expect(b"x\n");
+    drop(peer);
+    let ended = server.stop();
+    ended.assert_clean();
+    let last: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["programs"]["available"], true, "{last}");
+}
