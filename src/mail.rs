@@ -35,6 +35,18 @@ pub(crate) enum Mail {
     Survey(Box<Survey>),
 }
 
+impl Mail {
+    /// The job that it is, if it is one. A further kind says here whether it carries one, and with it a session.
+    pub(crate) fn into_job(self) -> Option<Box<Job>> {
+        match self {
+            Mail::Job(job) | Mail::Inline(job) => Some(job),
+            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Joint(_) | Mail::Question(_) => None,
+            #[cfg(feature = "admin")]
+            Mail::Survey(_) => None,
+        }
+    }
+}
+
 /// What a handler has written so far of a reply, and the replies before it in the same job.
 #[derive(Debug)]
 pub(crate) struct Piece {

@@ -512,10 +512,7 @@ impl Inner {
     fn close_sessions(&self, services: &Arc<[Served]>) -> Option<String> {
         let mut mail = Vec::new();
         self.hub.replies.drain(&mut mail);
-        let came_back = mail.into_iter().filter_map(|mail| match mail {
-            Mail::Job(job) | Mail::Inline(job) => Some(job),
-            _ => None,
-        });
+        let came_back = mail.into_iter().filter_map(Mail::into_job);
         let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());
         if jobs.is_empty() {
@@ -621,7 +618,8 @@ impl ServerHandle {
         &self.inner.addrs.of_clients[0]
     }
 
-    /// The addresses of all listeners, in the order of [`Config::listen`], with their real ports.
+    /// The addresses where clients reach the services, with their real ports: those of [`Config::listen`] in its order, those of the
+    /// services besides, and those of sockets that were given. The admin and the agent address are not among them.
     pub fn local_addrs(&self) -> &[Address] {
         &self.inner.addrs.of_clients
     }
@@ -804,8 +802,8 @@ impl ServerHandle {
     /// turn on, so also for whoever connects or asks after this has returned.
     ///
     /// What takes effect at the start only stays as it is: [`Config::listen`], [`Config::unix_mode`], [`Config::reuse_port`],
-    /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin and the agent address, and [`Config::send_buffer_bytes`] where it is to be left to the system again. Returns the names
-    /// of those of them that differ.
+    /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin and the agent address, and
+    /// [`Config::send_buffer_bytes`] where it is to be left to the system again. Returns the names of those of them that differ.
     ///
     /// ```
     /// # use tidemill::{Helo, Server};

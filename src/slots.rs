@@ -45,8 +45,8 @@ pub(crate) const FIRST_SLOTS: usize = 4096;
 /// Parts, for more slots than a slab of 2^30 connections and those that are turned away has.
 const PARTS: usize = 20;
 
-/// What other threads know of the connections in each slot. Twelve bytes a slot, for at most three times as many slots as ever
-/// were in use.
+/// What other threads know of the connections in each slot. Twelve bytes a slot, for the first 4096 of them, and beyond for at most
+/// three times as many as ever were in use.
 #[derive(Debug)]
 pub(crate) struct Slots {
     parts: [OnceLock<Box<[Slot]>>; PARTS],

@@ -89,8 +89,8 @@ impl Inbound {
         self.tidy();
     }
 
-    /// Adds bytes that were read at `now`. `scanned`: framing has looked at so many of them, and wants more; only if
-    /// nothing was here.
+    /// Adds bytes that were read at `now`. `incomplete`: nothing here is a whole frame, and framing has looked at so many bytes of all
+    /// that is here then.
     pub(crate) fn append(&mut self, bytes: &[u8], incomplete: Option<usize>, now: Nanos) {
         if self.is_empty() {
             self.arrived_at = now;

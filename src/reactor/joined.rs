@@ -77,11 +77,19 @@ impl Joint {
 
     /// Writes what waits for `input`, as far as it takes it.
     fn write_waiting(&mut self, registry: &Registry) {
+        if !self.waiting.is_empty() {
+            let waiting = std::mem::take(&mut self.waiting);
+            self.write(&waiting, registry);
+        }
+    }
+
+    /// Writes `bytes`, before which nothing waits. What is not taken waits from now on; where nobody takes it any more, it is thrown away.
+    fn write(&mut self, bytes: &[u8], registry: &Registry) {
         let mut written = 0;
         while let (Some(input), true) = (&self.input, self.takes)
-            && written < self.waiting.len()
+            && written < bytes.len()
         {
-            match rustix::io::write(input, &self.waiting[written..]) {
+            match rustix::io::write(input, &bytes[written..]) {
                 Ok(count) => written += count,
                 Err(Errno::AGAIN) => self.takes = false,
                 Err(Errno::INTR) => {}
@@ -89,9 +97,8 @@ impl Joint {
                 Err(_) => return self.end_input(registry),
             }
         }
-        self.waiting.drain(..written);
-        if self.waiting.is_empty() {
-            self.waiting = Vec::new();
+        if self.input.is_some() && written < bytes.len() {
+            self.waiting = bytes[written..].to_vec();
         }
     }
 }
@@ -100,7 +107,7 @@ impl Joint {
 /// a slot that may be another's by then.
 fn close(end: Option<OwnedFd>, registry: &Registry) {
     if let Some(end) = end {
-        // It is registered.
+        // It is registered, unless that failed.
         registry.deregister(&mut SourceFd(&end.as_raw_fd())).unwrap_or_default();
     }
 }
@@ -164,11 +171,7 @@ impl Reactor {
                 let registry = self.poll.registry();
                 registry.register(&mut SourceFd(&end.as_raw_fd()), Token(tokens + slot), interest)
             });
-        if let Err(error) = watched {
-            self.warn("cannot watch what a connection is joined to", &error);
-            return Err(Vec::new());
-        }
-        Ok(Joint {
+        let joint = Joint {
             input: Some(input),
             takes: true,
             output: Some(output),
@@ -176,7 +179,15 @@ impl Reactor {
             waiting: Vec::new(),
             told_end: false,
             _guard: guard,
-        })
+        };
+        match watched {
+            Ok(()) => Ok(joint),
+            Err(error) => {
+                joint.part(self.poll.registry());
+                self.warn("cannot watch what a connection is joined to", &error);
+                Err(Vec::new())
+            }
+        }
     }
 
     /// Remembers what an event says of an end.
@@ -272,10 +283,8 @@ impl Reactor {
                     share = share.saturating_sub(read);
                     self.counters.read_bytes += read as u64;
                     self.budget.bytes(read);
-                    // Where nobody takes it any more it is thrown away, so that the peer's end is seen.
-                    if joint.input.is_some() {
-                        joint.waiting.extend_from_slice(&self.buffer[..read]);
-                    }
+                    // Read also where nobody takes it any more, so that the peer's end is seen.
+                    joint.write(&self.buffer[..read], self.poll.registry());
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => connection.set_read_empty(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -9,7 +9,7 @@ use super::Reactor;
 use super::admit::MAX_REJECTED;
 use super::table::Entry;
 use crate::address::Address;
-use crate::connection::{Phase, Role};
+use crate::connection::{Inbound, Phase, Role};
 use crate::framing::proxy::{FromTo, Header, MAX_HEADER_BYTES};
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
@@ -43,7 +43,8 @@ impl Reactor {
     fn read_header(&mut self, id: ConnId) -> bool {
         let (sparing, now) = (self.is_sparing(), self.turn_at);
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        let limit = connection.may_read(MAX_HEADER_BYTES, sparing);
+        let here = connection.inbound().map_or(0, Inbound::len);
+        let limit = connection.may_read(MAX_HEADER_BYTES.saturating_sub(here), sparing);
         if limit == 0 {
             return true;
         }
@@ -55,8 +56,7 @@ impl Reactor {
                 }
                 connection.count_drained(read);
                 // What is here is no frame of the service's, whole or not.
-                let here = connection.inbound().map_or(0, |inbound| inbound.len()) + read;
-                connection.inbound_mut().append(&self.buffer[..read], Some(here), now);
+                connection.inbound_mut().append(&self.buffer[..read], Some(here + read), now);
                 self.counters.read_bytes += read as u64;
                 self.budget.bytes(read);
             }
