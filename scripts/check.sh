@@ -15,6 +15,7 @@ cargo fmt --all --check
 cargo clippy --locked --all-targets --all-features -- -D warnings
 cargo clippy --locked --lib --no-default-features -- -D warnings
 cargo clippy --locked --lib --no-default-features --features simulate -- -D warnings
+cargo clippy --locked --bins --no-default-features --features cli -- -D warnings
 cargo clippy --locked --lib --no-default-features --features admin -- -D warnings
 cargo clippy --locked --lib --no-default-features --features exec -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --all-features --quiet

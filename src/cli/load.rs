@@ -293,7 +293,7 @@ fn plan(args: &LoadArgs) -> Result<Plan, Failure> {
 }
 
 /// All addresses of the target, in the order in which to try them.
-fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
+pub(super) fn resolve(target: &str) -> Result<Vec<SocketAddr>, Failure> {
     if !target.contains(':') {
         return Err(Failure::usage(format!("`{target}` is not HOST:PORT")));
     }

@@ -95,6 +95,7 @@ pub(super) struct Fixed {
     max_line: Option<usize>,
     /// Where it says how many are kept.
     min_threads: Option<Option<usize>>,
+    spare: usize,
 }
 
 impl Fixed {
@@ -107,6 +108,7 @@ impl Fixed {
             may_stop: options.is_given(KILL_FROM),
             max_line: has_frames.then_some(args.max_line),
             min_threads: (args.exec.is_some() && args.programs.is_leased()).then_some(args.min_threads),
+            spare: args.programs.exec_spare,
         }
     }
 
@@ -115,6 +117,7 @@ impl Fixed {
         let gives_kill_from = options.is_given(KILL_FROM);
         let args = &mut options.args;
         (args.exec, args.programs.exec_mode) = (self.command.clone(), self.mode);
+        args.programs.exec_spare = self.spare;
         let mut kept = Vec::new();
         if self.command.is_some() && gives_kill_from != self.may_stop {
             // Where nobody is to stop it any more, nobody can; that somebody may takes a restart.
@@ -127,7 +130,8 @@ impl Fixed {
         }
         if let Some(least) = self.min_threads {
             args.min_threads = least;
-            kept.push("min-threads");
+            // Its place is --max-threads'.
+            kept.extend(["min-threads", "max-connections"]);
         }
         kept
     }

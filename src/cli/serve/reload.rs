@@ -107,10 +107,12 @@ impl Reload {
         let of_programs = self.programs.keep(&mut options);
         let mut config = config_of(&options.args);
         let wanted = config.max_connections;
-        self.descriptors.own = own_descriptors(&options.args, &config);
-        config.max_connections = self.descriptors.connections(wanted);
+        let mut descriptors = self.descriptors;
+        descriptors.own = own_descriptors(&options.args, &config);
+        config.max_connections = descriptors.connections(wanted);
         let possible = config.max_connections;
         let kept = server.reconfigure(config).map_err(|error| options.in_options(&error))?;
+        self.descriptors = descriptors;
         if possible < wanted {
             tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
         }

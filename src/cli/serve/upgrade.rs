@@ -148,7 +148,7 @@ impl Upgrader {
         }
     }
 
-    /// The server stops: ends an upgrade that is under way. Never blocks.
+    /// The server stops: ends an upgrade that is under way. Blocks for a second at the most, while it is handed over.
     pub(super) fn cancel(&self) {
         let mut state = self.0.lock();
         state.over = true;
@@ -317,7 +317,9 @@ fn end(child: &mut Child, patience: Duration, timeout: Duration) -> Option<proce
 fn child_ended(id: Pid, timeout: Duration) -> bool {
     let timeout = Timespec::try_from(timeout).ok();
     pidfd_open(id, PidfdFlags::empty())
-        .and_then(|process| poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref()))
+        .and_then(|process| {
+            retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref()))
+        })
         .is_ok_and(|ended| ended > 0)
 }
 

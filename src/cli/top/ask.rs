@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use socket2::Socket;
 use tidemill::Address;
 
 /// Longest answer in bytes: more is none of ours.
@@ -18,22 +19,6 @@ pub(super) struct Asked {
     pub(super) address: Address,
     /// For the whole answer.
     pub(super) timeout: Duration,
-}
-
-trait Stream: Read + Write {
-    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()>;
-}
-
-impl Stream for TcpStream {
-    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()> {
-        self.set_read_timeout(Some(timeout)).and_then(|()| self.set_write_timeout(Some(timeout)))
-    }
-}
-
-impl Stream for UnixStream {
-    fn set_timeout(&self, timeout: Duration) -> std::io::Result<()> {
-        self.set_read_timeout(Some(timeout)).and_then(|()| self.set_write_timeout(Some(timeout)))
-    }
 }
 
 impl Asked {
@@ -65,20 +50,20 @@ impl Asked {
     /// All that it says until it closes.
     fn exchange(&self, path: &str) -> std::io::Result<Vec<u8>> {
         let deadline = Instant::now() + self.timeout;
-        let mut stream: Box<dyn Stream> = match &self.address {
-            Address::Unix(path) => Box::new(UnixStream::connect(path)?),
+        let mut stream: Socket = match &self.address {
+            Address::Unix(path) => UnixStream::connect(path)?.into(),
             address => {
                 let address = address.tcp().ok_or(ErrorKind::InvalidInput)?;
-                Box::new(TcpStream::connect_timeout(&address, self.timeout)?)
+                TcpStream::connect_timeout(&address, self.timeout)?.into()
             }
         };
         let rest = || Some(deadline.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero());
-        stream.set_timeout(rest().ok_or(ErrorKind::TimedOut)?)?;
+        stream.set_write_timeout(Some(rest().ok_or(ErrorKind::TimedOut)?))?;
         // By version 1.0 the body ends with the stream.
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: tidemill\r\n\r\n").as_bytes())?;
         let (mut bytes, mut part) = (Vec::new(), [0; 16 << 10]);
         loop {
-            stream.set_timeout(rest().ok_or(ErrorKind::TimedOut)?)?;
+            stream.set_read_timeout(Some(rest().ok_or(ErrorKind::TimedOut)?))?;
             match stream.read(&mut part) {
                 Ok(0) => return Ok(bytes),
                 Ok(read) => bytes.extend_from_slice(&part[..read]),

@@ -172,7 +172,7 @@ fn draw_head(frame: &mut Frame<'_>, known: &Known, address: &str, area: Rect) {
     };
     let news = match &known.silent {
         Some((why, since)) => format!("no answer for {}: {why}", seconds(since.elapsed().as_secs_f64())),
-        None => stats.reason.as_ref().map(|reason| format!("not ready: {reason}")).unwrap_or_default(),
+        None => stats.not_ready().unwrap_or_default(),
     };
     let recent = |counts: fn(&super::stats::Buckets) -> &[u64]| {
         let recent = known.history.recent(counts);
@@ -201,17 +201,7 @@ fn draw_head(frame: &mut Frame<'_>, known: &Known, address: &str, area: Rect) {
             report::number(stats.rejected()),
             bytes(stats.held_bytes)
         )),
-        Line::from(format!(
-            "{} of {} workers busy, {} to {}, demand {} ({:.0} %), {} jobs waiting, {} cores",
-            stats.pool_busy,
-            stats.pool_threads,
-            stats.pool_min,
-            stats.pool_max,
-            stats.pool_demand,
-            stats.pool_saturation * 100.0,
-            count(stats.pool_waiting),
-            stats.pool_cores
-        )),
+        Line::from(stats.pool_line()),
         Line::from(format!(
             "last {WINDOW_SECONDS:.0} s: wait {}, service {}",
             recent(|buckets| &buckets.queue_wait_seconds),
@@ -285,9 +275,7 @@ fn draw_waits(frame: &mut Frame<'_>, history: &History, area: Rect) {
 }
 
 fn draw_decisions(frame: &mut Frame<'_>, stats: &Stats, area: Rect) {
-    let row = |decided: &super::stats::Decided| {
-        Row::new([seconds((stats.uptime_seconds - decided.t).max(0.0)), decided.words.clone()])
-    };
+    let row = |decided: &super::stats::Decided| Row::new([stats.ago(decided), decided.words.clone()]);
     let rows = stats.decisions.iter().rev().map(row);
     let table = Table::new(rows, [Constraint::Length(8), Constraint::Fill(1)]);
     frame.render_widget(table.block(Block::bordered().title(" last decisions ")), area);
@@ -295,8 +283,7 @@ fn draw_decisions(frame: &mut Frame<'_>, stats: &Stats, area: Rect) {
 
 fn draw_stuck(frame: &mut Frame<'_>, stats: &Stats, area: Rect) {
     let row = |stuck: &super::stats::Stuck| {
-        let peer = stuck.peer.clone().unwrap_or_else(|| "gone".to_owned());
-        Row::new([stuck.worker.clone(), seconds(stuck.age_seconds), peer])
+        Row::new([stuck.worker.clone(), seconds(stuck.age_seconds), stuck.peer().to_owned()])
     };
     let none = [Row::new(["none"])];
     let rows = stats.stuck.iter().map(row).chain(none.into_iter().filter(|_| stats.stuck.is_empty()));

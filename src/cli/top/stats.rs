@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::text::bytes;
+use super::text::{bytes, count, seconds};
 
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Stats {
@@ -111,6 +111,13 @@ pub(super) struct Connection {
     pub(super) held_bytes: u64,
 }
 
+impl Stuck {
+    /// Whose request it has.
+    pub(super) fn peer(&self) -> &str {
+        self.peer.as_deref().unwrap_or("gone")
+    }
+}
+
 impl Stats {
     /// # Errors
     /// One line: it is not what a server of this make says.
@@ -121,6 +128,31 @@ impl Stats {
     /// Lines accepted, of all services and kinds.
     pub(super) fn requests(&self) -> f64 {
         sum(&self.requests_total)
+    }
+
+    /// The pool in one line.
+    pub(super) fn pool_line(&self) -> String {
+        format!(
+            "{} of {} workers busy, {} to {} allowed, demand {} ({:.0} %), {} jobs waiting, {} cores",
+            self.pool_busy,
+            self.pool_threads,
+            self.pool_min,
+            self.pool_max,
+            self.pool_demand,
+            self.pool_saturation * 100.0,
+            count(self.pool_waiting),
+            self.pool_cores
+        )
+    }
+
+    /// Why it is not ready, if it is not.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        self.reason.as_ref().map(|reason| format!("not ready: {reason}"))
+    }
+
+    /// How long ago that was decided.
+    pub(super) fn ago(&self, decided: &Decided) -> String {
+        seconds((self.uptime_seconds - decided.t).max(0.0))
     }
 
     /// Connections turned away, for all reasons.

@@ -45,8 +45,8 @@ pub(super) fn snapshot(stats: &Stats, address: &Address) -> String {
     };
     let Stats { version, pid, state, uptime_seconds, .. } = stats;
     line("tidemill", format!("{version} at {address}, process {pid}, up for {}", seconds(*uptime_seconds)));
-    let not_ready = stats.reason.as_ref().map(|reason| format!(", not ready: {reason}")).unwrap_or_default();
-    line("state", format!("{state}{not_ready}"));
+    let state = [Some(state.clone()), stats.not_ready()];
+    line("state", state.into_iter().flatten().collect::<Vec<_>>().join(", "));
     line(
         "connections",
         format!(
@@ -67,32 +67,18 @@ pub(super) fn snapshot(stats: &Stats, address: &Address) -> String {
             count(stats.requests_dropped_total)
         ),
     );
-    line(
-        "pool",
-        format!(
-            "{} of {} workers busy, {} to {} allowed, demand {} ({:.0} %), {} jobs waiting, {} cores",
-            stats.pool_busy,
-            stats.pool_threads,
-            stats.pool_min,
-            stats.pool_max,
-            stats.pool_demand,
-            stats.pool_saturation * 100.0,
-            count(stats.pool_waiting),
-            stats.pool_cores
-        ),
-    );
+    line("pool", stats.pool_line());
     line("wait", times(&stats.queue_wait_seconds));
     line("service", times(&stats.service_seconds));
     for sums in stats.programs.iter().flat_map(Programs::lines) {
         line("programs", sums);
     }
     for stuck in &stats.stuck {
-        let peer = stuck.peer.as_deref().unwrap_or("gone");
-        line("stuck", format!("{} for {}, peer {peer}", stuck.worker, seconds(stuck.age_seconds)));
+        let age = seconds(stuck.age_seconds);
+        line("stuck", format!("{} for {age}, peer {}", stuck.worker, stuck.peer()));
     }
     for decided in stats.decisions.iter().rev().take(DECISIONS) {
-        let ago = seconds((stats.uptime_seconds - decided.t).max(0.0));
-        line("decision", format!("{ago} ago: {}", decided.words));
+        line("decision", format!("{} ago: {}", stats.ago(decided), decided.words));
     }
     text
 }

@@ -115,9 +115,9 @@ fn over_a_unix_socket() {
 
 #[test]
 fn who_is_not_there_is_one_line() {
-    for address in ["127.0.0.1:1", "unix:/no/such/socket", "no-port"] {
+    for (address, status) in [("127.0.0.1:1", 1), ("unix:/no/such/socket", 1), ("no-port", 2)] {
         let ended = Ended::of(program().args(["client", "--pipe", address]));
-        assert_eq!((ended.status.code(), ended.stderr.lines().count()), (Some(1), 1), "{ended:?}");
+        assert_eq!((ended.status.code(), ended.stderr.lines().count()), (Some(status), 1), "{ended:?}");
         assert!(ended.stderr.contains(address), "{ended:?}");
     }
     for wrong in [&["client"][..], &["client", "H"], &["client", "--pipe", "x:1", "H", "127.0.0.1", "1"]] {
