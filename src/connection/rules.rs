@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::config::Timeouts;
+use crate::reason::CloseReason;
 use crate::slots::{MS, Slots};
 
 /// High and low.
