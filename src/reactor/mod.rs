@@ -11,6 +11,7 @@
 
 mod admit;
 mod aside;
+mod bind;
 mod budget;
 mod deadlines;
 mod farewell;
@@ -58,12 +59,13 @@ use crate::slots::{ConnId, Slots};
 use crate::sync::lock_std;
 use crate::tuner::Tuner;
 use aside::Aside;
+pub(crate) use bind::bind;
 use budget::Budget;
 use deadlines::{Deadlines, Expiries};
 use inline::Inline;
 use joined::Joint;
+pub(crate) use listener::Bound;
 use listener::Listeners;
-pub(crate) use listener::{Bound, bind};
 use lone::LoneJob;
 use peers::Peers;
 pub(crate) use reconfigure::NewSettings;
