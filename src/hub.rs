@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::{Clock, Nanos};
 use crate::mail::{Mail, Post};
-use crate::metrics::Timings;
 use crate::replies::{Replies, Wake};
 use crate::slow::SlowLog;
+use crate::timings::Timings;
 
 thread_local! {
     /// [`Hub::number`] of the server that the thread belongs to; 0 for a thread that is no server's. Without a destructor, so

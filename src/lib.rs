@@ -111,6 +111,7 @@ mod slow;
 mod state;
 mod sync;
 mod threads;
+mod timings;
 mod tuner;
 mod watch;
 
@@ -123,7 +124,7 @@ pub use controller::Decision;
 pub use error::Error;
 pub use handover::Listener;
 pub use ipnet::IpNet;
-pub use metrics::{Closed, Distribution, Rejected, Requests, Resizes, Stats};
+pub use metrics::{Closed, Rejected, Requests, Resizes, Stats};
 pub use reason::CloseReason;
 pub use server::{Builder, Outcome, Server, ServerHandle};
 pub use service::{
@@ -131,4 +132,5 @@ pub use service::{
     PushError, Pusher, Reply, Request, Service,
 };
 pub use state::ServerState;
+pub use timings::Distribution;
 pub use tuner::MAX_DECISIONS;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::metrics::Waits;
+use crate::timings::Waits;
 
 /// Requests that have waited so long make the server saturated: twice as long as the pool's valve waits at the most before it
 /// adds workers.
@@ -81,7 +81,7 @@ impl Saturation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Lap, Timings};
+    use crate::timings::{Lap, Timings};
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Nanos;
 use crate::job::Job;
-use crate::metrics::Lap;
 use crate::sync::lock_std;
+use crate::timings::Lap;
 
 /// Slow requests that are logged within a second, at the most: enough to see what they have in common.
 const MAX_LINES_PER_SECOND: u32 = 10;

@@ -11,10 +11,11 @@ use serde_json::Value;
 use crate::address::Address;
 use crate::controller::Decision;
 use crate::mail::Holder;
-use crate::metrics::{Buckets, Stats};
+use crate::metrics::Stats;
 use crate::overview::Overview;
 use crate::pool::OldJob;
 use crate::sync::lock_std;
+use crate::timings::Buckets;
 
 /// Decisions that are told, the last ones: a pool that changes its size all the time takes one every few milliseconds.
 const MAX_DECISIONS: usize = 64;

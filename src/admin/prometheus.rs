@@ -2,8 +2,9 @@
 
 use std::fmt::{Display, Write};
 
-use crate::metrics::{Buckets, Stats};
+use crate::metrics::Stats;
 use crate::overview::Overview;
+use crate::timings::Buckets;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 

@@ -10,9 +10,9 @@ use crate::clock::Nanos;
 use crate::hub::Hub;
 use crate::job::{Batch, Handled, Job, JobEnd, Task};
 use crate::mail::{Mail, Post};
-use crate::metrics::{Lap, SHORT_REQUEST};
 use crate::replies::Wake;
 use crate::service::{self, Connection, Mode, Request, Served, WorkerStates};
+use crate::timings::{Lap, SHORT_REQUEST};
 
 /// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
 pub(crate) const MAX_SLICE: Nanos = 1_000_000;
