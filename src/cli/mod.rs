@@ -85,7 +85,7 @@ enum Command {
 
 /// Parses the program's arguments and runs the subcommand.
 pub(crate) fn run() -> ExitCode {
-    if let Some(status) = launch::run() {
+    if let Some(status) = launch::run().or_else(serve::starter::run) {
         return status;
     }
     // Before the arguments are parsed, which takes more of the stack than there may be.

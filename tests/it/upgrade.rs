@@ -1,8 +1,10 @@
 //! Hot upgrades by SIGUSR2: another process takes over and no client notices, or this one goes on.
 
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{ErrorKind, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    recv, sendmsg, socketpair,
+};
 use rustix::process::{Pid, Signal, getuid, kill_process, test_kill_process};
 use serde_json::Value;
 
@@ -343,13 +349,14 @@ fn a_second_request_is_ignored_while_one_is_under_way_and_a_stop_ends_both() {
     let line = Line::start("--upgrade-timeout 1h");
     line.put_script("exec sleep 1000");
     line.signal(Signal::USR2);
-    let started = || children(line.now.0);
+    // By a process in between.
+    let started = || children(line.now.0).into_iter().flat_map(children).collect::<Vec<_>>();
     eventually("it is started", || !started().is_empty());
     line.signal(Signal::USR2);
     // Signals are obeyed one after another.
     line.first.stats();
     let new = started();
-    assert_eq!(new.len(), 1);
+    assert_eq!((new.len(), children(line.now.0).len()), (1, 1));
     Peer::connect(line.address()).ask("x");
     line.signal(Signal::TERM);
     let ended = line.first.wait();
@@ -363,11 +370,49 @@ fn kill_service_ends_a_process_that_is_not_ready_too() {
     let line = Line::start("--upgrade-timeout 1h");
     line.put_script("exec sleep 1000");
     line.signal(Signal::USR2);
-    eventually("it is started", || !children(line.now.0).is_empty());
-    let new = children(line.now.0);
+    let started = || children(line.now.0).into_iter().flat_map(children).collect::<Vec<_>>();
+    eventually("it is started", || !started().is_empty());
+    let new = started();
     Peer::connect(line.address()).send(b"KILL_SERVICE\n");
     line.first.wait().assert_clean();
     assert!(test_kill_process(new[0]).is_err());
+}
+
+/// What a service manager does that has heard of the new process, and that before the old one gives the word to take over.
+#[test]
+fn who_is_in_the_queue_is_served_by_a_process_that_is_to_stop_as_it_takes_over() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let (old, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let said = |record: &[u8], socket: Option<&TcpListener>| {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let socket = socket.map(AsFd::as_fd);
+        assert!(socket.is_none() || control.push(SendAncillaryMessage::ScmRights(socket.as_slice())));
+        sendmsg(&old, &[IoSlice::new(record)], &mut control, SendFlags::NOSIGNAL).unwrap();
+    };
+    said(b"tidemill listeners 2 1", None);
+    said(format!("helo\0\0{address}").as_bytes(), Some(&socket));
+    let mut command = program_at(Path::new(REAL));
+    command.args(["serve", &address.port().to_string()]).env("TIDEMILL_UPGRADE", "1").stdin(theirs);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut new = Serving::launch(&mut command);
+    new.read_log();
+    let mut ready = [0; 5];
+    recv(&old, &mut ready[..], RecvFlags::empty()).unwrap();
+    assert_eq!(&ready, b"ready");
+    new.signal(Signal::TERM);
+    new.expect_log("stopping");
+    // Whoever of both it was that stops, this one would wait in vain for the other.
+    let mut peer = Peer::connect(address);
+    peer.send(b"HELO x\n");
+    drop(socket);
+    said(b"go", None);
+    peer.expect(&helo_reply(b"x", address));
+    peer.expect_end();
+    drop((peer, old));
+    new.wait().assert_clean();
 }
 
 #[test]

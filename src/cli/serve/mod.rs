@@ -9,6 +9,7 @@ mod layers;
 mod log;
 mod reload;
 mod signals;
+pub(crate) mod starter;
 mod statistics;
 mod systemd;
 mod upgrade;
@@ -163,7 +164,6 @@ fn serve(
         drop(server.wait());
         return Ok(FAILED);
     }
-    handle.own();
     upgrader.enable(&handle);
     announce(&handle, &output);
     let teller = notifier.begin(&handle);

@@ -3,12 +3,14 @@
 //! A thread waits for signals from before the server is there: what comes meanwhile waits for it.
 
 use std::fs;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::{Handle, Signals};
 use tidemill::ServerState;
 
@@ -17,6 +19,9 @@ use super::reload::Reloader;
 use super::statistics::{self, Running};
 use super::upgrade::{Predecessor, Upgrader};
 use crate::cli::unblock;
+
+/// Set by the signal's handler itself, so before the thread that watches has run.
+static STOP_ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
 /// Watches for signals.
 pub(super) struct Watcher {
@@ -64,7 +69,11 @@ impl Watcher {
         // SIGXFSZ would end the process where a file of the log has reached the limit of its size; the write fails all
         // the same.
         let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ]).map_err(refused)?;
-        if reloads || !is_ignored(SIGHUP) {
+        let asked = STOP_ASKED.get_or_init(Arc::default);
+        for signal in [SIGINT, SIGTERM] {
+            flag::register(signal, Arc::clone(asked)).map_err(refused)?;
+        }
+        if reloads || !has(SIGHUP, "SigIgn:") {
             signals.add_signal(SIGHUP).map_err(refused)?;
         }
         // For this thread and those that it starts: one that takes them is enough for the process.
@@ -95,10 +104,16 @@ impl Watcher {
     }
 }
 
-/// Whether a signal is ignored, as far as the system tells.
-fn is_ignored(signal: i32) -> bool {
+/// Whether SIGTERM or SIGINT has been sent to this process, even if no thread has run since.
+pub(super) fn stop_was_asked_for() -> bool {
+    let asked = STOP_ASKED.get().is_some_and(|asked| asked.load(SeqCst));
+    asked || [SIGTERM, SIGINT].iter().any(|signal| has(*signal, "ShdPnd:"))
+}
+
+/// Whether a signal is in this mask of the process, as far as the system tells.
+fn has(signal: i32, mask: &str) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = status.lines().find_map(|line| line.strip_prefix(mask));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
@@ -139,7 +154,9 @@ fn watch(mut signals: Signals, Subject { running, drain_delay, reloader, upgrade
         } else if !stops {
             stops = true;
             tracing::info!(signal = name, "stopping; once more stops at once");
-            server.stop();
+            if !predecessor.as_ref().is_some_and(Predecessor::stop_later) {
+                server.stop();
+            }
         } else {
             tracing::warn!(signal = name, "stopping at once");
             if let Some(predecessor) = predecessor {

@@ -8,16 +8,21 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use listenfd::ListenFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::time::{ClockId, clock_gettime};
 use tidemill::ServerHandle;
 
@@ -52,6 +57,8 @@ pub(super) fn passed_sockets() -> Result<Vec<OwnedFd>, String> {
 #[derive(Clone, Debug)]
 pub(super) struct Notifier {
     output: Option<Output>,
+    /// The same socket, for what an output cannot say.
+    socket: Option<Arc<UnixDatagram>>,
     /// How often it wants to hear that the server works.
     watchdog: Option<Duration>,
 }
@@ -68,10 +75,11 @@ impl Notifier {
                 .inspect_err(|error| tracing::warn!(%error, ?name, "cannot notify the service manager"))
                 .ok()
         });
+        let again = socket.as_ref().map(UnixDatagram::try_clone).transpose()?.map(Arc::new);
         let output = socket.map(|socket| Output::start("tidemill-notify", socket, |_| ())).transpose()?;
         let watchdog =
             watchdog(env::var_os("WATCHDOG_USEC").as_deref(), env::var_os("WATCHDOG_PID").as_deref());
-        Ok(Notifier { watchdog: watchdog.filter(|_| output.is_some()), output })
+        Ok(Notifier { watchdog: watchdog.filter(|_| output.is_some()), output, socket: again })
     }
 
     /// Clients can connect: READY=1, and from then on the state in words and the watchdog, until what is returned is dropped.
@@ -101,12 +109,14 @@ impl Notifier {
         self.say("READY=1");
     }
 
-    /// The service's main process is another one from now on. The manager has been told when this returns, if it reads: it
-    /// hears no other process before.
+    /// The service's main process is another one from now on. The manager has acted on it when this returns, if it reads: it
+    /// hears no other process before, and signals the other one from then on.
     pub(super) fn main_process(&self, id: u32) {
         self.say(format!("MAINPID={id}"));
-        if let Some(output) = &self.output {
+        if let (Some(output), Some(socket)) = (&self.output, &self.socket) {
             output.flush(LAST_MESSAGES_TIMEOUT);
+            // One that cannot be asked is not waited for.
+            wait_until_read(socket).unwrap_or_default();
         }
     }
 
@@ -188,6 +198,26 @@ fn status(server: &ServerHandle, stopping: bool) -> String {
     format!(
         "{connections} connections, {pending} requests pending, {busy} of {threads} workers busy, at most {max}"
     )
+}
+
+/// Blocks until the manager has acted on all that was said before, for [`LAST_MESSAGES_TIMEOUT`] at most: it closes what it is given
+/// with this message then, and the system does where it knows no such message.
+///
+/// # Errors
+/// What the system said; [`ErrorKind::WouldBlock`](io::ErrorKind::WouldBlock) where it does not read.
+fn wait_until_read(socket: &UnixDatagram) -> io::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let given = [writer.as_fd()];
+    if !control.push(SendAncillaryMessage::ScmRights(&given)) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    sendmsg(socket, &[IoSlice::new(b"BARRIER=1")], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
+    drop(writer);
+    let timeout = Timespec::try_from(LAST_MESSAGES_TIMEOUT).ok();
+    retry_on_intr(|| poll(&mut [PollFd::new(&reader, PollFlags::IN)], timeout.as_ref()))?;
+    Ok(())
 }
 
 /// A socket that writes to the one of this name: a path, or of the abstract kind behind `@`.

@@ -9,7 +9,8 @@
 //! old                                  new
 //! header, a record each listener ────▶ binds what it did not get, starts
 //!                                ◀──── ready
-//! lends, tells the manager, go   ────▶ owns, announces
+//! lends, tells the manager, looks
+//! for a stop that was asked for, go ──▶ owns, announces
 //! stops                                (end of the stream instead of go: stops)
 //! ends                           ────▶ may end, if it is to
 //! ```
@@ -25,12 +26,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{self, Child, Command, Stdio};
+use std::process::{self, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,10 +42,11 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recvmsg, sendmsg, shutdown,
     socketpair, sockopt,
 };
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tidemill::{Address, Listener, ServerHandle};
 
 use super::log::ALWAYS;
+use super::signals::stop_was_asked_for;
+use super::starter::Successor;
 use super::systemd::Notifier;
 
 /// Set for a process that is to take the place of its parent: the parent's number. It counts only where standard input is such a
@@ -61,8 +62,6 @@ const READY: &[u8] = b"ready";
 const GO: &[u8] = b"go";
 /// The longest record, in bytes: a service's name and an address, of which the system takes a path of 108.
 const MAX_RECORD_BYTES: usize = 4096;
-/// How long a process that has let go of its end of the pair has to end by itself, so that its exit status can be told.
-const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// How long a process that is ended has from SIGTERM to SIGKILL: what a server needs to stop that has just begun.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -212,52 +211,37 @@ impl Shared {
             state.waits =
                 Some(ours.try_clone().map_err(|error| format!("a socket cannot be duplicated: {error}"))?);
         }
-        let mut arguments = env::args_os();
-        let mut command = Command::new(program);
-        if let Some(name) = arguments.next() {
-            command.arg0(name);
-        }
-        command.args(arguments).env(VARIABLE, process::id().to_string()).stdin(Stdio::from(theirs));
-        for name in NOT_INHERITED {
-            command.env_remove(name);
-        }
-        let child = command.spawn();
-        // It holds the other end of the pair, whose closing is how the end of the new process is noticed.
-        drop(command);
-        let mut child = child.map_err(|error| {
-            self.lock().waits = None;
-            format!("{} cannot be started: {error}", program.display())
-        })?;
+        let dress = |command: &mut Command| {
+            command.env(VARIABLE, process::id().to_string()).stdin(Stdio::from(theirs));
+            for name in NOT_INHERITED {
+                command.env_remove(name);
+            }
+        };
+        let why_not = |error| self.why_not(error);
+        let started = Successor::start(program, env::args_os(), dress, &ours, deadline, why_not);
+        let mut successor = started.inspect_err(|_| self.lock().waits = None)?;
         let mut was_ready = false;
-        let handed_over = self.hand_over(server, &listeners, &ours, &child, deadline, &mut was_ready);
+        let handed_over = self.hand_over(server, &listeners, &ours, &mut successor, deadline, &mut was_ready);
         // A stop has nothing to break off any more, and ended by us or not, the other end is closed.
         self.lock().waits = None;
         let Err(reason) = handed_over else {
             // The system closes it when this process has ended, which is what the new one waits for.
             mem::forget(ours);
-            return Ok(child.id());
+            return Ok(successor.id());
         };
         drop(ours);
         // One whose end of the pair is closed is about to end, as a rule. Nobody waits for that beyond the deadline, or in a stop.
         let left = deadline.saturating_duration_since(Instant::now());
-        let patience = if self.lock().over { Duration::ZERO } else { left.min(LAST_MOMENT) };
+        let patience = if self.lock().over { Duration::ZERO } else { left };
         // One that was ready may have accepted clients, whom it serves to the end.
         let timeout = if was_ready { END_TIMEOUT.max(self.drain_timeout) } else { END_TIMEOUT };
-        let status = end(&mut child, patience, timeout);
+        let status = successor.end(patience, timeout);
         Err(status.map_or(reason.clone(), |status| format!("{reason} ({status})")))
     }
 
-    /// Sends the listeners, waits until the new process runs a server, and lets it take over.
-    fn hand_over(
-        &self,
-        server: &ServerHandle,
-        listeners: &[Listener],
-        pair: &OwnedFd,
-        child: &Child,
-        deadline: Instant,
-        was_ready: &mut bool,
-    ) -> Result<(), String> {
-        let in_time = |error: io::Error| match error.kind() {
+    /// Why the new process has not said what was waited for.
+    fn why_not(&self, error: io::Error) -> String {
+        match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 format!("the new process was not ready within {}", humantime::format_duration(self.timeout))
             }
@@ -267,24 +251,44 @@ impl Shared {
                 which.to_owned()
             }
             _ => error.to_string(),
-        };
+        }
+    }
+
+    /// Sends the listeners, waits until the new process runs a server, and lets it take over.
+    fn hand_over(
+        &self,
+        server: &ServerHandle,
+        listeners: &[Listener],
+        pair: &OwnedFd,
+        successor: &mut Successor,
+        deadline: Instant,
+        was_ready: &mut bool,
+    ) -> Result<(), String> {
+        let in_time = |error| self.why_not(error);
         send_listeners(pair, listeners, deadline).map_err(in_time)?;
-        let said = receive(pair, deadline).map_err(in_time)?.0;
-        if said != READY {
+        if successor.is_unasked() || receive(pair, deadline).map_err(in_time)?.0 != READY {
             return Err("the new process speaks another upgrade protocol".to_owned());
         }
         *was_ready = true;
+        successor.adopt_out();
         let mut state = self.lock();
         if state.over || !server.lend() {
             return Err("the server stops".to_owned());
         }
         // Of one that is gone the manager must not hear: it would listen to this one no more.
-        if child_ended(Pid::from_child(child), Duration::ZERO) {
+        if successor.has_ended(Duration::ZERO) {
             server.own();
             return Err("the new process has gone".to_owned());
         }
         // The manager has to know before the new process says anything, and before this one may seem to stop.
-        self.notifier.main_process(child.id());
+        self.notifier.main_process(successor.id());
+        // If it asked this one to stop before, the service is to stop, and it kills whoever is left at this one's end.
+        if stop_was_asked_for() || server.is_stopping() {
+            state.over = true;
+            server.own();
+            self.notifier.main_process(process::id());
+            return Err("the server stops".to_owned());
+        }
         if let Err(error) = send(pair, GO, None, deadline) {
             server.own();
             self.notifier.main_process(process::id());
@@ -296,31 +300,6 @@ impl Shared {
         server.stop();
         Ok(())
     }
-}
-
-/// Ends a process that has not taken over, unless it ends by itself within `patience`; `timeout`: from SIGTERM to SIGKILL. Returns how
-/// it ended by itself, if that was a failure.
-fn end(child: &mut Child, patience: Duration, timeout: Duration) -> Option<process::ExitStatus> {
-    let id = Pid::from_child(child);
-    let by_itself = child_ended(id, patience);
-    if !by_itself {
-        // It has not been waited for, so the number is still its own.
-        let _ = kill_process(id, Signal::TERM);
-        if !child_ended(id, timeout) {
-            let _ = kill_process(id, Signal::KILL);
-        }
-    }
-    child.wait().ok().filter(|status| by_itself && !status.success())
-}
-
-/// Whether a child, not waited for yet, ends within `timeout`.
-fn child_ended(id: Pid, timeout: Duration) -> bool {
-    let timeout = Timespec::try_from(timeout).ok();
-    pidfd_open(id, PidfdFlags::empty())
-        .and_then(|process| {
-            retry_on_intr(|| poll(&mut [PollFd::new(&process, PollFlags::IN)], timeout.as_ref()))
-        })
-        .is_ok_and(|ended| ended > 0)
 }
 
 /// The program of this process by the name that it was started by, where a new one may be put; by its present one where that
@@ -347,6 +326,19 @@ fn program() -> Result<PathBuf, String> {
 #[derive(Clone, Debug)]
 pub(super) struct Predecessor {
     pair: Arc<OwnedFd>,
+    phase: Arc<Mutex<Phase>>,
+}
+
+/// Where the process that takes another's place stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    /// The other one knows that it is ready, and may have left the service to it already.
+    Ready,
+    /// It was asked to stop meanwhile, and does so once it knows whether the service is its own: who is in the listeners' queues is
+    /// nobody else's then.
+    ReadyToStop,
+    Settled,
 }
 
 impl Predecessor {
@@ -363,22 +355,48 @@ impl Predecessor {
         let failed = |error: io::Error| format!("cannot take over the listeners: {error}");
         let pair = input.as_fd().try_clone_to_owned().map_err(failed)?;
         let listeners = receive_listeners(&pair).map_err(failed)?;
-        Ok(Some((Predecessor { pair: Arc::new(pair) }, listeners)))
+        let phase = Arc::new(Mutex::new(Phase::Starting));
+        Ok(Some((Predecessor { pair: Arc::new(pair), phase }, listeners)))
     }
 
-    /// This process serves clients. Blocks until the other one has said to go on or has given up. Whether this process is
-    /// to take over.
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks this process to stop as soon as it knows whether the service is its own. `false`: it knows, or is not ready, and may stop.
+    pub(super) fn stop_later(&self) -> bool {
+        let mut phase = self.phase();
+        let waits = *phase == Phase::Ready;
+        if waits {
+            *phase = Phase::ReadyToStop;
+        }
+        waits
+    }
+
+    /// This process serves clients. Blocks until the other one has said to go on or has given up. Whether this process has
+    /// taken over, if only to stop.
     pub(super) fn take_over(&self, server: &ServerHandle) -> bool {
+        let is_ready = {
+            let mut phase = self.phase();
+            // One that was told to stop meanwhile is not ready.
+            let is_ready = !server.is_stopping();
+            *phase = if is_ready { Phase::Ready } else { Phase::Settled };
+            is_ready
+        };
         // The other one has a timeout, and where it ends, so does the stream.
         let mut buffer = [0; GO.len()];
-        // One that was told to stop meanwhile is not ready.
-        let takes_over = !server.is_stopping()
+        let takes_over = is_ready
             && send(&self.pair, READY, None, far()).is_ok()
             && retry_on_intr(|| rustix::net::recv(&self.pair, &mut buffer[..], RecvFlags::empty())).is_ok()
             && buffer == GO;
-        if !takes_over {
+        if takes_over {
+            server.own();
+        } else {
             // Whatever it says from now on does not get through, so that it goes on.
             self.forget();
+        }
+        if mem::replace(&mut *self.phase(), Phase::Settled) == Phase::ReadyToStop {
+            server.stop();
         }
         takes_over
     }
@@ -398,7 +416,7 @@ impl Predecessor {
 }
 
 /// A deadline for what never takes long: a year.
-fn far() -> Instant {
+pub(super) fn far() -> Instant {
     Instant::now() + tidemill::MAX_DURATION
 }
 
@@ -407,7 +425,7 @@ fn send_listeners(pair: &OwnedFd, listeners: &[Listener], deadline: Instant) -> 
     send(pair, &header, None, deadline)?;
     listeners.iter().try_for_each(|listener| {
         let record = record(listener.service(), listener.file(), listener.address());
-        send(pair, &record, Some(listener), deadline)
+        send(pair, &record, Some(listener.as_fd()), deadline)
     })
 }
 
@@ -466,24 +484,28 @@ fn parse(record: &[u8]) -> Option<Record> {
     Some((service.to_owned(), file, address))
 }
 
-/// Sends one record, and a socket with it.
-fn send(pair: &OwnedFd, record: &[u8], socket: Option<&Listener>, deadline: Instant) -> io::Result<()> {
+/// Sends one record, and a descriptor with it.
+pub(super) fn send(
+    pair: &impl AsFd,
+    record: &[u8],
+    socket: Option<BorrowedFd<'_>>,
+    deadline: Instant,
+) -> io::Result<()> {
     sockopt::set_socket_timeout(pair, sockopt::Timeout::Send, Some(left(deadline)?))?;
-    let sockets = socket.map(AsFd::as_fd);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if sockets.is_some() && !control.push(SendAncillaryMessage::ScmRights(sockets.as_slice())) {
+    if socket.is_some() && !control.push(SendAncillaryMessage::ScmRights(socket.as_slice())) {
         return Err(ErrorKind::OutOfMemory.into());
     }
     retry_on_intr(|| sendmsg(pair, &[IoSlice::new(record)], &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
-/// Receives one record, and the socket that came with it.
+/// Receives one record, and the descriptor that came with it.
 ///
 /// # Errors
 /// [`ErrorKind::UnexpectedEof`] at the end of the stream; what the system says, [`ErrorKind::WouldBlock`] at the deadline.
-fn receive(pair: &OwnedFd, deadline: Instant) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+pub(super) fn receive(pair: &OwnedFd, deadline: Instant) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     sockopt::set_socket_timeout(pair, sockopt::Timeout::Recv, Some(left(deadline)?))?;
     let mut record = vec![0; MAX_RECORD_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -24,8 +24,8 @@ for unit in basic multi-user network-online shutdown sockets sysinit; do
     sed '/^\(Requires\|Wants\|After\|Conflicts\)=/d' /usr/lib/systemd/system/$unit.target >/mnt/$unit.target
 done
 mkdir /mnt/tidemill.service.d /mnt/empty /mnt/upper /mnt/work
-# So that the watchdog need not be waited for, and that a test can see the log.
-printf '[Service]\nWatchdogSec=3s\nStandardError=append:/run/log\n' >/mnt/tidemill.service.d/test.conf
+# So that the watchdog need not be waited for, that a test can see the log, and may restart as often as it likes.
+printf '[Unit]\nStartLimitIntervalSec=0\n[Service]\nWatchdogSec=3s\nStandardError=append:/run/log\n' >/mnt/tidemill.service.d/test.conf
 printf '[Unit]\nDefaultDependencies=no\n' >/mnt/nested.target
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work /etc
 printf 'port = 0\nunix = "/run/tidemill/socket"\n' >/etc/tidemill.toml

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, getuid};
 
@@ -294,5 +294,52 @@ fn systemd_listens_for_the_service_also_between_its_starts() {
     });
     systemd.control(&["stop", "tidemill"]);
     assert_eq!(asked_over(&socket), UNIX_REPLY, "it is started for this");
+    systemd.control(&["stop", "tidemill.socket", "tidemill"]);
+}
+
+/// systemd kills a main process that is not its child in the moment in which it asks it to stop.
+#[test]
+fn a_stop_after_an_upgrade_waits_for_what_is_under_way() {
+    let Some(systemd) = Nested::start() else { return };
+    fs::write(
+        systemd.path("/etc/tidemill.toml"),
+        "port = 0\nunix = \"/run/tidemill/socket\"\nhandler-delay = \"500ms\"\n",
+    )
+    .unwrap();
+    systemd.control(&["start", "tidemill"]);
+    systemd.upgrade();
+    let mut peer = UnixStream::connect(systemd.path("/run/tidemill/socket")).unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    peer.write_all(b"HELO x\n").unwrap();
+    systemd.control(&["stop", "tidemill"]);
+    let mut reply = String::new();
+    peer.read_to_string(&mut reply).unwrap();
+    assert_eq!(reply, UNIX_REPLY);
+    assert_eq!((systemd.show("Result").as_str(), systemd.show("ExecMainStatus").as_str()), ("success", "0"));
+    assert_eq!(systemd.log().matches("nothing was dropped").count(), 2, "{}", systemd.log());
+}
+
+/// Whichever process systemd holds for the main one in that moment.
+#[test]
+fn a_restart_beside_an_upgrade_loses_nobody() {
+    let Some(systemd) = Nested::start() else { return };
+    systemd.control(&["start", "tidemill.socket", "tidemill"]);
+    let socket = systemd.path("/run/tidemill.sock");
+    let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| ask_on(&socket, &over, &asked));
+        }
+        for round in 0..12 {
+            let before = asked.load(Relaxed);
+            eventually("clients are served", || asked.load(Relaxed) > before);
+            systemd.control(&["kill", "-s", "USR2", "--kill-whom=main", "tidemill"]);
+            // In another phase of the upgrade each time.
+            thread::sleep(Duration::from_millis(2 * round));
+            systemd.control(&["restart", "tidemill"]);
+            assert_eq!(systemd.show("ActiveState"), "active");
+        }
+        over.store(true, Relaxed);
+    });
     systemd.control(&["stop", "tidemill.socket", "tidemill"]);
 }
