@@ -29,7 +29,7 @@ pub(crate) enum Mail {
     Piece(Box<Piece>),
     Completion(Box<Completion>),
     Push(Box<Push>),
-    Joint(Box<Joint>),
+    Join(Box<JoinTo>),
     Question(Question),
     #[cfg(feature = "admin")]
     Survey(Box<Survey>),
@@ -40,7 +40,7 @@ impl Mail {
     pub(crate) fn into_job(self) -> Option<Box<Job>> {
         match self {
             Mail::Job(job) | Mail::Inline(job) => Some(job),
-            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Joint(_) | Mail::Question(_) => None,
+            Mail::Piece(_) | Mail::Completion(_) | Mail::Push(_) | Mail::Join(_) | Mail::Question(_) => None,
             #[cfg(feature = "admin")]
             Mail::Survey(_) => None,
         }
@@ -81,7 +81,7 @@ pub(crate) struct Push {
 
 /// What a connection is joined to, or what its peer is told instead.
 #[derive(Debug)]
-pub(crate) struct Joint {
+pub(crate) struct JoinTo {
     pub(crate) connection: ConnId,
     pub(crate) to: Result<Ends, Vec<u8>>,
 }

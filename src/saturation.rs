@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::timings::Waits;
+use crate::timings::WaitTimes;
 
 /// Requests that have waited so long make the server saturated: twice as long as the pool's valve waits at the most before it
 /// adds workers.
@@ -26,7 +26,7 @@ struct Episode {
     /// The last look at which one had waited so long.
     last: Duration,
     /// How long all requests had waited by then.
-    waits: Waits,
+    waits: WaitTimes,
 }
 
 /// What has changed.
@@ -47,7 +47,7 @@ impl Saturation {
         &mut self,
         now: Duration,
         oldest: Duration,
-        waits: impl FnOnce() -> Waits,
+        waits: impl FnOnce() -> WaitTimes,
     ) -> Option<Change> {
         match &mut self.0 {
             None if oldest < SATURATED_AFTER => None,

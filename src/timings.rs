@@ -143,11 +143,11 @@ impl Times {
 
 /// How long requests have waited, at some moment.
 #[derive(Debug)]
-pub(crate) struct Waits(Histogram<u64>);
+pub(crate) struct WaitTimes(Histogram<u64>);
 
-impl Waits {
+impl WaitTimes {
     /// How many have waited `at_least` that long since `before`, and the longest that one has, to 1 %.
-    pub(crate) fn longer_since(mut self, before: &Waits, at_least: Duration) -> (u64, Duration) {
+    pub(crate) fn longer_since(mut self, before: &WaitTimes, at_least: Duration) -> (u64, Duration) {
         // Fails only where there was more before.
         if self.0.subtract(&before.0).is_err() {
             return (0, Duration::ZERO);
@@ -198,8 +198,8 @@ impl Timings {
     }
 
     /// How long requests have waited so far.
-    pub(crate) fn waits(&self) -> Waits {
-        Waits(self.sums().0.histogram)
+    pub(crate) fn waits(&self) -> WaitTimes {
+        WaitTimes(self.sums().0.histogram)
     }
 
     fn sums(&self) -> (Times, Times) {

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::connection::{Connection, Phase, Role};
-use crate::mail::{self, Ends};
+use crate::mail::{Ends, JoinTo};
 use crate::reason::CloseReason;
 use crate::service::{self, Joining};
 use crate::slots::ConnId;
@@ -136,14 +136,13 @@ impl Reactor {
     }
 
     /// What a connection is joined to is here, or what its peer is told instead.
-    pub(super) fn take_joint(&mut self, joint: mail::Joint, now: Instant) {
-        let id = joint.connection;
+    pub(super) fn take_joint(&mut self, JoinTo { connection: id, to }: JoinTo, now: Instant) {
         self.budget.visit();
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         if connection.phase != Phase::Open {
             return;
         }
-        let joined = joint.to.and_then(|ends| self.watch(id, ends));
+        let joined = to.and_then(|ends| self.watch(id, ends));
         match joined {
             Ok(joint) => drop(self.joints.insert(id, joint)),
             Err(line) => {

@@ -26,7 +26,7 @@ impl Reactor {
             Mail::Piece(piece) => self.take_piece(*piece),
             Mail::Completion(completion) => self.complete(completion, now),
             Mail::Push(push) => return self.push(push, now),
-            Mail::Joint(joint) => self.take_joint(*joint, now),
+            Mail::Join(to) => self.take_joint(*to, now),
             Mail::Question(question) => self.tell(question),
             #[cfg(feature = "admin")]
             Mail::Survey(survey) => self.searches.push_back(Search::new(survey)),

@@ -94,7 +94,7 @@ impl Reactor {
         self.finished.iter().any(|mail| match mail {
             Mail::Job(job) | Mail::Inline(job) => job.origin.id == id,
             Mail::Completion(completion) => completion.connection == id,
-            Mail::Piece(_) | Mail::Push(_) | Mail::Joint(_) | Mail::Question(_) => false,
+            Mail::Piece(_) | Mail::Push(_) | Mail::Join(_) | Mail::Question(_) => false,
             #[cfg(feature = "admin")]
             Mail::Survey(_) => false,
         })

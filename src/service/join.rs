@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::connection::Connection;
-use crate::mail::{Ends, Joint, Mail, Post};
+use crate::mail::{Ends, JoinTo, Mail, Post};
 use crate::slots::{ConnId, Slots};
 
 /// What a service's connections are joined to. See [`Service::joins`](crate::Service::joins).
@@ -87,7 +87,7 @@ impl Joining {
 
     fn say(&mut self, to: Result<Ends, Vec<u8>>) {
         self.said = true;
-        self.post.post(Mail::Joint(Box::new(Joint { connection: self.connection, to })));
+        self.post.post(Mail::Join(Box::new(JoinTo { connection: self.connection, to })));
     }
 }
 
