@@ -47,15 +47,6 @@ impl Reactor {
             && matches!(self.table.get(id), Some(Entry { connection, .. }) if connection.role == Role::Aside)
     }
 
-    /// Whether a question about the connections is not answered to its end.
-    pub(super) fn is_searching(&self) -> bool {
-        #[cfg(feature = "admin")]
-        let searches = !self.searches.is_empty();
-        #[cfg(not(feature = "admin"))]
-        let searches = false;
-        searches
-    }
-
     /// Connections of clients, those that are turned away among them.
     pub(super) fn clients(&self) -> usize {
         self.table.len() - usize::try_from(self.aside.totals.open).unwrap_or(usize::MAX)

@@ -4,10 +4,11 @@
 //! [`MAX_HELD`] is counted, and named in the log.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::table::Entry;
-use super::{Reactor, ReactorHub, WARNING_INTERVAL};
+use super::told::Rate;
+use super::{Reactor, ReactorHub};
 use crate::clock::{Nanos, nanos};
 use crate::connection::{Cut, HandleInline, Phase};
 use crate::job::{Handled, Job, JobEnd, Session, Task};
@@ -41,7 +42,7 @@ pub(super) struct Inline {
     waits: Waits,
     /// How often the loop was held up, in the present cut.
     overruns: u64,
-    warned: Option<Instant>,
+    warned: Rate,
     pool: Arc<JobPool>,
     /// What the first request of the present lap began with, where slow ones are told of.
     first: Vec<u8>,
@@ -61,7 +62,7 @@ impl Inline {
             handled: 0,
             waits: Waits::default(),
             overruns: 0,
-            warned: None,
+            warned: Rate::default(),
         }
     }
 
@@ -112,9 +113,7 @@ impl Inline {
 
     fn has_held_up(&mut self, service: &Served, took: Nanos, job: &Job, frame: &[u8]) {
         self.overruns += 1;
-        let now = Instant::now();
-        if self.warned.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {
-            self.warned = Some(now);
+        if self.warned.admit(self.hub.clock.now()).is_some() {
             let shown = frame[..frame.len().min(MAX_LOGGED_BYTES)].escape_ascii();
             tracing::warn!(
                 service = service.name,

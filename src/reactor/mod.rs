@@ -73,7 +73,7 @@ pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
 use table::Table;
-use told::Told;
+use told::{Rate, Told};
 
 const WAKER: Token = Token(usize::MAX);
 /// The listener of number `n` has the token `LISTENERS - n`.
@@ -86,8 +86,6 @@ const MAX_EVENTS: usize = 64;
 const LINGER: Duration = Duration::from_secs(1);
 /// How long a job may be finished without this thread having been woken for it.
 const SAFETY_TICK: Duration = Duration::from_millis(1);
-/// At most one warning of a kind within this time.
-const WARNING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Wakes the reactor through an eventfd in its poll.
 #[derive(Debug)]
@@ -217,7 +215,8 @@ pub(crate) struct Reactor {
     stop_requested: bool,
     /// `pool.started()` when the replies were last collected: a job begun since may be finished without a wake.
     started_before: u64,
-    warned: Option<Instant>,
+    /// Of warnings that say what the system refused.
+    warned: Rate,
     /// When a connection that ended for each reason was last warned of, and how many were not since.
     told: Told,
 }
@@ -277,7 +276,7 @@ impl Reactor {
             newcomers: Vec::new(),
             stop_requested: false,
             started_before: 0,
-            warned: None,
+            warned: Rate::default(),
             told: Told::default(),
         }
     }
@@ -484,12 +483,16 @@ impl Reactor {
 
     /// Whether nothing is left to be done without an event.
     fn is_idle(&self) -> bool {
+        #[cfg(feature = "admin")]
+        let is_searching = !self.searches.is_empty();
+        #[cfg(not(feature = "admin"))]
+        let is_searching = false;
         self.ready.is_empty()
             && self.left_over.is_empty()
             && self.finished.is_empty()
             && self.holders.is_empty()
             && self.litter.is_empty()
-            && !self.is_searching()
+            && !is_searching
     }
 
     /// Puts a connection on the list of those to look at in this turn, unless it is on a list.
@@ -552,9 +555,7 @@ impl Reactor {
 
     /// Warns, but not more often than once in a while.
     fn warn(&mut self, what: &str, error: &io::Error) {
-        let now = Instant::now();
-        if self.warned.is_none_or(|at| now.saturating_duration_since(at) >= WARNING_INTERVAL) {
-            self.warned = Some(now);
+        if self.warned.admit(self.turn_at).is_some() {
             tracing::warn!(%error, connections = self.table.len(), "{what}");
         }
     }

@@ -1,23 +1,36 @@
-//! Which ends of connections are told of as warnings: of each reason one within a second, as a busy server has thousands. What was left
-//! out is told a second later, so that it is never forgotten.
+//! How often the log is told: [`Rate`], once within a second; and, with it, which ends of connections are warnings, of each reason one, as
+//! a busy server has thousands. What was left out of these is told a second later, so that it is never forgotten.
 
 use crate::clock::Nanos;
 use crate::reason::CloseReason;
 
-/// At most one warning of a reason within this time, in nanoseconds.
+/// At most one warning of a kind within this time, in nanoseconds.
 const INTERVAL: Nanos = 1_000_000_000;
 
-/// Of one reason.
+/// Of one kind of warning.
 #[derive(Clone, Copy, Debug, Default)]
-struct Of {
-    name: &'static str,
+pub(super) struct Rate {
     last: Option<Nanos>,
     left_out: u64,
 }
 
+impl Rate {
+    /// Whether one may be told of at `now`; how many were left out since the last.
+    pub(super) fn admit(&mut self, now: Nanos) -> Option<u64> {
+        if self.last.is_some_and(|at| now.saturating_sub(at) < INTERVAL) {
+            self.left_out += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// The ends of connections.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    reasons: [Of; CloseReason::COUNT],
+    /// With the name of the reason, once it was told.
+    reasons: [(&'static str, Rate); CloseReason::COUNT],
     /// When something that was left out is to be told.
     due: Option<Nanos>,
 }
@@ -25,14 +38,13 @@ pub(super) struct Told {
 impl Told {
     /// Whether this is to be a warning. With it, how many of its reason were left out since the last.
     pub(super) fn warns_of(&mut self, reason: CloseReason, now: Nanos) -> Option<u64> {
-        let of = &mut self.reasons[reason as usize];
-        if of.last.is_some_and(|at| now.saturating_sub(at) < INTERVAL) {
-            of.left_out += 1;
+        let (name, rate) = &mut self.reasons[reason as usize];
+        *name = reason.as_str();
+        let admitted = rate.admit(now);
+        if admitted.is_none() {
             self.due.get_or_insert(now + INTERVAL);
-            return None;
         }
-        (of.name, of.last) = (reason.as_str(), Some(now));
-        Some(std::mem::take(&mut of.left_out))
+        admitted
     }
 
     /// When [`tell`](Self::tell) is to be called.
@@ -43,10 +55,9 @@ impl Told {
     /// Takes out what was left out, by reason.
     pub(super) fn take(&mut self, now: Nanos) -> impl Iterator<Item = (&'static str, u64)> {
         self.due = None;
-        let left_out = self.reasons.iter_mut().filter(|of| of.left_out > 0);
-        left_out.map(move |of| {
-            of.last = Some(now);
-            (of.name, std::mem::take(&mut of.left_out))
+        let left_out = self.reasons.iter_mut().filter(|(_, rate)| rate.left_out > 0);
+        left_out.map(move |(name, rate)| {
+            (*name, std::mem::replace(rate, Rate { last: Some(now), left_out: 0 }).left_out)
         })
     }
 
