@@ -15,32 +15,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::clock::{Nanos, nanos};
-use crate::config::{ServiceConfig, StopFrom};
 use crate::overview::Overview;
 use crate::reason::CloseReason;
 use crate::service::{Connection, Place, Reply, Request, Service};
 use crate::sync::lock_std;
 
-/// Most connections at a time: each is over at once, and few balancers stand in front of a server.
-pub(crate) const MAX_CONNECTIONS: usize = 16;
-/// How long a peer may not read its line: nobody who asks every second needs longer.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// Demand counts less the longer ago it was: by a factor of e after so long, three or four looks of a balancer.
 const MEMORY: Duration = Duration::from_millis(1750);
 /// What of the weight is left where the pool is just full.
 const LEFT_AT_FULL: f64 = 0.5;
-
-/// The limits of the service.
-pub(crate) fn service_config() -> ServiceConfig {
-    ServiceConfig {
-        max_connections: MAX_CONNECTIONS,
-        line_timeout: Some(TIMEOUT),
-        idle_timeout: Some(TIMEOUT),
-        write_timeout: Some(TIMEOUT),
-        stop_from: StopFrom::None,
-        ..ServiceConfig::default()
-    }
-}
 
 /// The service.
 #[derive(Debug)]

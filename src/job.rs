@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::address::Address;
 use crate::clock::Nanos;
+use crate::config::ServiceId;
 use crate::litter::Litter;
 use crate::reason::CloseReason;
 use crate::slots::{ConnId, Slots};
@@ -23,9 +24,6 @@ const MAX_RECYCLED_BYTES: usize = 8 << 10;
 /// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two
 /// buffers and the ends of their lines and replies this keeps 10 MiB at the most, and usually some hundred bytes each.
 const MAX_RECYCLED_JOBS: usize = 512;
-
-/// Which of the server's services.
-pub(crate) type ServiceId = u16;
 
 /// A local address of a service that clients reached, shared by all connections that came in through it.
 #[derive(Debug)]

@@ -13,10 +13,10 @@ use std::sync::mpsc::SyncSender;
 #[cfg(feature = "admin")]
 use crate::address::Address;
 use crate::clock::Nanos;
+#[cfg(feature = "admin")]
+use crate::config::ServiceId;
 use crate::handover::Listener;
 use crate::job::Job;
-#[cfg(feature = "admin")]
-use crate::job::ServiceId;
 use crate::slots::ConnId;
 
 /// One piece of mail. Each is boxed, as it moves between queues.

@@ -3,10 +3,9 @@
 //! Requests have no body here: one that announces a body is refused, and the connection closed, as what follows could be taken for
 //! a request. Pure: no I/O, no clock.
 
+use crate::config::MAX_HEAD_BYTES;
 use crate::framing::{Found, Framing};
 
-/// Longest head of a request in bytes, its request line included.
-pub(super) const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Most header fields of a request: browsers send some fifteen.
 const MAX_FIELDS: usize = 64;
 

@@ -10,20 +10,13 @@ mod json;
 mod prometheus;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use crate::config::{ServiceConfig, StopFrom};
 use crate::framing::Framing;
 use crate::mail::{Findings, Mail, Post, Survey};
 use crate::overview::Overview;
 use crate::service::{Farewell, Handler, Kind, Reply, Request};
 use http::{Answer, Asked, Heads, Status};
 
-/// Most connections at a time: a few monitors and pages that are open.
-pub(crate) const MAX_CONNECTIONS: usize = 64;
-/// How long the rest of a request may take, a peer may be silent, or not read an answer: nobody who is served by this needs longer, and
-/// so long 64 who do not can keep others away.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of `/connections.json` that are given if nothing is said, and at the most.
 const DEFAULT_TOP: usize = 20;
 const MAX_TOP: usize = 1000;
@@ -36,19 +29,6 @@ const PAGE: &str = concat!(
     include_str!("page/page.js"),
     "</script>\n</body>\n</html>\n"
 );
-
-/// The limits of the service.
-pub(crate) fn service_config(max_connections: usize) -> ServiceConfig {
-    ServiceConfig {
-        max_connections,
-        max_line_bytes: http::MAX_HEAD_BYTES,
-        line_timeout: Some(TIMEOUT),
-        idle_timeout: Some(TIMEOUT),
-        write_timeout: Some(TIMEOUT),
-        stop_from: StopFrom::None,
-        ..ServiceConfig::default()
-    }
-}
 
 /// The service.
 #[derive(Debug)]
@@ -93,7 +73,7 @@ impl Admin {
             },
             _ => Answer::refusal(Status::NotFound),
         };
-        give(&answer, asked.head_only, asked.close, |bytes| reply.push(bytes));
+        reply.push(&answer.bytes(asked.head_only, asked.close));
         if asked.close {
             reply.close();
         }
@@ -112,7 +92,7 @@ impl Admin {
         let answer = Box::new(move |findings: Findings| {
             let body = body(&overview, findings);
             let answer = Answer { status: Status::Ok, content_type: json::CONTENT_TYPE, body };
-            give(&answer, head_only, close, |bytes| later.push(bytes));
+            later.push(&answer.bytes(head_only, close));
             if close {
                 later.close();
             }
@@ -120,10 +100,6 @@ impl Admin {
         });
         self.overview.hub.post(Mail::Survey(Box::new(Survey { top, peers_of, answer })));
     }
-}
-
-fn give(answer: &Answer, head_only: bool, close: bool, push: impl FnOnce(&[u8])) {
-    push(&answer.bytes(head_only, close));
 }
 
 /// How many rows a query asks for. `None`: what it says is no such number.
@@ -139,7 +115,7 @@ impl Handler for Admin {
         match http::read(request.frame()) {
             Ok(asked) => self.answer(&asked, reply),
             Err(status) => {
-                give(&Answer::refusal(status), false, true, |bytes| reply.push(bytes));
+                reply.push(&Answer::refusal(status).bytes(false, true));
                 reply.close();
             }
         }

@@ -1,8 +1,9 @@
 //! What can be set: [`Config`], plain and with defaults, [`ServiceConfig`] and [`PoolLimits`].
 //!
-//! Who a peer is counted as is `peers`; turned once into checked [`Settings`] it all is in `settings`. Nothing here reads the
-//! environment or a file; the program's `cli` does that and fills a `Config`.
+//! Who a peer is counted as is `peers`, which services look on `looks_on`, and what becomes of it all, checked once, `settings`.
+//! Nothing here reads the environment or a file; the program's `cli` does that and fills a `Config`.
 
+mod looks_on;
 mod peers;
 mod settings;
 
@@ -11,8 +12,11 @@ use std::time::Duration;
 use crate::address::Address;
 use crate::error::Error;
 
+pub(crate) use looks_on::LooksOn;
+#[cfg(feature = "admin")]
+pub(crate) use looks_on::MAX_HEAD_BYTES;
 pub use peers::{ProxyFrom, StopFrom};
-pub(crate) use settings::{LooksOn, ServiceSettings, Settings, Timeouts};
+pub(crate) use settings::{ServiceId, ServiceSettings, Settings, Timeouts};
 
 /// Largest pool that can be asked for. Each worker is a thread with about four memory mappings, of which Linux allows a
 /// process 65 530 by default; a thread that starts and cannot map its own would end the process.
@@ -162,7 +166,7 @@ impl Default for Config {
             #[cfg(feature = "admin")]
             admin: None,
             #[cfg(feature = "admin")]
-            admin_connections: crate::admin::MAX_CONNECTIONS,
+            admin_connections: looks_on::ADMIN_CONNECTIONS,
             #[cfg(feature = "admin")]
             agent: None,
         }

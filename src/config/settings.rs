@@ -6,19 +6,21 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{
-    Config, MAX_DURATION, MAX_LINE_BYTES, MAX_THREAD_STACK_BYTES, MAX_WORKERS, MIN_THREAD_STACK_BYTES,
-    PoolLimits, ProxyFrom, ServiceConfig, StopFrom,
+    Config, LooksOn, MAX_DURATION, MAX_LINE_BYTES, MAX_THREAD_STACK_BYTES, MAX_WORKERS,
+    MIN_THREAD_STACK_BYTES, PoolLimits, ProxyFrom, ServiceConfig, StopFrom,
 };
 use crate::address::Address;
 use crate::clock::{Nanos, nanos};
 use crate::controller::Policy;
 use crate::error::Error;
-use crate::job::ServiceId;
 
 /// Most connections that can be asked for: slots are counted in 32 bits (`job::ConnId`).
 const MAX_CONNECTIONS: usize = 1 << 30;
 /// Where a server listens that was not told where.
 const DEFAULT_PORT: u16 = 8000;
+
+/// Which of the server's services.
+pub(crate) type ServiceId = u16;
 
 /// A [`Config`] that was checked. Only [`Config::check`] makes one.
 #[derive(Clone, Debug)]
@@ -35,40 +37,10 @@ pub(crate) struct Settings {
     pub(crate) reuse_port: bool,
     pub(crate) thread_stack_bytes: usize,
     pub(crate) drain_timeout: Duration,
-    /// Of each service.
+    /// Of each service; those that look on stand behind all others.
     pub(crate) services: Vec<ServiceSettings>,
-    /// What the last of them are, those that look on.
-    pub(crate) looks_on: Vec<LooksOn>,
     /// Whose the listeners are: for each of `listen` the index of its service.
     pub(crate) listen_services: Vec<ServiceId>,
-}
-
-impl Settings {
-    /// Which of the services that look on this is, if it is one.
-    pub(crate) fn looks_on(&self, service: ServiceId) -> Option<LooksOn> {
-        let first = self.services.len() - self.looks_on.len();
-        usize::from(service).checked_sub(first).map(|number| self.looks_on[number])
-    }
-}
-
-/// A service that looks on: it tells of the server, and its connections are no clients.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LooksOn {
-    #[cfg(feature = "admin")]
-    Admin,
-    #[cfg(feature = "admin")]
-    Agent,
-}
-
-impl LooksOn {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            #[cfg(feature = "admin")]
-            LooksOn::Admin => "admin",
-            #[cfg(feature = "admin")]
-            LooksOn::Agent => "agent",
-        }
-    }
 }
 
 /// A [`ServiceConfig`] that was checked.
@@ -85,7 +57,7 @@ pub(crate) struct ServiceSettings {
     pub(crate) proxy_from: ProxyFrom,
     /// It looks on: its connections are no clients. They are in no statistics and under no common limit, and a graceful stop
     /// leaves them alone.
-    pub(crate) aside: bool,
+    pub(crate) looks_on: Option<LooksOn>,
 }
 
 /// How long peers may take, in nanoseconds; `None`: for ever.
@@ -114,7 +86,7 @@ impl ServiceSettings {
             slow: None,
             stop_from,
             proxy_from: ProxyFrom::default(),
-            aside: false,
+            looks_on: None,
         }
     }
 }
@@ -145,7 +117,7 @@ impl ServiceConfig {
             timeouts,
             stop_from: self.stop_from.clone(),
             proxy_from: self.proxy_from.clone(),
-            aside: false,
+            looks_on: None,
         })
     }
 }
@@ -220,33 +192,22 @@ impl Config {
         }
         let (mut services, mut listen, mut listen_services) = (Vec::new(), Vec::new(), Vec::new());
         for (number, service) in std::iter::once(first).chain(others).enumerate() {
-            let number = ServiceId::try_from(number)
-                .map_err(|_| setting("services", number + 1, format!("at most {}", ServiceId::MAX)))?;
+            let number = nth_service(number)?;
             services.push(service.check()?);
             listen_services.extend(service.listen.iter().map(|_| number));
             listen.extend(service.listen);
         }
-        // Behind all others, so that a list of these has their numbers.
-        #[cfg_attr(not(feature = "admin"), expect(unused_mut, reason = "nobody looks on"))]
-        let mut looks_on = Vec::new();
         #[cfg(feature = "admin")]
         {
             if self.admin.is_some() {
                 within("admin_connections", self.admin_connections, 1, MAX_CONNECTIONS)?;
             }
-            let admin = crate::admin::service_config(self.admin_connections);
-            let agent = crate::agent::service_config();
-            for (kind, address, service) in
-                [(LooksOn::Admin, self.admin, admin), (LooksOn::Agent, self.agent, agent)]
-            {
+            for (kind, address) in [(LooksOn::Admin, self.admin), (LooksOn::Agent, self.agent)] {
                 let Some(address) = address else { continue };
-                let number = ServiceId::try_from(services.len()).map_err(|_| {
-                    setting("services", services.len() + 1, format!("at most {}", ServiceId::MAX))
-                })?;
-                services.push(ServiceSettings { aside: true, ..service.check()? });
-                listen_services.push(number);
+                let service = kind.service_config(self.admin_connections).check()?;
+                listen_services.push(nth_service(services.len())?);
+                services.push(ServiceSettings { looks_on: Some(kind), ..service });
                 listen.push(address);
-                looks_on.push(kind);
             }
         }
         Ok(Settings {
@@ -263,10 +224,15 @@ impl Config {
             thread_stack_bytes: self.thread_stack_bytes,
             drain_timeout: self.drain_timeout,
             services,
-            looks_on,
             listen_services,
         })
     }
+}
+
+/// The service that has so many before it.
+fn nth_service(number: usize) -> Result<ServiceId, Error> {
+    ServiceId::try_from(number)
+        .map_err(|_| setting("services", number + 1, format!("at most {}", ServiceId::MAX)))
 }
 
 fn within(name: &'static str, value: usize, least: usize, most: usize) -> Result<(), Error> {

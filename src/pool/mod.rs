@@ -245,6 +245,11 @@ impl<Q: Queue> Pool<Q> {
         self.unpark_for_work();
     }
 
+    /// Workers that run or are being started.
+    pub(crate) fn live(&self) -> usize {
+        self.crew.live()
+    }
+
     /// Looks at every worker. `now` is in the time of their clock; who has had its job for `long` counts as lost.
     pub(crate) fn census(&self, now: Duration, long: Duration) -> Census {
         self.crew.census(now, long)

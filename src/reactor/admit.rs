@@ -47,9 +47,9 @@ impl Reactor {
                     continue;
                 }
             };
-            match self.settings.services[local.service as usize].aside {
-                false => self.admit(stream, &peer, local),
-                true => self.aside(|reactor| reactor.admit(stream, &peer, local)),
+            match self.settings.services[local.service as usize].looks_on {
+                None => self.admit(stream, &peer, local),
+                Some(_) => self.aside(|reactor| reactor.admit(stream, &peer, local)),
             }
         }
     }

@@ -163,7 +163,7 @@ fn bind_all(
         Ok(socket)
     };
     let mut bind = |(address, service): (&Address, &ServiceId)| {
-        let is_aside = settings.services[usize::from(*service)].aside;
+        let is_aside = settings.services[usize::from(*service)].looks_on.is_some();
         let found = inherited.find(&names[usize::from(*service)], address, names).transpose();
         let bound = found.and_then(|found| match address {
             Address::Tcp(address) => tcp(*address, found, is_aside),

@@ -139,7 +139,7 @@ impl Listeners {
                 number,
                 socket,
                 service,
-                is_aside: settings.services[usize::from(service)].aside,
+                is_aside: settings.services[usize::from(service)].looks_on.is_some(),
                 asked,
                 lacking: lacks.then_some(options),
                 endpoint: bound.map(|address| Endpoint::new(address, service)),

@@ -49,8 +49,8 @@ pub(crate) struct StopLevel {
     /// When the drain begins, by the server's clock; [`NEVER`] until it is asked for.
     drain_at: AtomicU64,
     abort: AtomicBool,
-    /// A stop was asked for: for who waits for that, and has no clock.
-    asked: Mutex<bool>,
+    /// For who waits for a stop to be asked for. Locked between that and the call, so that nobody sleeps through it.
+    asked: Mutex<()>,
     heard: Condvar,
 }
 
@@ -71,7 +71,7 @@ impl StopLevel {
     /// Asks for a graceful stop that begins at `at`, or when it was to begin before that; 0 is at once.
     pub(crate) fn drain_at(&self, at: Nanos) {
         self.drain_at.fetch_min(at, SeqCst);
-        *lock_std(&self.asked) = true;
+        drop(lock_std(&self.asked));
         self.heard.notify_all();
     }
 
@@ -109,8 +109,9 @@ impl StopLevel {
     /// Blocks until a stop was asked for, or for `timeout`. Whether one was.
     pub(crate) fn wait_until_asked(&self, timeout: Duration) -> bool {
         let asked = lock_std(&self.asked);
-        let waited = self.heard.wait_timeout_while(asked, timeout, |asked| !*asked);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        let waited = self.heard.wait_timeout_while(asked, timeout, |()| self.begins_at().is_none());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        self.begins_at().is_some()
     }
 }
 

@@ -16,9 +16,7 @@ use crate::admin::Admin;
 #[cfg(feature = "admin")]
 use crate::agent::Agent;
 use crate::clock::Clock;
-#[cfg(feature = "admin")]
-use crate::config::LooksOn;
-use crate::config::{Config, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
+use crate::config::{Config, LooksOn, PoolLimits, ServiceConfig, ServiceSettings, Settings, StopFrom};
 use crate::error::Error;
 use crate::handover::{Inherited, Lent, Listener};
 use crate::hub::Hub;
@@ -178,7 +176,7 @@ impl Builder {
         let services = std::iter::once(self.service).chain(others);
         let services: Vec<Served> = services.zip(&settings.services).map(served).collect();
         let names_of_clients: Vec<String> = services.iter().map(|service| service.name.clone()).collect();
-        let aside = settings.looks_on.iter().map(|kind| kind.name().to_owned());
+        let aside = settings.services.iter().filter_map(|service| Some(service.looks_on?.name().to_owned()));
         let service_names: Vec<String> = names_of_clients.iter().cloned().chain(aside).collect();
         let (sockets, unused) = open_sockets(&settings, &service_names, self.inherited, self.given, &lent)?;
         let addrs = Addrs::of(&sockets, &settings)?;
@@ -205,10 +203,6 @@ impl Builder {
             addrs,
             overview,
             present: Mutex::new(Present { config: self.config, others: configs }),
-            hub: Arc::clone(&hub),
-            pool: Arc::clone(&pool),
-            tuner: Arc::clone(&tuner),
-            stop: Arc::clone(&stop),
             lent: lent.clone(),
             unused: Mutex::new(unused),
             settings: Arc::default(),
@@ -267,25 +261,21 @@ fn open_sockets(
 }
 
 /// The services that tell about the server. They stand behind all others.
-#[cfg(feature = "admin")]
-fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> Vec<Served> {
-    let first = settings.services.len() - settings.looks_on.len();
-    let kinds = settings.looks_on.iter().zip(&settings.services[first..]);
-    let served = kinds.map(|(kind, service)| {
-        let overview = Arc::clone(overview);
-        let kind: Arc<dyn Erased> = match kind {
-            LooksOn::Admin => Arc::new(Admin::new(overview)),
-            LooksOn::Agent => Arc::new(Agent::new(overview)),
-        };
-        Served::new(kind, service)
-    });
-    served.collect()
+fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> impl Iterator<Item = Served> {
+    let served = |service: &ServiceSettings| {
+        Some(Served::new(service_that(service.looks_on?, Arc::clone(overview)), service))
+    };
+    settings.services.iter().filter_map(served)
 }
 
-/// The same where nobody does.
-#[cfg(not(feature = "admin"))]
-fn looks_on(_: &Settings, _: &Arc<Overview>) -> Vec<Served> {
-    Vec::new()
+#[cfg_attr(not(feature = "admin"), expect(unused_variables, reason = "there is no kind"))]
+fn service_that(looks_on: LooksOn, overview: Arc<Overview>) -> Arc<dyn Erased> {
+    match looks_on {
+        #[cfg(feature = "admin")]
+        LooksOn::Admin => Arc::new(Admin::new(overview)),
+        #[cfg(feature = "admin")]
+        LooksOn::Agent => Arc::new(Agent::new(overview)),
+    }
 }
 
 impl fmt::Debug for Builder {

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::handover::Listener;
 use crate::mail::{Mail, Post, Question};
 use crate::metrics::Stats;
+use crate::overview::Overview;
 use crate::pool::LEAVE_TIMEOUT;
 use crate::state::ServerState;
 use crate::sync::lock_std;
@@ -82,7 +83,7 @@ impl ServerHandle {
     /// more is to be sent here. [`Config::drain_timeout`] counts from its end. Whatever else stops the server, or a shorter delay,
     /// ends it sooner; a longer one does nothing. Never blocks.
     pub fn stop_after(&self, delay: Duration) {
-        let Inner { stop, hub, .. } = &*self.inner;
+        let Overview { stop, hub, .. } = &*self.inner.overview;
         stop.drain_at(match delay {
             Duration::ZERO => 0,
             delay => hub.clock.now().saturating_add(nanos(delay)),
@@ -92,9 +93,9 @@ impl ServerHandle {
 
     /// Stops at once: what is not answered is dropped. Handlers that run get a second more to return. Never blocks.
     pub fn stop_now(&self) {
-        self.inner.stop.abort();
-        self.inner.pool.leave_by(Instant::now() + LEAVE_TIMEOUT);
-        self.inner.hub.replies.wake();
+        self.inner.overview.stop.abort();
+        self.inner.overview.pool.leave_by(Instant::now() + LEAVE_TIMEOUT);
+        self.inner.overview.hub.replies.wake();
     }
 
     /// The open listeners, once more, for a server that takes the place of this one ([`Builder::inherit`]), in this process or in
@@ -104,11 +105,11 @@ impl ServerHandle {
     /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::Listener`] with what the system said,
     /// as when no descriptor is left.
     pub fn listeners(&self) -> Result<Vec<Listener>, Error> {
-        if self.inner.hub.is_on_own_thread() {
+        if self.inner.overview.hub.is_on_own_thread() {
             return Err(Error::WaitInHandler);
         }
         let (answer, answered) = mpsc::sync_channel(1);
-        self.inner.hub.post(Mail::Question(Question::Listeners(answer)));
+        self.inner.overview.hub.post(Mail::Question(Question::Listeners(answer)));
         let listeners = answered.recv().unwrap_or_else(|_| Ok(Vec::new()));
         listeners.map_err(|source| Error::Listener { source })
     }
@@ -119,7 +120,7 @@ impl ServerHandle {
     #[must_use = "it may not lend them"]
     pub fn lend(&self) -> bool {
         self.inner.lent.set_out(true);
-        let is_open = self.inner.stop.begins_at().is_none();
+        let is_open = self.inner.overview.stop.begins_at().is_none();
         if !is_open {
             self.inner.lent.set_out(false);
         }
@@ -134,13 +135,13 @@ impl ServerHandle {
         lock_std(&self.inner.unused).clear();
         if was_lent {
             // For who is in the queue of the admin address.
-            self.inner.hub.replies.wake();
+            self.inner.overview.hub.replies.wake();
         }
     }
 
     /// Whether a stop has been asked for, by anyone, also one that begins after a delay.
     pub fn is_stopping(&self) -> bool {
-        self.inner.stop.begins_at().is_some()
+        self.inner.overview.stop.begins_at().is_some()
     }
 
     /// What the server is doing.
@@ -150,7 +151,7 @@ impl ServerHandle {
 
     /// Blocks until a stop was asked for, by anyone, or for `timeout`. The same as [`is_stopping`](Self::is_stopping) then.
     pub fn wait_stopping(&self, timeout: Duration) -> bool {
-        self.inner.stop.wait_until_asked(timeout)
+        self.inner.overview.stop.wait_until_asked(timeout)
     }
 
     /// Whether the server works: its event loop turns within `timeout`, and its pool has workers and its tuner, whatever their
@@ -158,11 +159,12 @@ impl ServerHandle {
     ///
     /// Called by a handler of this server on its event loop, it would wait for itself: `false`.
     pub fn is_alive(&self, timeout: Duration) -> bool {
-        let Inner { hub, pool, tuner_thread, .. } = &*self.inner;
+        let Overview { hub, pool, .. } = &*self.inner.overview;
         let (answer, answered) = mpsc::sync_channel(1);
         hub.post(Mail::Question(Question::Turns(answer)));
-        let has_workers = pool.census(Duration::ZERO, Duration::MAX).live > 0;
-        let has_tuner = lock_std(tuner_thread).as_ref().is_some_and(|thread| !thread.is_finished());
+        let has_workers = pool.live() > 0;
+        let has_tuner =
+            lock_std(&self.inner.tuner_thread).as_ref().is_some_and(|thread| !thread.is_finished());
         has_workers && has_tuner && answered.recv_timeout(timeout).is_ok()
     }
 
@@ -176,7 +178,7 @@ impl ServerHandle {
     /// [`Error::WaitInHandler`] at once when called by a handler of this server; [`Error::PollFailed`] and
     /// [`Error::ReactorPanicked`] where the server did not stop but failed.
     pub fn wait(&self) -> Result<Outcome, Error> {
-        if self.inner.hub.is_on_own_thread() {
+        if self.inner.overview.hub.is_on_own_thread() {
             return Err(Error::WaitInHandler);
         }
         match self.inner.wait_until(None) {
@@ -269,16 +271,16 @@ impl ServerHandle {
         let mut present = lock_std(&self.inner.present);
         let kept = config.keep_what_is_fixed(&present.config);
         let settings = config.clone().check_with(present.others.clone(), true)?;
-        self.inner.tuner.set_limits(settings.limits)?;
+        self.inner.overview.tuner.set_limits(settings.limits)?;
         present.config = config;
         self.inner.settings.give(settings);
-        self.inner.hub.replies.wake();
+        self.inner.overview.hub.replies.wake();
         Ok(kept)
     }
 
     /// The present limits of the pool.
     pub fn pool_limits(&self) -> PoolLimits {
-        self.inner.tuner.limits()
+        self.inner.overview.tuner.limits()
     }
 
     /// Changes the limits of the pool while it runs. Obeyed at once; above a lowered maximum, busy workers leave as they
@@ -288,7 +290,7 @@ impl ServerHandle {
     /// [`Error::Setting`] for a limit out of range; nothing is changed then.
     pub fn set_pool_limits(&self, limits: PoolLimits) -> Result<(), Error> {
         let mut present = lock_std(&self.inner.present);
-        self.inner.tuner.set_limits(limits)?;
+        self.inner.overview.tuner.set_limits(limits)?;
         present.config.set_pool_limits(limits);
         drop(present);
         tracing::info!(?limits, "pool limits changed");

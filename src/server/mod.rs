@@ -20,19 +20,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::address::Address;
-use crate::config::{Config, LooksOn, ServiceConfig, Settings};
+use crate::config::{Config, LooksOn, PoolLimits, ServiceConfig, Settings};
 use crate::error::Error;
 use crate::handover::Lent;
 use crate::job::{Job, Task};
 use crate::mail::{Mail, Post};
 use crate::overview::Overview;
-use crate::pool::{JobPool, LEAVE_TIMEOUT, open_or_close};
-use crate::reactor::{Bound, Dropped, ListenSocket, NewSettings, ReactorHub, StopLevel};
+use crate::pool::{LEAVE_TIMEOUT, open_or_close};
+use crate::reactor::{Bound, Dropped, ListenSocket, NewSettings};
 use crate::reason::CloseReason;
 use crate::service::{Served, Service, WorkerStates};
 use crate::sync::lock_std;
 use crate::threads;
-use crate::tuner::Tuner;
 pub use builder::Builder;
 pub use handle::{Outcome, ServerHandle};
 
@@ -66,13 +65,10 @@ pub struct Server {
 
 struct Inner {
     addrs: Addrs,
+    /// What can be said of the server, and with it what its threads share.
     overview: Arc<Overview>,
     /// What is set now. Held while it is changed, so that the reactor gets changes in their order.
     present: Mutex<Present>,
-    hub: Arc<ReactorHub>,
-    pool: Arc<JobPool>,
-    tuner: Arc<Tuner>,
-    stop: Arc<StopLevel>,
     lent: Lent,
     /// Inherited listeners that no address was found for, until they are this server's own to close.
     unused: Mutex<Vec<ListenSocket>>,
@@ -117,7 +113,7 @@ impl Addrs {
         let mut addrs = Addrs::default();
         for Bound { socket, service, .. } in sockets {
             let address = socket.local_addr().map_err(|source| Error::Listener { source })?;
-            match settings.looks_on(*service) {
+            match settings.services[usize::from(*service)].looks_on {
                 None => addrs.of_clients.push(address),
                 Some(kind) => addrs.aside.push((kind, address)),
             }
@@ -162,7 +158,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         let inner = &self.handle.inner;
         self.handle.stop();
-        if !inner.hub.is_on_own_thread() {
+        if !inner.overview.hub.is_on_own_thread() {
             let drain_timeout = lock_std(&inner.present).config.drain_timeout;
             let limit = Instant::now() + drain_timeout + DROP_GRACE;
             inner.wait_until(Some(limit));
@@ -186,20 +182,22 @@ impl Inner {
         stack_bytes: usize,
         turns: impl FnOnce() -> io::Result<Dropped> + Send + 'static,
     ) -> Result<(), Error> {
-        self.pool.set_max(self.tuner.limits().max_threads);
-        let missing = self.pool.set_target(self.tuner.limits().min_threads);
+        let Overview { hub, pool, tuner, .. } = &*self.overview;
+        let PoolLimits { min_threads, max_threads, .. } = tuner.limits();
+        pool.set_max(max_threads);
+        let missing = pool.set_target(min_threads);
         for rest in (0..missing).rev() {
-            self.pool.start_worker(&self.hub, &services, stack_bytes).map_err(|source| {
-                self.pool.give_up(rest);
+            pool.start_worker(hub, &services, stack_bytes).map_err(|source| {
+                pool.give_up(rest);
                 Error::Thread { name: "worker", source }
             })?;
         }
-        let tuner = spawn("tidemill-tuner", TUNER_STACK_BYTES, {
-            let (tuner, pool) = (Arc::clone(&self.tuner), Arc::clone(&self.pool));
-            let (hub, services) = (Arc::clone(&self.hub), Arc::clone(&services));
+        let watcher = spawn("tidemill-tuner", TUNER_STACK_BYTES, {
+            let (hub, pool, tuner) = (Arc::clone(hub), Arc::clone(pool), Arc::clone(tuner));
+            let services = Arc::clone(&services);
             move || tuner.run(&pool, &hub, &services, stack_bytes)
         })?;
-        *lock_std(&self.tuner_thread) = Some(tuner);
+        *lock_std(&self.tuner_thread) = Some(watcher);
         // Held until the thread's handle is in its place: the end may come before.
         let mut place = lock_std(&self.reactor_thread);
         *place = Some(spawn("tidemill-loop", REACTOR_STACK_BYTES, {
@@ -211,14 +209,14 @@ impl Inner {
 
     /// Ends workers and tuner, and joins them. Blocks until the pool's deadline at the latest. Returns who is left behind.
     fn end_threads(&self) -> Vec<String> {
-        self.pool.stop();
-        self.tuner.stop();
+        self.overview.pool.stop();
+        self.overview.tuner.stop();
         let tuner = lock_std(&self.tuner_thread).take();
         if tuner.is_none() {
             // It was refused, and with it everything that workers could be busy with.
-            self.pool.join_workers();
+            self.overview.pool.join_workers();
         }
-        let (left_behind, joined) = self.pool.wait_until_joined();
+        let (left_behind, joined) = self.overview.pool.wait_until_joined();
         if !left_behind.is_empty() {
             tracing::warn!(
                 workers = left_behind.join(", "),
@@ -238,15 +236,15 @@ impl Inner {
     /// Blocks until that is done, for a second at most. Returns who is left behind.
     fn close_sessions(&self, services: &Arc<[Served]>) -> Option<String> {
         let mut mail = Vec::new();
-        self.hub.replies.drain(&mut mail);
+        self.overview.hub.replies.drain(&mut mail);
         let came_back = mail.into_iter().filter_map(Mail::into_job);
-        let mut jobs: Vec<Box<Job>> = self.pool.take_left().chain(came_back).collect();
+        let mut jobs: Vec<Box<Job>> = self.overview.pool.take_left().chain(came_back).collect();
         jobs.retain(|job| job.session.is_some());
         if jobs.is_empty() {
             return None;
         }
         let (done, is_done) = mpsc::channel::<()>();
-        let (services, hub) = (Arc::clone(services), Arc::clone(&self.hub));
+        let (services, hub) = (Arc::clone(services), Arc::clone(&self.overview.hub));
         let close = move || {
             hub.adopt_thread();
             let post: Arc<dyn Post> = hub;
@@ -293,8 +291,8 @@ impl Inner {
                 End::Panicked
             }
         };
-        self.stop.abort();
-        self.hub.end();
+        self.overview.stop.abort();
+        self.overview.hub.end();
         let mut left = self.end_threads();
         left.extend(self.close_sessions(&services));
         if let End::Stopped { left_behind, .. } = &mut end {
@@ -304,7 +302,7 @@ impl Inner {
         if panic::catch_unwind(AssertUnwindSafe(|| drop(services))).is_err() {
             tracing::error!("the handler panicked while it was dropped");
         }
-        self.hub.slow.tell_left_out();
+        self.overview.hub.slow.tell_left_out();
         *lock_std(&self.end) = Some(end);
         self.ended.notify_all();
     }

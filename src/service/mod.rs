@@ -24,9 +24,9 @@ use std::time::Duration;
 use memchr::memmem::Finder;
 
 use crate::clock::Nanos;
+pub(crate) use crate::config::ServiceId;
 use crate::config::ServiceSettings;
 use crate::framing::{Found, Framing, Lines};
-pub(crate) use crate::job::ServiceId;
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
