@@ -13,6 +13,8 @@ use crate::address::Address;
 use crate::connection::{Connection, Phase, Role};
 use crate::job::Endpoint;
 use crate::reason::CloseReason;
+use crate::service::ServiceId;
+use crate::slots::ConnId;
 
 /// What is asked for from the start. Urgent data too, which is of no interest: reads stop short at it.
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -22,7 +24,7 @@ pub(super) const READ_INTEREST: Interest = Interest::READABLE.add(Interest::PRIO
 pub(super) const READ_INTEREST: Interest = Interest::READABLE;
 
 /// Connections that may be told at a time that the server is full. For one more the oldest that has been told is let go.
-pub(super) const MAX_REJECTED: usize = 256;
+const MAX_REJECTED: usize = 256;
 
 /// Least sessions of connections that have ended whose work with them may wait, where fewer connections than that may be open.
 const MIN_LEAVING: usize = 64;
@@ -77,7 +79,6 @@ impl Reactor {
             Some(_) => Role::TurnedAway,
             None if aside => Role::Aside,
             None if is_proxy => Role::Announced,
-            None if self.services[service as usize].joins => Role::Joined,
             None => Role::Requests,
         };
         let mut connection = Connection::new(local, peer, may_stop, role, self.turn_at);
@@ -87,14 +88,8 @@ impl Reactor {
                 self.counters.services[service as usize].open += 1;
             }
             Some(reason) => {
-                self.count_rejected(reason, peer);
-                // The places of those who are waited for are for clients.
-                if aside || self.rejected >= MAX_REJECTED && !self.let_one_go() {
-                    // Told, but not waited for: a reset may overtake the line.
-                    if let Some(line) = self.last_line(service, reason, 0) {
-                        drop(stream.write(&line));
-                    }
-                    return;
+                if let Err(line) = self.turn_away(service, reason, peer) {
+                    return drop(stream.write(&line));
                 }
                 connection.phase = Phase::Closing(reason);
                 self.rejected += 1;
@@ -108,28 +103,45 @@ impl Reactor {
             self.close(id, CloseReason::Reset);
             return;
         }
-        if matches!(role, Role::Requests | Role::Aside) && self.has_sessions(service) {
-            self.open_session(id);
-        }
-        if role == Role::Joined {
-            self.join(id);
-        }
-        if role == Role::Announced {
-            // From now on, whatever comes.
-            self.arm(id);
+        if matches!(role, Role::Requests | Role::Aside) {
+            self.welcome(id, service);
         }
         match role {
-            Role::Requests | Role::Joined | Role::Announced if self.drain.is_some() => self.drain(id),
-            // Its idle time begins.
-            Role::Requests | Role::Joined | Role::Announced | Role::Aside => self.settle(id),
             Role::TurnedAway => self.list(id),
+            Role::Requests | Role::Announced if self.drain.is_some() => self.drain(id),
+            // Its idle time begins, and the time for its proxy to say whose it is.
+            _ => self.settle(id),
         }
     }
-}
 
-impl Reactor {
-    /// A peer is turned away.
-    pub(super) fn count_rejected(&mut self, reason: CloseReason, peer: &Address) {
+    /// A connection has opened that is its client's: what its service begins with.
+    pub(super) fn welcome(&mut self, id: ConnId, service: ServiceId) {
+        if self.services[service as usize].joins {
+            self.join(id);
+        } else if self.has_sessions(service) {
+            self.open_session(id);
+        }
+    }
+
+    /// Counts a peer that is turned away.
+    ///
+    /// # Errors
+    /// It cannot be waited for: the line that it is told at once, which a reset may overtake.
+    pub(super) fn turn_away(
+        &mut self,
+        service: ServiceId,
+        reason: CloseReason,
+        peer: &Address,
+    ) -> Result<(), Vec<u8>> {
+        self.count_rejected(reason, peer);
+        // The places of those who are waited for are for clients.
+        if !self.aside.entered && (self.rejected < MAX_REJECTED || self.let_one_go()) {
+            return Ok(());
+        }
+        Err(self.last_line(service, reason, 0).unwrap_or_default())
+    }
+
+    fn count_rejected(&mut self, reason: CloseReason, peer: &Address) {
         *match reason {
             CloseReason::PeerFull => &mut self.counters.rejected_peer_full,
             _ => &mut self.counters.rejected_full,

@@ -6,7 +6,6 @@
 use std::io::{ErrorKind, Read, Write};
 
 use super::Reactor;
-use super::admit::MAX_REJECTED;
 use super::table::Entry;
 use crate::address::Address;
 use crate::connection::{Inbound, Phase, Role};
@@ -85,45 +84,40 @@ impl Reactor {
         connection.become_client(&peer, local, may_stop, bytes);
         tracing::debug!(%peer, "a proxy has named its client");
         if !self.peers[service as usize].enter(&peer) {
-            return self.turn_away(id, &peer);
+            return self.turn_client_away(id, &peer);
         }
-        if self.services[service as usize].joins {
-            self.join(id);
-            return self.serve_joined(id);
+        self.welcome(id, service);
+        match self.table.get(id) {
+            None => false,
+            Some(Entry { connection, .. }) if connection.role == Role::Joined => self.serve_joined(id),
+            Some(_) => {
+                let alive = self.serve_requests(id);
+                if alive {
+                    // It may ask for a stop, which does not wait.
+                    self.look_ahead(id);
+                }
+                alive
+            }
         }
-        if self.has_sessions(service) {
-            self.open_session(id);
-        }
-        let alive = self.serve_requests(id);
-        if alive {
-            // It may ask for a stop, which does not wait.
-            self.look_ahead(id);
-        }
-        alive
     }
 
     /// The client of a proxy has as many connections as it may. `false`: it could not even be waited for.
-    fn turn_away(&mut self, id: ConnId, peer: &Address) -> bool {
+    fn turn_client_away(&mut self, id: ConnId, peer: &Address) -> bool {
         const REASON: CloseReason = CloseReason::PeerFull;
-        let makes_way = self.rejected < MAX_REJECTED || self.let_one_go();
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         let service = connection.service();
-        let line = self.last_line(service, REASON, 0).filter(|_| !makes_way);
+        let refused = self.turn_away(service, REASON, peer);
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        if let Some(line) = line {
-            // Told, but not waited for, as where connections are accepted.
-            drop(stream.write(&line));
-        }
         (connection.role, connection.phase) = (Role::TurnedAway, Phase::Closing(REASON));
         let free = connection.discard_input();
         self.litter.drop_later(free);
         self.counters.open -= 1;
         self.counters.services[service as usize].open -= 1;
         self.rejected += 1;
-        self.count_rejected(REASON, peer);
-        if !makes_way {
+        if let Err(line) = &refused {
+            drop(stream.write(line));
             self.close(id, REASON);
         }
-        makes_way
+        refused.is_ok()
     }
 }

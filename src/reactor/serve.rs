@@ -30,7 +30,6 @@ impl Reactor {
     /// Does for a connection whatever can be done now, within its share of the turn. One that is on a list stays there.
     pub(super) fn serve(&mut self, id: ConnId, now: Instant) {
         let Some(entry) = self.table.get(id) else { return };
-        self.budget.visit();
         let alive = match entry.connection.role {
             Role::Requests => self.serve_requests(id),
             Role::Joined => self.serve_joined(id),
@@ -39,6 +38,7 @@ impl Reactor {
             Role::Aside => return self.aside(|reactor| reactor.serve(id, now)),
             Role::TurnedAway => self.write_waiting(id),
         };
+        self.budget.visit();
         if alive {
             self.end_if_over(id, now);
             self.settle(id);
