@@ -17,5 +17,5 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
 need_program
-need_bench scripts/bench.sh --bins
-exec "$bench/bench" --tidemill "$tidemill" "$@"
+need_bench scripts/bench.sh
+exec "$bench/bench" compare --tidemill "$tidemill" "$@"

@@ -26,7 +26,7 @@ esac
 need_program
 need_bench scripts/cost.sh
 # As a shell reads them: a path may have a blank in it.
-servers=('"$tidemill" serve 0 --log-level warn' '"$bench/peer-tokio" 0' '"$bench/peer-floor" 0')
+servers=('"$tidemill" serve 0 --log-level warn' '"$bench/bench" peer-tokio 0' '"$bench/bench" peer-floor 0')
 [[ -z ${3-} ]] || servers=("$3")
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/cost.XXXXXX")
 server=
@@ -39,6 +39,7 @@ ulimit -n "$(ulimit -Hn)"
 
 # Starts a server, by the words given, and waits for its address.
 start() {
+  : >"$scratch/out"
   "$@" >"$scratch/out" &
   server=$! address=
   for _ in {1..600}; do

@@ -14,5 +14,5 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
 need_program
-need_bench scripts/elasticity.sh --bin elasticity
-exec "$bench/elasticity" --tidemill "$tidemill" "$@"
+need_bench scripts/elasticity.sh
+exec "$bench/bench" elasticity --tidemill "$tidemill" "$@"

@@ -8,5 +8,5 @@ unset CDPATH
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
-need_bench scripts/fanout.sh --bin fanout
-exec "$bench/fanout" "$@"
+need_bench scripts/fanout.sh
+exec "$bench/bench" fanout "$@"

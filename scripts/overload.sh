@@ -13,5 +13,5 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
 need_program
-need_bench scripts/overload.sh --bin overload
-exec "$bench/overload" --tidemill "$tidemill" "$@"
+need_bench scripts/overload.sh
+exec "$bench/bench" overload --tidemill "$tidemill" "$@"

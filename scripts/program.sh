@@ -39,14 +39,12 @@ need_program() {
     "$repository/compile.sh" >&2 || return 1
 }
 
-# need_bench SCRIPT [cargo's options]: builds the benchmarks, a workspace of its own, and sets `bench` to where its
-# programs are.
+# need_bench SCRIPT: builds the benchmarks, a workspace of its own, and sets `bench` to where their program is.
 need_bench() {
     need_cargo "$1" || return 1
-    shift
     bench_target=${chosen_target:+$chosen_target/bench}
     bench_target=${bench_target:-$repository/tests/bench/target}
     CARGO_TARGET_DIR=$bench_target cargo build --release --locked --quiet \
-        --manifest-path "$repository/tests/bench/Cargo.toml" "$@" || return 1
+        --manifest-path "$repository/tests/bench/Cargo.toml" || return 1
     bench=$bench_target/release
 }

@@ -10,5 +10,5 @@ script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
 repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
 . "$repository/scripts/program.sh"
 need_program
-need_bench scripts/programs.sh --bin programs
-exec "$bench/programs" --tidemill "$tidemill" "$@"
+need_bench scripts/programs.sh
+exec "$bench/bench" programs --tidemill "$tidemill" "$@"

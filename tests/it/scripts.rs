@@ -20,7 +20,7 @@ const CARGO: &str = r#"#!/bin/sh
 target=${CARGO_TARGET_DIR:-${CARGO_BUILD_TARGET_DIR:-target}}
 release=$target/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release
 mkdir -p "$release"
-for program in tidemill bench elasticity overload; do
+for program in tidemill bench; do
     cp "$ECHO" "$release/$program"
 done
 "#;
@@ -160,9 +160,9 @@ fn they_find_their_checkout_whatever_cdpath_says_and_through_symbolic_links() {
         ("start.sh", &["0", "--max-line", "1KiB"], "tidemill serve --assignment 0 --max-line 1KiB\n"),
         ("scripts/client.sh", &["K", "::1", "1"], "tidemill client K ::1 1\n"),
         ("scripts/load.sh", &["::1:1", "-n", "1"], "tidemill load ::1:1 -n 1 --report "),
-        ("scripts/bench.sh", &["--quick"], "bench --tidemill "),
-        ("scripts/elasticity.sh", &["--quick"], "elasticity --tidemill "),
-        ("scripts/overload.sh", &["--patience", "1s"], "overload --tidemill "),
+        ("scripts/bench.sh", &["--quick"], "bench compare --tidemill "),
+        ("scripts/elasticity.sh", &["--quick"], "bench elasticity --tidemill "),
+        ("scripts/overload.sh", &["--patience", "1s"], "bench overload --tidemill "),
     ] {
         let name = script.rsplit('/').next().unwrap();
         // A link to a link, the second one relative.
@@ -199,9 +199,9 @@ fn the_program_is_found_where_cargo_was_told_to_put_it() {
         assert_eq!(line_of(command("start.sh").arg("1")), "tidemill serve --assignment 1", "{name}={value}");
         let client = line_of(command("scripts/client.sh").args(["K", "::1", "1"]));
         assert_eq!(client, "tidemill client K ::1 1", "{name}={value}");
-        for program in ["bench", "elasticity", "overload"] {
-            let said = line_of(command(&format!("scripts/{program}.sh")).arg("--help"));
-            assert!(said.starts_with(&format!("{program} --tidemill /")), "{name}={value}: {said}");
+        for (script, what) in [("bench", "compare"), ("elasticity", "elasticity"), ("overload", "overload")] {
+            let said = line_of(command(&format!("scripts/{script}.sh")).arg("--help"));
+            assert!(said.starts_with(&format!("bench {what} --tidemill /")), "{name}={value}: {said}");
         }
         // It starts the program itself, which here does not say where it listens.
         let cost = Ended::of(command("scripts/cost.sh").arg("idle"));

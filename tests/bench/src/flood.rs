@@ -1,102 +1,44 @@
-//! One run of the load generator, `tidemill load --json`, and what it reports.
+//! The load generator, `tidemill load --json`, and what it reports. It ends by itself, whatever the server does.
 
-use std::io::{Error, Read, Result};
+use std::io::{Error, Result};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use crate::report::load::{LoadReport, Verdict};
-use crate::server::wait_until;
-use crate::workload::{Pace, Workload};
 
-/// What the generator may take beyond warm-up and measured part: connecting, and waiting for the last replies.
-const GRACE: Duration = Duration::from_secs(15);
-
-/// How the generator is called.
-#[derive(Clone, Debug)]
-pub struct Flood {
-    /// The program that has the command `load`.
-    pub tidemill: PathBuf,
-    /// Threads that send.
-    pub threads: u32,
-    /// Sent before the measured part begins.
-    pub warmup: Duration,
-    /// The measured part.
-    pub duration: Duration,
+/// Starts it, by the words of another program if there are any; `options` are words with blanks between them.
+pub(crate) fn start(by: &[String], tidemill: &str, target: SocketAddr, options: &str) -> Result<Child> {
+    let words: Vec<&str> = by.iter().map(String::as_str).chain([tidemill, "load", "--json"]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg(target.to_string()).args(options.split_whitespace());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()
 }
 
-/// A generator that runs.
-#[derive(Debug)]
-pub(crate) struct Running {
-    process: Child,
-    deadline: Instant,
+/// Waits for the end of a run. Its report says whether it was any good.
+pub(crate) fn report(running: Child) -> Result<LoadReport> {
+    let ended = running.wait_with_output()?;
+    let said = |error| {
+        let text = String::from_utf8_lossy(&ended.stdout);
+        Error::other(format!("load ended with {}, report {text:?}: {error}", ended.status))
+    };
+    serde_json::from_slice(&ended.stdout).map_err(said)
 }
 
-impl Flood {
-    /// Starts flooding `target`. `rate` is for workloads that are paced by the clock, `asks` what is not HELO.
-    pub(crate) fn start(
-        &self,
-        target: SocketAddr,
-        workload: &Workload,
-        rate: Option<f64>,
-        asks: &[&str],
-        wrapper: &[String],
-    ) -> Result<Running> {
-        let mut words = wrapper.to_vec();
-        words.push(self.tidemill.display().to_string());
-        words.extend(self.arguments(target, workload, rate));
-        let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).args(asks).stdin(Stdio::null()).stdout(Stdio::piped());
-        let deadline = Instant::now() + self.warmup + self.duration + GRACE;
-        Ok(Running { process: command.spawn()?, deadline })
-    }
-
-    fn arguments(&self, target: SocketAddr, workload: &Workload, rate: Option<f64>) -> Vec<String> {
-        let milliseconds = |duration: Duration| format!("{}ms", duration.as_millis());
-        let mut words = vec!["load".to_owned(), target.to_string(), "--json".to_owned()];
-        let mut option = |name: &str, value: String| words.extend([name.to_owned(), value]);
-        option("--connections", workload.connections.to_string());
-        option("--pipeline", workload.pipeline.to_string());
-        option("--threads", self.threads.to_string());
-        option("--warm-up", milliseconds(self.warmup));
-        option("--duration", milliseconds(self.duration));
-        if let Some(rate) = rate {
-            option("--rate", format!("{rate:.0}"));
+/// Waits for the end of a run. An error also if any reply was wrong, came twice or out of order, or was lost: then nothing
+/// that was measured counts.
+pub(crate) fn verified(running: Child) -> Result<LoadReport> {
+    let report = report(running)?;
+    match report.verdict {
+        Verdict::Failed => {
+            Err(Error::other(format!("replies were not what they must be: {:?}", report.problems)))
         }
-        if workload.pace == Pace::Reconnect {
-            words.push("--reconnect".to_owned());
-        }
-        words
+        _ => Ok(report),
     }
 }
 
-impl Running {
-    /// The generator's process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// Waits for the end of the run, a few seconds beyond its duration at most. An error if the report cannot be had, or if
-    /// any reply was wrong, came twice or out of order, or was lost: then nothing that was measured counts.
-    pub(crate) fn report(mut self) -> Result<LoadReport> {
-        let stdout = self.process.stdout.take().expect("it is piped");
-        // Read aside, because a generator that hangs keeps the pipe open.
-        let reading = std::thread::spawn(move || {
-            let mut text = String::new();
-            std::io::BufReader::new(stdout).read_to_string(&mut text).map(|_| text)
-        });
-        let status = wait_until(&mut self.process, self.deadline)
-            .map_err(|error| Error::new(error.kind(), format!("the load generator did not end: {error}")))?;
-        let text =
-            reading.join().map_err(|_| Error::other("reading the load generator's report panicked"))??;
-        let report: LoadReport = serde_json::from_str(&text)
-            .map_err(|error| Error::other(format!("load ended with {status}, report {text:?}: {error}")))?;
-        if report.verdict == Verdict::Failed {
-            return Err(Error::other(format!("replies were not what they must be: {:?}", report.problems)));
-        }
-        Ok(report)
-    }
+/// Floods, and waits for the end.
+pub(crate) fn load(tidemill: &str, target: SocketAddr, options: &str) -> Result<LoadReport> {
+    verified(start(&[], tidemill, target, options)?)
 }
 
 #[cfg(test)]
@@ -104,40 +46,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arguments_follow_the_workload() {
-        let flood = Flood {
-            tidemill: "tidemill".into(),
-            threads: 1,
-            warmup: Duration::from_millis(300),
-            duration: Duration::from_secs(2),
-        };
-        let words = |name, rate| {
-            let workload = Workload::named(name).unwrap();
-            flood.arguments("127.0.0.1:9".parse().unwrap(), workload, rate).join(" ")
-        };
-        let plain = words("64x16", None);
-        assert!(
-            plain.ends_with("--connections 64 --pipeline 16 --threads 1 --warm-up 300ms --duration 2000ms"),
-            "{plain}"
-        );
-        assert!(words("half-load", Some(1234.5)).ends_with("--rate 1234"));
-        assert!(words("reconnect", None).ends_with("--duration 2000ms --reconnect"));
-    }
-
-    /// A generator that reports what was wrong, or nothing at all.
-    #[test]
-    fn run_that_failed_does_not_count() {
-        let flood = |tidemill: &str| {
-            let (warmup, duration) = (Duration::ZERO, Duration::ZERO);
-            let flood = Flood { tidemill: tidemill.into(), threads: 1, warmup, duration };
-            let workload = Workload::named("64x1").unwrap();
-            flood
-                .start("127.0.0.1:9".parse().unwrap(), workload, None, &[], &[])
-                .unwrap()
-                .report()
-                .unwrap_err()
-        };
-        let error = flood("echo").to_string();
-        assert!(error.starts_with("load ended with"), "{error}");
+    fn run_without_a_report_does_not_count() {
+        let error = load("echo", "127.0.0.1:9".parse().unwrap(), "-c 1").unwrap_err();
+        assert!(error.to_string().starts_with("load ended with"), "{error}");
     }
 }

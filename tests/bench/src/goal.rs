@@ -9,7 +9,7 @@ use crate::stats::Estimate;
 /// What a figure has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Goal {
+pub(crate) enum Goal {
     /// No lower than this.
     AtLeast(f64),
     /// No higher than this.
@@ -19,7 +19,7 @@ pub enum Goal {
 /// What a measurement says of a goal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// It was reached.
     Met,
     /// It was not, but it may be chance, or is within what a time may be late.
@@ -32,7 +32,7 @@ pub enum Verdict {
 
 impl Goal {
     /// Whether `value` reaches it.
-    pub fn holds(self, value: f64) -> bool {
+    pub(crate) fn holds(self, value: f64) -> bool {
         match self {
             Goal::AtLeast(least) => value >= least,
             Goal::AtMost(most) => value <= most,
@@ -40,7 +40,7 @@ impl Goal {
     }
 
     /// What the median of several measurements says of it: it fails where the interval lies wholly beyond.
-    pub fn judge(self, measured: Option<Estimate>) -> Verdict {
+    pub(crate) fn judge(self, measured: Option<Estimate>) -> Verdict {
         let Some(Estimate { median, interval, .. }) = measured else { return Verdict::Failed };
         match interval {
             Some((low, high)) if !self.holds(low) && !self.holds(high) => Verdict::Failed,
@@ -62,7 +62,7 @@ impl fmt::Display for Goal {
 
 impl Verdict {
     /// The verdict in a word.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Verdict::Met => "met",
             Verdict::Missed => "missed",

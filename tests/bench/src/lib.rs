@@ -1,23 +1,71 @@
-//! What the peers, the benchmark and the scorecard share.
+//! The benchmarks, and the servers that are compared with.
 //!
-//! Peers: [`peer`] (arguments, listener), [`service`] (lines to replies), [`reactor`] (a mio loop).
-//! Measuring: [`server`] (what is started), [`workload`] and [`flood`] (what it is flooded with), [`machine`] (what the
-//! kernel counts), [`measure`] (one measurement), [`stats`] (medians), [`goal`] and [`target`] (what they have to be) and
-//! [`results`] (what is shown, by the program's own renderer of reports).
+//! Peers: `peers` (each as a server of its own), `peer` (arguments, listener), `service` (lines to replies), `reactor` (a mio loop).
+//! Measuring: `compare` (requests/s, CPU and latency beside others, against the targets), `elasticity` (the
+//! scorecard), `overload`, `programs`, `fanout`. They share [`server`] (what is started), `flood` (the load generator, which is
+//! `tidemill load`), `machine` (what the kernel counts), `stats` (medians), `goal` (what a figure has to be) and `report`, which
+//! is the program's own.
 
-pub mod flood;
-pub mod goal;
-pub mod machine;
-pub mod measure;
-pub mod neighbours;
-pub mod peer;
-pub mod reactor;
+mod compare;
+mod elasticity;
+mod fanout;
+mod flood;
+mod goal;
+mod machine;
+mod measure;
+mod neighbours;
+mod overload;
+mod peer;
+mod peers;
+mod programs;
+mod reactor;
 #[path = "../../../src/report/mod.rs"]
 #[expect(dead_code, reason = "the program's own, of which the benchmark needs a part")]
 mod report;
-pub mod results;
+mod results;
 pub mod server;
-pub mod service;
-pub mod stats;
-pub mod target;
-pub mod workload;
+mod service;
+mod stats;
+mod target;
+mod workload;
+
+use std::io::Result;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Takes the program's arguments, `bench` aside. Returns whether every goal that has to hold does.
+type Measure = fn(Vec<String>) -> Result<bool>;
+
+const PROGRAMS: [(&str, Measure); 11] = [
+    ("compare", |words| compare::run(Parser::parse_from(words))),
+    ("elasticity", |words| elasticity::run(&Parser::parse_from(words))),
+    ("overload", |words| overload::run(&Parser::parse_from(words))),
+    ("programs", |words| programs::run(&Parser::parse_from(words))),
+    ("fanout", |words| fanout::run(&Parser::parse_from(words))),
+    ("peer-floor", |words| peers::floor::run(&Parser::parse_from(words))),
+    ("peer-channel", |words| peers::channel::run(&Parser::parse_from(words))),
+    ("peer-tokio", |words| peers::tokio::run(&Parser::parse_from(words))),
+    // What they start of themselves, as processes of their own.
+    ("lab", |_| elasticity::outside::lab_child()),
+    ("churn", |words| elasticity::outside::churn_child(&words[1])),
+    ("serve-fanout", |words| fanout::serve(&words[1..])),
+];
+
+/// What the program does.
+pub fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let name = words.first().map_or("", String::as_str);
+    let Some((_, measure)) = PROGRAMS.iter().find(|program| program.0 == name) else {
+        eprintln!("bench: there is no {name:?}; the scripts say what there is");
+        return ExitCode::from(2);
+    };
+    match machine::raise_limits().and_then(|()| measure(words.clone())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{name}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

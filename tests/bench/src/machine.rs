@@ -19,50 +19,38 @@ use serde::Serialize;
 const CPUACCT: &str = "/sys/fs/cgroup/cpuacct/cpuacct.usage";
 
 /// The number of a process, as the system calls want it.
-///
-/// # Errors
-/// If it is none.
-pub fn signed(pid: u32) -> Result<i32> {
+pub(crate) fn signed(pid: u32) -> Result<i32> {
     Ok(i32::try_from(pid).map_err(|_| ErrorKind::InvalidInput)?)
 }
 
 /// The CPU clock of a process: of all its threads, those that have ended too.
 #[derive(Clone, Copy, Debug)]
-pub struct CpuClock(ClockId);
+pub(crate) struct CpuClock(ClockId);
 
 impl CpuClock {
     /// The clock of process `pid`.
-    ///
-    /// # Errors
-    /// If there is no such process.
-    pub fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         Ok(CpuClock(ClockId::pid_cpu_clock_id(Pid::from_raw(signed(pid)?))?))
     }
 
     /// CPU time, user and system, since the process began.
-    ///
-    /// # Errors
-    /// If the process has ended and was waited for.
-    pub fn read(&self) -> Result<Duration> {
+    pub(crate) fn read(&self) -> Result<Duration> {
         Ok(self.0.now()?.into())
     }
 }
 
 /// CPU time of the whole machine since it booted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct MachineTime {
+pub(crate) struct MachineTime {
     /// Spent by any process or by the kernel.
-    pub busy: Duration,
+    pub(crate) busy: Duration,
     /// Taken by the host for other guests.
-    pub stolen: Duration,
+    pub(crate) stolen: Duration,
 }
 
 impl MachineTime {
     /// The time now.
-    ///
-    /// # Errors
-    /// If /proc cannot be read.
-    pub fn now() -> Result<Self> {
+    pub(crate) fn now() -> Result<Self> {
         let total = KernelStats::current().map_err(Error::other)?.total;
         let interrupts =
             total.irq_duration().unwrap_or_default() + total.softirq_duration().unwrap_or_default();
@@ -75,10 +63,7 @@ impl MachineTime {
 }
 
 /// The kernel's threads that deliver packets when the sender does not: their work belongs to the benchmark.
-///
-/// # Errors
-/// If /proc cannot be read.
-pub fn softirq_threads() -> Result<Vec<CpuClock>> {
+pub(crate) fn softirq_threads() -> Result<Vec<CpuClock>> {
     // One that ends meanwhile is none of them.
     let all = all_processes().map_err(Error::other)?.filter_map(|process| process.ok()?.stat().ok());
     all.filter(|stat| stat.comm.starts_with("ksoftirqd/"))
@@ -87,10 +72,7 @@ pub fn softirq_threads() -> Result<Vec<CpuClock>> {
 }
 
 /// Context switches of all living threads of process `pid` so far.
-///
-/// # Errors
-/// If the process has ended.
-pub fn switches(pid: u32) -> Result<u64> {
+pub(crate) fn switches(pid: u32) -> Result<u64> {
     let tasks = Process::new(signed(pid)?).and_then(|process| process.tasks()).map_err(Error::other)?;
     // A thread that ends meanwhile has no status any more.
     let status = tasks.filter_map(|task| task.ok()?.status().ok());
@@ -100,29 +82,27 @@ pub fn switches(pid: u32) -> Result<u64> {
         .sum())
 }
 
-/// Lets this process and those it starts open as many files as the system allows them.
-///
-/// # Errors
-/// If the system refuses; the limit is unchanged then.
-pub fn raise_file_limit() -> Result<()> {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
+/// Lets this process and those it starts have as many files and threads as the system allows at all.
+pub(crate) fn raise_limits() -> Result<()> {
+    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_NPROC] {
+        let (_, most) = getrlimit(resource)?;
+        setrlimit(resource, most, most)?;
+    }
+    Ok(())
 }
 
 /// What the figures were measured on.
 #[derive(Clone, Debug, Serialize)]
-pub struct Machine {
-    /// The processor's name.
-    pub processor: String,
-    /// CPUs that this process may use.
-    pub cpus: usize,
-    /// Name and release of the kernel.
-    pub kernel: String,
+pub(crate) struct Machine {
+    pub(crate) processor: String,
+    /// That this process may use.
+    pub(crate) cpus: usize,
+    pub(crate) kernel: String,
 }
 
 impl Machine {
     /// This machine.
-    pub fn this() -> Self {
+    pub(crate) fn this() -> Self {
         let info = CpuInfo::current().ok();
         let model = info.as_ref().and_then(|info| info.model_name(0));
         let kernel = nix::sys::utsname::uname();
@@ -135,16 +115,13 @@ impl Machine {
     }
 
     /// In one line.
-    pub fn described(&self) -> String {
+    pub(crate) fn described(&self) -> String {
         format!("{} CPUs, {}, {}", self.cpus, self.processor, self.kernel)
     }
 }
 
 /// The lowest CPU that this process may use.
-///
-/// # Errors
-/// If the system does not say.
-pub fn first_cpu() -> Result<usize> {
+pub(crate) fn first_cpu() -> Result<usize> {
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
     let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or_default());
     first.ok_or_else(|| ErrorKind::InvalidData.into())

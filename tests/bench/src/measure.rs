@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::flood::Flood;
+use crate::flood;
 use crate::machine::{CpuClock, MachineTime, softirq_threads};
 use crate::neighbours::{Beside, Neighbours};
-use crate::report::load::{Latency, LoadReport, Verdict};
+use crate::report::load::{Latency, Verdict};
 use crate::server::ServerSpec;
 use crate::workload::{Pace, Workload};
 
@@ -20,30 +20,26 @@ use crate::workload::{Pace, Workload};
 const MARGIN: f64 = 0.1;
 
 /// CPU time of others, in CPUs, above which a measurement is repeated. A quiet machine shows less than a tenth of it.
-pub const DISTURBED: f64 = 0.05;
+pub(crate) const DISTURBED: f64 = 0.05;
 
 /// A figure that is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Replies per second.
+pub(crate) enum Metric {
     Rate,
-    /// Microseconds of the server's CPU time per reply.
+    /// Of the server alone.
     Cpu,
-    /// Latency in microseconds that half of the requests did not exceed.
     P50,
-    /// … 99 of 100.
     P99,
-    /// … 999 of 1000.
     P999,
 }
 
 impl Metric {
-    /// All of them, in the order of the tables.
-    pub const ALL: [Metric; 5] = [Metric::Rate, Metric::Cpu, Metric::P50, Metric::P99, Metric::P999];
+    /// In the order of the tables.
+    pub(crate) const ALL: [Metric; 5] = [Metric::Rate, Metric::Cpu, Metric::P50, Metric::P99, Metric::P999];
 
-    /// Its name at the head of a column.
-    pub fn name(self) -> &'static str {
+    /// At the head of a column.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Metric::Rate => "requests/s",
             Metric::Cpu => "CPU µs",
@@ -52,47 +48,33 @@ impl Metric {
             Metric::P999 => "p99.9 µs",
         }
     }
-
-    /// Its name in JSON.
-    pub fn key(self) -> &'static str {
-        match self {
-            Metric::Rate => "requests_per_second",
-            Metric::Cpu => "cpu_us_per_request",
-            Metric::P50 => "p50_us",
-            Metric::P99 => "p99_us",
-            Metric::P999 => "p999_us",
-        }
-    }
 }
 
 /// What one measurement found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Run {
-    /// Replies per second.
-    pub requests_per_second: f64,
-    /// CPU time of the server per reply.
-    pub cpu_us_per_request: f64,
-    /// Latency percentiles; none with too few samples.
+pub(crate) struct Run {
+    pub(crate) requests_per_second: f64,
+    /// Of the server.
+    pub(crate) cpu_us_per_request: f64,
+    /// None with too few samples.
     pub p50_us: Option<f64>,
-    /// See `p50_us`.
     pub p99_us: Option<f64>,
-    /// See `p50_us`.
     pub p999_us: Option<f64>,
     /// CPUs that the load generator was busy on.
-    pub generator_cpus: f64,
+    pub(crate) generator_cpus: f64,
     /// CPUs that neither server nor generator was busy on, but somebody.
-    pub other_cpus: f64,
+    pub(crate) other_cpus: f64,
     /// CPUs that the host took.
-    pub stolen_cpus: f64,
+    pub(crate) stolen_cpus: f64,
     /// Why the generator says that it did not keep up.
-    pub generator_complaints: Vec<String>,
+    pub(crate) generator_complaints: Vec<String>,
     /// Measurements thrown away before this one because a neighbour disturbed them.
-    pub repeated: u32,
+    pub(crate) repeated: u32,
 }
 
 impl Run {
     /// One of its figures.
-    pub fn value(&self, metric: Metric) -> Option<f64> {
+    pub(crate) fn value(&self, metric: Metric) -> Option<f64> {
         match metric {
             Metric::Rate => Some(self.requests_per_second),
             Metric::Cpu => Some(self.cpu_us_per_request),
@@ -103,12 +85,12 @@ impl Run {
     }
 
     /// CPUs that were not the benchmark's.
-    pub fn disturbance(&self) -> f64 {
+    pub(crate) fn disturbance(&self) -> f64 {
         self.other_cpus + self.stolen_cpus
     }
 
     /// Whether nobody else took CPU time meanwhile, and a generator that goes by the clock kept up.
-    pub fn is_clean(&self, pace: Pace) -> bool {
+    pub(crate) fn is_clean(&self, pace: Pace) -> bool {
         // A closed loop on a machine that server and generator share keeps the generator waiting for a CPU: that is no
         // fault of a neighbour's and would be the same the next time.
         let kept_up = pace == Pace::Closed || self.generator_complaints.is_empty();
@@ -145,40 +127,55 @@ impl Clocks {
     }
 }
 
-/// Measures `spec` once under `workload`; blocks for warm-up and duration and what start and stop take.
-///
-/// # Errors
-/// If server or generator cannot be run, or if a reply was wrong or lost.
-pub fn measure(spec: &ServerSpec, workload: &Workload, flood: &Flood, rate: Option<f64>) -> Result<Run> {
+/// How long each measurement takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Length {
+    /// Flooded before the measured part.
+    pub(crate) warm_up: Duration,
+    pub(crate) measured: Duration,
+}
+
+/// Measures `spec` once under `workload`, by the generator of `tidemill`, told to use so many `threads`; blocks for warm-up
+/// and measured part and what start and stop take.
+pub(crate) fn measure(
+    spec: &ServerSpec,
+    workload: &Workload,
+    (tidemill, threads): (&str, u32),
+    Length { warm_up, measured }: Length,
+    rate: Option<f64>,
+) -> Result<Run> {
     let wrapper = workload.wrapper()?;
     let mut server = spec.start(&workload.server_options(), &wrapper)?;
     let neighbours = Neighbours::start(workload.beside, server.address)?;
+    let options = format!(
+        "--threads {threads} --warm-up {}ms --duration {}ms {} {}",
+        warm_up.as_millis(),
+        measured.as_millis(),
+        workload.load_options(rate),
+        spec.asks
+    );
     let began = Instant::now();
-    let running = flood.start(server.address, workload, rate, spec.asks, &wrapper)?;
+    let running = flood::start(&wrapper, tidemill, server.address, &options)?;
     let clocks = Clocks {
         server: CpuClock::of(server.pid())?,
-        generator: CpuClock::of(running.pid())?,
+        generator: CpuClock::of(running.id())?,
         softirq: softirq_threads()?,
     };
     let sleep_until = |moment: Duration| thread::sleep(moment.saturating_sub(began.elapsed()));
-    sleep_until(flood.warmup + flood.duration.mul_f64(MARGIN));
+    sleep_until(warm_up + measured.mul_f64(MARGIN));
     let first = clocks.read()?;
-    sleep_until(flood.warmup + flood.duration.mul_f64(1.0 - MARGIN));
+    sleep_until(warm_up + measured.mul_f64(1.0 - MARGIN));
     let last = clocks.read()?;
-    let report = running.report()?;
+    let report = flood::verified(running)?;
     drop(neighbours);
     // What flooders have left in its receive queues would take a graceful stop long.
     if !matches!(workload.beside, Beside::Flooders(_)) {
         server.stop()?;
     }
-    Ok(run(&first, &last, report))
-}
-
-fn run(first: &Reading, last: &Reading, report: LoadReport) -> Run {
     let complaints = if report.verdict == Verdict::Invalid { report.generator.reasons } else { Vec::new() };
-    let run = of_window(first, last, report.requests_per_second);
     let Latency { p50, p99, p999, .. } = report.latency_us;
-    Run { p50_us: p50, p99_us: p99, p999_us: p999, generator_complaints: complaints, ..run }
+    let run = of_window(&first, &last, report.requests_per_second);
+    Ok(Run { p50_us: p50, p99_us: p99, p999_us: p999, generator_complaints: complaints, ..run })
 }
 
 /// What the clocks say, without latencies.
@@ -203,10 +200,11 @@ fn of_window(first: &Reading, last: &Reading, requests_per_second: f64) -> Run {
 }
 
 /// Measures until a measurement is clean, `tries` times at most; then the least disturbed one counts.
-///
-/// # Errors
-/// As [`measure`].
-pub fn measure_quietly(tries: u32, pace: Pace, mut attempt: impl FnMut() -> Result<Run>) -> Result<Run> {
+pub(crate) fn measure_quietly(
+    tries: u32,
+    pace: Pace,
+    mut attempt: impl FnMut() -> Result<Run>,
+) -> Result<Run> {
     let mut best = attempt()?;
     for repeated in 1..tries.max(1) {
         if best.is_clean(pace) {

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 /// Who is there besides the client that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Beside {
+pub(crate) enum Beside {
     /// Nobody.
     Nobody,
     /// So many endless loops, processes of their own.
@@ -20,7 +20,7 @@ pub enum Beside {
 }
 
 /// Peers that flood.
-pub const FLOODERS: usize = 500;
+pub(crate) const FLOODERS: usize = 500;
 /// Threads that they share: the machine has few CPUs.
 const FLOODER_THREADS: usize = 2;
 /// Bytes that each tries to send at a time.
@@ -28,7 +28,7 @@ const BURST_BYTES: usize = 64 << 10;
 
 /// Goes on until it is dropped.
 #[derive(Debug)]
-pub struct Neighbours {
+pub(crate) struct Neighbours {
     loops: Vec<Child>,
     over: Arc<AtomicBool>,
     flooders: Vec<JoinHandle<()>>,
@@ -36,10 +36,7 @@ pub struct Neighbours {
 
 impl Neighbours {
     /// Starts them. Returns when all flooders are connected.
-    ///
-    /// # Errors
-    /// If one cannot be started or connected; the others have ended then.
-    pub fn start(beside: Beside, server: SocketAddr) -> Result<Neighbours> {
+    pub(crate) fn start(beside: Beside, server: SocketAddr) -> Result<Neighbours> {
         let mut all = Neighbours { loops: Vec::new(), over: Arc::default(), flooders: Vec::new() };
         match beside {
             Beside::Nobody => {}

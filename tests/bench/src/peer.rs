@@ -14,12 +14,12 @@ const LISTEN_BACKLOG: i32 = 65_535;
 /// Arguments of a peer.
 #[derive(Clone, Debug, Parser)]
 #[command(about = "A server to compare with; answers HELO lines on 127.0.0.1", version)]
-pub struct Args {
+pub(crate) struct Args {
     /// Port to listen on; 0 picks a free one
-    pub port: u16,
+    pub(crate) port: u16,
     /// How long the handler blocks for each request
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
-    pub handler_delay: Duration,
+    pub(crate) handler_delay: Duration,
     /// Threads that run the handler: the fixed pool's, or tokio's for blocking work [default: 32 if the handler
     /// blocks, else 2]
     #[arg(long, value_name = "N")]
@@ -28,16 +28,13 @@ pub struct Args {
 
 impl Args {
     /// Threads that run the handler.
-    pub fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         let default = if self.handler_delay.is_zero() { 2 } else { 32 };
         self.workers.map_or(default, NonZeroUsize::get)
     }
 
     /// A listener on the port asked for, with the longest backlog there is.
-    ///
-    /// # Errors
-    /// Whatever the system says, `AddrInUse` above all.
-    pub fn listen(&self) -> Result<TcpListener> {
+    pub(crate) fn listen(&self) -> Result<TcpListener> {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)).into())?;
@@ -47,10 +44,7 @@ impl Args {
 }
 
 /// Prints the line that tells whoever started this peer that clients can connect.
-///
-/// # Errors
-/// If the address cannot be had or standard output is closed.
-pub fn announce(listener: &TcpListener) -> Result<()> {
+pub(crate) fn announce(listener: &TcpListener) -> Result<()> {
     let mut out = stdout().lock();
     writeln!(out, "listening on {}", listener.local_addr()?)?;
     out.flush()

@@ -26,7 +26,7 @@ const EVENTS: usize = 1024;
 const READ_BYTES: usize = 64 * 1024;
 
 /// What becomes of lines that a connection brought.
-pub trait Work {
+pub(crate) trait Work {
     /// Takes complete lines of connection `id`. Either appends the replies and says `true`, or says `false` and gives
     /// them later, by [`collect`](Self::collect); until then the connection is not read.
     fn take(&mut self, id: usize, service: &Arc<Service>, lines: &[u8], replies: &mut Vec<u8>) -> bool;
@@ -37,7 +37,7 @@ pub trait Work {
 
 /// The loop and its connections.
 #[derive(Debug)]
-pub struct Reactor {
+pub(crate) struct Reactor {
     poll: Poll,
     listener: TcpListener,
     connections: Slab<Connection>,
@@ -56,10 +56,7 @@ struct Scratch {
 
 impl Reactor {
     /// A loop that accepts from `listener` and whose handler blocks for `delay`.
-    ///
-    /// # Errors
-    /// Whatever the system says to epoll.
-    pub fn new(listener: std::net::TcpListener, delay: Duration) -> Result<Self> {
+    pub(crate) fn new(listener: std::net::TcpListener, delay: Duration) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         let poll = Poll::new()?;
@@ -69,18 +66,12 @@ impl Reactor {
     }
 
     /// What other threads wake the loop with when they have replies.
-    ///
-    /// # Errors
-    /// Whatever the system says to an eventfd.
-    pub fn waker(&self) -> Result<Waker> {
+    pub(crate) fn waker(&self) -> Result<Waker> {
         Waker::new(self.poll.registry(), WAKER)
     }
 
     /// Serves for ever.
-    ///
-    /// # Errors
-    /// If polling fails; a connection that fails is closed, and that is all.
-    pub fn run(mut self, mut work: impl Work) -> Result<()> {
+    pub(crate) fn run(mut self, mut work: impl Work) -> Result<()> {
         let mut events = Events::with_capacity(EVENTS);
         loop {
             match self.poll.poll(&mut events, None) {

@@ -17,58 +17,48 @@ use crate::target::{Judged, TARGETS};
 use crate::workload::{Pace, Workload};
 
 /// The server that shows what the kernel itself does.
-pub const FLOOR: &str = "floor";
+pub(crate) const FLOOR: &str = "floor";
 
-/// A whole benchmark.
-#[derive(Clone, Debug)]
-pub struct Results {
+/// A whole benchmark, as it is kept in JSON.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Results {
     /// When it began, in UTC.
-    pub date: String,
-    /// How it was called.
-    pub command: String,
-    /// What it ran on.
-    pub machine: Machine,
+    pub(crate) date: String,
+    pub(crate) command: String,
+    pub(crate) machine: Machine,
     /// The server that the others are compared with.
-    pub reference: String,
-    /// How it was measured.
-    pub settings: Settings,
-    /// In the order of the tables.
-    pub workloads: Vec<Measured>,
+    pub(crate) reference: String,
+    pub(crate) settings: Settings,
+    pub(crate) workloads: Vec<Measured>,
 }
 
-/// How a benchmark was measured.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Measurements of each server under each workload.
-    pub rounds: usize,
-    /// Seconds that were flooded before each measurement.
-    pub warmup_seconds: f64,
-    /// Seconds that each measurement took.
-    pub seconds: f64,
+    pub(crate) rounds: usize,
+    pub(crate) warmup_seconds: f64,
+    pub(crate) seconds: f64,
     /// Most measurements for one that counts.
-    pub tries: u32,
-    /// Threads that sent.
-    pub generator_threads: u32,
+    pub(crate) tries: u32,
+    pub(crate) generator_threads: u32,
 }
 
 /// One workload's measurements.
-#[derive(Clone, Debug)]
-pub struct Measured {
-    /// The workload.
-    pub workload: &'static Workload,
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Measured {
+    #[serde(flatten)]
+    pub(crate) workload: &'static Workload,
     /// Requests per second that were sent, where the clock set the pace.
-    pub rate: Option<f64>,
-    /// Its servers.
-    pub servers: Vec<Row>,
+    pub(crate) rate: Option<f64>,
+    pub(crate) servers: Vec<Row>,
 }
 
 /// One server's measurements under one workload.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// The server's name.
-    pub name: String,
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) name: String,
     /// One for each round.
-    pub runs: Vec<Run>,
+    pub(crate) runs: Vec<Run>,
 }
 
 impl Row {
@@ -91,12 +81,12 @@ impl Measured {
     }
 
     /// What `ours` is of `theirs`, paired by rounds.
-    pub fn ratio(&self, ours: &str, theirs: &str, metric: Metric) -> Option<Estimate> {
+    pub(crate) fn ratio(&self, ours: &str, theirs: &str, metric: Metric) -> Option<Estimate> {
         Estimate::of_ratios(&self.row(ours)?.values(metric), &self.row(theirs)?.values(metric))
     }
 
     /// What the rate of `ours` is of the best that the workload allows.
-    pub fn share_of_ideal(&self, ours: &str) -> Option<Estimate> {
+    pub(crate) fn share_of_ideal(&self, ours: &str) -> Option<Estimate> {
         let ideal = self.workload.ideal_rate()?;
         let rates = self.row(ours)?.values(Metric::Rate);
         Estimate::of_ratios(&rates, &vec![Some(ideal); rates.len()])
@@ -126,18 +116,15 @@ impl Measured {
         rows.extend(self.pairs(reference).into_iter().map(|(ours, theirs)| {
             figures(format!("{ours} / {theirs}"), &|metric| show_ratio(self.ratio(ours, theirs, metric)))
         }));
-        let ideal = self.servers.iter().filter(|_| self.workload.ideal_rate().is_some());
-        rows.extend(
-            ideal
-                .map(|row| vec![format!("{} / ideal", row.name), show_ratio(self.share_of_ideal(&row.name))]),
-        );
-        let rate = self.rate.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default();
-        Table {
-            title: format!("{}: {}{rate}", self.workload.name, self.workload.about),
-            head: figures(String::new(), &|metric| metric.name().to_owned()),
-            rows,
-            wide: true,
+        if self.workload.ideal_rate().is_some() {
+            let share = |name: &str| show_ratio(self.share_of_ideal(name));
+            rows.extend(
+                self.servers.iter().map(|row| vec![format!("{} / ideal", row.name), share(&row.name)]),
+            );
         }
+        let rate = self.rate.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default();
+        let title = format!("{}: {}{rate}", self.workload.name, self.workload.about);
+        wide(title, figures(String::new(), &|metric| metric.name().to_owned()), rows)
     }
 
     /// What was wrong with the measurements.
@@ -149,20 +136,19 @@ impl Measured {
         if repeated > 0 || disturbed > 0 {
             said.push(format!("{repeated} measurements repeated, {disturbed} that count were disturbed"));
         }
-        let late = |row: &Row| row.runs.iter().filter(|run| !run.generator_complaints.is_empty()).count();
-        let late = self.servers.iter().map(|row| (row, late(row)));
-        said.extend(late.filter(|(_, late)| *late > 0 && self.workload.pace != Pace::Closed).map(
-            |(row, late)| {
-                format!("{}: the generator did not keep up in {late} measurements that count", row.name)
-            },
-        ));
+        for Row { name, runs } in self.servers.iter().filter(|_| self.workload.pace != Pace::Closed) {
+            let late = runs.iter().filter(|run| !run.generator_complaints.is_empty()).count();
+            if late > 0 {
+                said.push(format!("{name}: the generator did not keep up in {late} measurements that count"));
+            }
+        }
         said
     }
 }
 
 impl Results {
     /// The measurements of the workload called `name`.
-    pub fn measured(&self, name: &str) -> Option<&Measured> {
+    pub(crate) fn measured(&self, name: &str) -> Option<&Measured> {
         self.workloads.iter().find(|measured| measured.workload.name == name)
     }
 
@@ -216,36 +202,19 @@ impl Results {
         let mut head = vec!["connections".to_owned()];
         head.extend(servers.iter().map(|name| format!("{name}, CPU µs")));
         head.push(format!("{OURS} / {FLOOR}"));
-        Some(Table {
-            title: "CPU time per request by connections".to_owned(),
-            head,
-            rows: points.iter().map(row).collect(),
-            wide: true,
-        })
+        let title = "CPU time per request by connections".to_owned();
+        Some(wide(title, head, points.iter().map(row).collect()))
     }
 
     fn targets(&self) -> Table {
-        let row = |judged: Judged| {
-            let target = judged.target;
-            let ratio = show_ratio(Some(judged.ratio));
-            let metric = target.metric.name().to_owned();
-            let goal = target.goal.to_string();
-            vec![
-                target.workload.to_owned(),
-                metric,
-                target.pair(),
-                goal,
-                ratio,
-                judged.verdict.name().to_owned(),
-            ]
+        let row = |Judged { target, ratio, verdict }: Judged| {
+            let pair = format!("{} / {}", target.server, target.against);
+            let cells = [target.workload, target.metric.name(), &pair, &target.goal.to_string()];
+            let cells = cells.into_iter().map(str::to_owned);
+            cells.chain([show_ratio(Some(ratio)), verdict.name().to_owned()]).collect()
         };
         let head = ["load", "figure", "of", "goal", "measured", ""].map(str::to_owned).to_vec();
-        Table {
-            title: "Targets".to_owned(),
-            head,
-            rows: self.judged().into_iter().map(row).collect(),
-            wide: true,
-        }
+        wide("Targets".to_owned(), head, self.judged().into_iter().map(row).collect())
     }
 
     /// Ours against the reference and the floor, a line for each workload, with the targets that were missed.
@@ -271,12 +240,8 @@ impl Results {
         };
         let ours = format!("{OURS} / {reference}");
         let floor = format!("CPU, {OURS} / {FLOOR}");
-        Table {
-            title: ours.clone(),
-            head: vec![ours, "requests/s".to_owned(), "CPU per request".to_owned(), "p99".to_owned(), floor],
-            rows: self.workloads.iter().map(row).collect(),
-            wide: true,
-        }
+        let head = [&ours, "requests/s", "CPU per request", "p99", &floor].map(str::to_owned).to_vec();
+        wide(ours, head, self.workloads.iter().map(row).collect())
     }
 
     fn tables(&self) -> impl Iterator<Item = Table> {
@@ -285,7 +250,7 @@ impl Results {
     }
 
     /// For a terminal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = self.described() + "\n\n";
         for Table { title, head, rows, .. } in self.tables() {
             let lines: Vec<_> = [head].into_iter().chain(rows).collect();
@@ -298,7 +263,7 @@ impl Results {
     }
 
     /// The small tables for BENCHMARKS.md and the README.
-    pub fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let date = self.date.split('T').next().unwrap_or_default();
         let mut out = format!("{date}, {}: `{}`\n", self.machine.described(), self.command);
         for Table { head, rows, .. } in [self.summary()].into_iter().chain(self.scaling()) {
@@ -312,10 +277,7 @@ impl Results {
     }
 
     /// A page with all tables.
-    ///
-    /// # Errors
-    /// If it cannot be written as JSON.
-    pub fn page(&self) -> Result<String> {
+    pub(crate) fn page(&self) -> Result<String> {
         let judged = self.judged();
         let count = |verdict| judged.iter().filter(|judged| judged.verdict == verdict).count();
         let failed = count(Verdict::Failed);
@@ -337,56 +299,22 @@ impl Results {
     }
 
     /// Everything, for programs.
-    pub fn to_json(&self) -> Value {
-        let estimates = |find: &dyn Fn(Metric) -> Option<Estimate>| -> Value {
-            Metric::ALL.iter().map(|metric| (metric.key().to_owned(), json!(find(*metric)))).collect()
-        };
-        let server = |measured: &Measured, row: &Row| {
-            let others = measured.servers.iter().filter(|other| other.name != row.name);
-            let against = others.map(|other| {
-                let ratios = estimates(&|metric| measured.ratio(&row.name, &other.name, metric));
-                (other.name.clone(), ratios)
-            });
-            json!({
-                "name": row.name,
-                "median": estimates(&|metric| row.estimate(metric)),
-                "against": against.collect::<Value>(),
-                "share_of_ideal": measured.share_of_ideal(&row.name),
-                "runs": row.runs,
-            })
-        };
-        let workload = |measured: &Measured| {
-            json!({
-                "name": measured.workload.name,
-                "about": measured.workload.about,
-                "connections": measured.workload.connections,
-                "pipeline": measured.workload.pipeline,
-                "rate": measured.rate,
-                "servers": measured.servers.iter().map(|row| server(measured, row)).collect::<Vec<_>>(),
-            })
-        };
-        json!({
-            "date": self.date,
-            "command": self.command,
-            "machine": self.machine,
-            "reference": self.reference,
-            "settings": self.settings,
-            "notes": self.notes(),
-            "workloads": self.workloads.iter().map(workload).collect::<Vec<_>>(),
-            "targets": self.judged(),
-        })
+    pub(crate) fn to_json(&self) -> Result<Value> {
+        let mut all = serde_json::to_value(self)?;
+        all["notes"] = json!(self.notes());
+        all["tables"] = json!(self.tables().collect::<Vec<_>>());
+        all["targets"] = json!(self.judged());
+        Ok(all)
     }
 }
 
-/// `1.05 [1.02, 1.09]`, or `-` where nothing is known.
+fn wide(title: String, head: Vec<String>, rows: Vec<Vec<String>>) -> Table {
+    Table { title, head, rows, wide: true }
+}
+
+/// A ratio, or `-` where nothing is known.
 fn show_ratio(estimate: Option<Estimate>) -> String {
-    match estimate {
-        None => "-".to_owned(),
-        Some(Estimate { median, interval: None, .. }) => format!("{median:.2}"),
-        Some(Estimate { median, interval: Some((low, high)), .. }) => {
-            format!("{median:.2} [{low:.2}, {high:.2}]")
-        }
-    }
+    estimate.map_or("-".to_owned(), |ratio| ratio.to_string())
 }
 
 /// A figure with as many digits as it deserves.

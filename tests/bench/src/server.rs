@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,89 +24,80 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// The server that is measured.
-pub const OURS: &str = "tidemill";
+pub(crate) const OURS: &str = "tidemill";
 /// The same, answering on its event loop.
-pub const INLINE: &str = "inline";
+pub(crate) const INLINE: &str = "inline";
 
 /// How to start a server.
 #[derive(Clone, Debug)]
-pub struct ServerSpec {
-    /// What it is called in tables and on the command line.
-    pub name: String,
+pub(crate) struct ServerSpec {
+    pub(crate) name: String,
     /// Program and arguments; `{port}` stands for the port.
-    pub command: Vec<String>,
+    command: Vec<String>,
     /// It prints `listening on ADDRESS` once clients can connect; any other is tried until it accepts.
-    pub announces: bool,
+    announces: bool,
     /// What the load generator is told where the server does not speak HELO.
-    pub asks: &'static [&'static str],
+    pub(crate) asks: &'static str,
 }
 
 impl ServerSpec {
-    fn new(name: &str, words: &[&str]) -> Self {
-        let command = words.iter().map(|word| (*word).to_owned()).collect();
-        ServerSpec { name: name.to_owned(), command, announces: true, asks: &[] }
+    fn new(name: &str, command: &str) -> Self {
+        let command = command.split_whitespace().map(str::to_owned).collect();
+        ServerSpec { name: name.to_owned(), command, announces: true, asks: "" }
+    }
+
+    /// A server of another make, with its own protocol.
+    pub(crate) fn other(name: &str, command: &str, asks: &'static str) -> Self {
+        ServerSpec { announces: false, asks, ..ServerSpec::new(name, command) }
     }
 
     /// A server from `NAME=COMMAND`, as given on the command line.
-    ///
-    /// # Errors
-    /// A sentence for the user if there is no `=` or no `{port}`.
-    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
         let (name, command) = text.split_once('=').ok_or("expected NAME=COMMAND")?;
         if !command.contains("{port}") {
             return Err("the command must contain {port}".to_owned());
         }
-        Ok(ServerSpec::new(name, &command.split_whitespace().collect::<Vec<_>>()))
+        Ok(ServerSpec::new(name, command))
     }
 
-    /// All servers that are known by name: `tidemill` from its binary, the peers from the folder of this program, and for
-    /// scale two that everybody knows, each asked in its own protocol.
-    ///
-    /// # Errors
-    /// If that folder cannot be told.
-    pub fn known(tidemill: &Path) -> Result<Vec<Self>> {
-        let own = std::env::current_exe()?;
-        let peers = own.parent().ok_or(ErrorKind::NotFound)?;
-        let ours = |name: &str, options: &[&str]| {
-            let program = tidemill.display().to_string();
-            let words = [&[&*program, "serve", "{port}", "--log-level", "warn"][..], options].concat();
-            ServerSpec::new(name, &words)
+    /// All servers that are known by name: `tidemill` from its binary, the peers, which this program is too, and for scale two
+    /// that everybody knows, each asked in its own protocol.
+    pub(crate) fn known(tidemill: &str) -> Result<Vec<Self>> {
+        let own = std::env::current_exe()?.display().to_string();
+        // A path may have a blank in it.
+        let with_program = |program: String, spec: ServerSpec| {
+            let command = [program].into_iter().chain(spec.command).collect();
+            ServerSpec { command, ..spec }
         };
-        let peer = |name: &str| {
-            let program = peers.join(format!("peer-{name}")).display().to_string();
-            ServerSpec::new(name, &[&program, "{port}"])
+        let ours = |name: &str, options: &str| {
+            let spec = ServerSpec::new(name, &format!("serve {{port}} --log-level warn {options}"));
+            with_program(tidemill.to_owned(), spec)
         };
-        let other = |name: &str, words: &[&str], asks: &'static [&'static str]| ServerSpec {
-            announces: false,
-            asks,
-            ..ServerSpec::new(name, words)
-        };
+        let peer =
+            |name: &str| with_program(own.clone(), ServerSpec::new(name, &format!("peer-{name} {{port}}")));
         Ok(vec![
-            ours(OURS, &[]),
-            ours(INLINE, &["--inline"]),
+            ours(OURS, ""),
+            ours(INLINE, "--inline"),
             peer("tokio"),
             peer("floor"),
             peer("channel"),
-            ours("tidemill-max4", &["--max-threads", "4"]),
-            ours("tidemill-max64", &["--max-threads", "64"]),
-            other(
+            ours("tidemill-max4", "--max-threads 4"),
+            ours("tidemill-max64", "--max-threads 64"),
+            ServerSpec::other(
                 "redis",
-                &["redis-server", "--bind", "127.0.0.1", "--port", "{port}", "--save", ""],
-                &["--request", "PING", "--expect", "+PONG"],
+                "redis-server --bind 127.0.0.1 --port {port} --save",
+                "--request PING --expect +PONG",
             ),
-            other(
+            ServerSpec::other(
                 "memcached",
-                &["memcached", "-l", "127.0.0.1", "-p", "{port}", "-t", "2", "-c", "12000", "-u", "nobody"],
-                &["--request", "version", "--expect", "VERSION *"],
+                "memcached -l 127.0.0.1 -p {port} -t 2 -c 12000 -u nobody",
+                "--request version --expect VERSION*",
             ),
         ])
     }
 
     /// Starts the server and waits until clients can connect.
-    ///
-    /// # Errors
-    /// If it cannot be started or does not say so.
-    pub fn start(&self, options: &[String], wrapper: &[String]) -> Result<Server> {
+    pub(crate) fn start(&self, options: &[String], wrapper: &[String]) -> Result<Server> {
         let port = free_port()?;
         let own = self.command.iter().map(|word| word.replace("{port}", &port.to_string()));
         let words: Vec<String> = wrapper.iter().cloned().chain(own).chain(options.iter().cloned()).collect();
@@ -192,7 +182,8 @@ impl Server {
 
     /// Starts a server that is to listen on `address` and does not say when it does.
     fn start_silent(command: &mut Command, address: SocketAddr) -> Result<Self> {
-        let server = Server::of(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?, address);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = Server::of(command.spawn()?, address);
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
             match TcpStream::connect(address) {
@@ -208,30 +199,22 @@ impl Server {
     }
 
     /// Its process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.process.id()
     }
 
     /// A number of its last statistics, by JSON pointer; NaN while there is none.
-    pub fn figure(&self, pointer: &str) -> f64 {
+    pub(crate) fn figure(&self, pointer: &str) -> f64 {
         lock(&self.last).pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)
     }
 
-    /// Its last statistics.
-    pub fn statistics(&self) -> Value {
-        lock(&self.last).clone()
-    }
-
     /// What it said on standard error so far.
-    pub fn errors(&self) -> Vec<String> {
+    pub(crate) fn errors(&self) -> Vec<String> {
         lock(&self.errors).clone()
     }
 
-    /// Asks the server to stop, by SIGTERM, and waits for its end; blocks for 5 s at most, then kills it.
-    ///
-    /// # Errors
-    /// If it had ended before, or had to be killed.
-    pub fn stop(&mut self) -> Result<ExitStatus> {
+    /// Asks the server to stop, by SIGTERM, and waits for its end; an error if it had ended before, or had to be killed.
+    pub(crate) fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.process.try_wait()? {
             return Err(Error::other(format!("the server had ended: {status}")));
         }
@@ -249,10 +232,7 @@ impl Drop for Server {
 }
 
 /// Waits for the end of `process`; kills it at the deadline.
-///
-/// # Errors
-/// `TimedOut` if it had to be killed.
-pub fn wait_until(process: &mut Child, deadline: Instant) -> Result<ExitStatus> {
+fn wait_until(process: &mut Child, deadline: Instant) -> Result<ExitStatus> {
     while Instant::now() < deadline {
         if let Some(status) = process.try_wait()? {
             return Ok(status);
@@ -291,7 +271,7 @@ mod tests {
         let mut server = Server::start(shell.args(["-c", script]).stderr(Stdio::piped())).unwrap();
         let deadline = Instant::now() + START_TIMEOUT;
         while (server.figure("/a/b"), server.errors().len()) != (7.0, 1) {
-            assert!(Instant::now() < deadline, "{:?} {:?}", server.statistics(), server.errors());
+            assert!(Instant::now() < deadline, "{:?}", server.errors());
             thread::sleep(Duration::from_millis(1));
         }
         assert!(server.figure("/c").is_nan());

@@ -5,6 +5,8 @@
 //! so the k-th smallest and the k-th largest enclose it with a probability that can be counted. The narrowest pair that
 //! encloses it with at least 95 % is taken; with fewer than six values there is none.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Least probability that an interval encloses the true median.
@@ -12,18 +14,17 @@ const CONFIDENCE: f64 = 0.95;
 
 /// A median and the interval that encloses the true one with at least 95 %.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Estimate {
-    /// The median of the values.
-    pub median: f64,
+pub(crate) struct Estimate {
+    pub(crate) median: f64,
     /// Lower and upper end; none with fewer than six values.
-    pub interval: Option<(f64, f64)>,
-    /// Number of values.
-    pub values: usize,
+    pub(crate) interval: Option<(f64, f64)>,
+    /// How many there were.
+    pub(crate) values: usize,
 }
 
 impl Estimate {
     /// The estimate from `values`; none from no values.
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
@@ -34,11 +35,22 @@ impl Estimate {
     }
 
     /// The estimate of the ratio of `ours` to `theirs`, round by round; rounds in which either is missing do not count.
-    pub fn of_ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Option<Self> {
+    pub(crate) fn of_ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Option<Self> {
         let ratio = |(ours, theirs): (&Option<f64>, &Option<f64>)| Some((*ours)? / (*theirs)?);
         let ratios: Vec<f64> =
             ours.iter().zip(theirs).filter_map(ratio).filter(|ratio| ratio.is_finite()).collect();
         Self::of(&ratios)
+    }
+}
+
+/// As a ratio: `1.05 [1.02, 1.09]`.
+impl fmt::Display for Estimate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:.2}", self.median)?;
+        match self.interval {
+            Some((low, high)) => write!(out, " [{low:.2}, {high:.2}]"),
+            None => Ok(()),
+        }
     }
 }
 

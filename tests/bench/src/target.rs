@@ -14,28 +14,22 @@ const IDEAL: &str = "ideal";
 
 /// A goal for one figure under one workload.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Target {
-    /// Name of the workload.
-    pub workload: &'static str,
-    /// The figure.
-    pub metric: Metric,
-    /// Whose.
-    pub server: &'static str,
+pub(crate) struct Target {
+    pub(crate) workload: &'static str,
+    pub(crate) metric: Metric,
+    pub(crate) server: &'static str,
     /// The server in the same rounds that it is compared with, or [`IDEAL`].
-    pub against: &'static str,
+    pub(crate) against: &'static str,
     /// What the ratio has to be.
-    pub goal: Goal,
+    pub(crate) goal: Goal,
 }
 
 /// A target and what measurements say of it.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Judged {
-    /// The target.
-    pub target: Target,
-    /// The ratio that was measured.
-    pub ratio: Estimate,
-    /// What it says.
-    pub verdict: Verdict,
+pub(crate) struct Judged {
+    pub(crate) target: Target,
+    pub(crate) ratio: Estimate,
+    pub(crate) verdict: Verdict,
 }
 
 const fn ours(workload: &'static str, metric: Metric, against: &'static str, goal: Goal) -> Target {
@@ -48,7 +42,7 @@ const fn inline(workload: &'static str, metric: Metric, goal: Goal) -> Target {
 }
 
 /// The targets, in the order of the tables.
-pub const TARGETS: &[Target] = &[
+pub(crate) const TARGETS: &[Target] = &[
     ours("1x1", Rate, "tokio", AtLeast(0.85)),
     ours("1x1", Cpu, "tokio", AtMost(1.4)),
     ours("1x1", P99, "tokio", AtMost(1.3)),
@@ -83,13 +77,8 @@ pub const TARGETS: &[Target] = &[
 ];
 
 impl Target {
-    /// What is compared with what.
-    pub fn pair(&self) -> String {
-        format!("{} / {}", self.server, self.against)
-    }
-
     /// What `results` say of it; none if it was not measured.
-    pub fn judge(&self, results: &Results) -> Option<Judged> {
+    pub(crate) fn judge(&self, results: &Results) -> Option<Judged> {
         let measured = results.measured(self.workload)?;
         let ratio = match self.against {
             IDEAL => measured.share_of_ideal(self.server),

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::machine::first_cpu;
 use crate::neighbours::Beside;
 
@@ -14,7 +16,7 @@ const BLOCKED_WORKERS: u32 = 32;
 
 /// When the load generator sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pace {
+pub(crate) enum Pace {
     /// Each connection as soon as it has its replies.
     Closed,
     /// By the clock, with a new connection for each request.
@@ -25,31 +27,31 @@ pub enum Pace {
 
 /// New connections per second of the workload that opens one for each request. Flat out, the client's closed ones fill
 /// the ports in a second or two, and what is measured is how the kernel looks for a free one.
-pub const RECONNECTS: f64 = 2000.0;
+pub(crate) const RECONNECTS: f64 = 2000.0;
 
 /// One kind of load.
-#[derive(Clone, Debug)]
-pub struct Workload {
-    /// What it is called in tables and on the command line.
-    pub name: &'static str,
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Workload {
+    pub(crate) name: &'static str,
     /// The sentence above its table.
-    pub about: &'static str,
-    /// Connections open at the same time.
-    pub connections: u32,
-    /// Requests on their way on each connection.
-    pub pipeline: u32,
-    /// When requests are sent.
-    pub pace: Pace,
-    /// How long the handler blocks for each request.
-    pub handler_delay: Duration,
+    pub(crate) about: &'static str,
+    pub(crate) connections: u32,
+    pub(crate) pipeline: u32,
+    #[serde(skip)]
+    pub(crate) pace: Pace,
+    #[serde(skip)]
+    pub(crate) handler_delay: Duration,
     /// Server and load generator share one CPU.
-    pub one_cpu: bool,
-    /// What goes on meanwhile.
-    pub beside: Beside,
-    /// Servers that are measured unless others are asked for.
-    pub servers: &'static [&'static str],
+    #[serde(skip)]
+    pub(crate) one_cpu: bool,
+    #[serde(skip)]
+    pub(crate) beside: Beside,
     /// Measured unless others are asked for.
-    pub usual: bool,
+    #[serde(skip)]
+    pub(crate) servers: &'static [&'static str],
+    /// Measured unless others are asked for.
+    #[serde(skip)]
+    pub(crate) usual: bool,
 }
 
 /// So many connections, each with so many requests on their way, against every server.
@@ -85,7 +87,7 @@ const fn polite(line: &'static str, name: &'static str, about: &'static str) -> 
 }
 
 /// All workloads, in the order of the tables.
-pub const WORKLOADS: &[Workload] = &[
+pub(crate) const WORKLOADS: &[Workload] = &[
     Workload {
         one_cpu: true,
         ..flat_out(1, 1, "1x1", "one connection, one request at a time, server and client on one CPU")
@@ -135,38 +137,37 @@ pub const WORKLOADS: &[Workload] = &[
 ];
 
 impl Workload {
-    /// The workload called `name`, for arguments of a program.
-    ///
-    /// # Errors
-    /// The names that there are.
-    pub fn named(name: &str) -> Result<&'static Workload, String> {
+    /// The workload called `name`, for arguments of a program; or the names that there are.
+    pub(crate) fn named(name: &str) -> Result<&'static Workload, String> {
         let names = || WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
-        WORKLOADS
-            .iter()
-            .find(|workload| workload.name == name)
-            .ok_or_else(|| format!("there are {}", names()))
+        let found = WORKLOADS.iter().find(|workload| workload.name == name);
+        found.ok_or_else(|| format!("there are {}", names()))
     }
 
     /// Whether it differs from others of its kind by its connections only.
-    pub fn is_point_of_scaling(&self) -> bool {
+    pub(crate) fn is_point_of_scaling(&self) -> bool {
         let is_plain = self.handler_delay.is_zero() && !self.one_cpu && self.beside == Beside::Nobody;
         is_plain && self.pace == Pace::Closed && self.pipeline == 1
     }
 
     /// What a server must be told for this workload, beyond its port.
-    pub fn server_options(&self) -> Vec<String> {
-        if self.handler_delay.is_zero() {
-            return Vec::new();
+    pub(crate) fn server_options(&self) -> Vec<String> {
+        let delay = humantime::format_duration(self.handler_delay);
+        (!self.handler_delay.is_zero()).then(|| format!("--handler-delay={delay}")).into_iter().collect()
+    }
+
+    /// What the load generator must be told. `rate` is for workloads that are paced by the clock.
+    pub(crate) fn load_options(&self, rate: Option<f64>) -> String {
+        let mut options = format!("--connections {} --pipeline {}", self.connections, self.pipeline);
+        options.extend(rate.map(|rate| format!(" --rate {rate:.0}")));
+        if self.pace == Pace::Reconnect {
+            options += " --reconnect";
         }
-        let delay = humantime::format_duration(self.handler_delay).to_string();
-        vec!["--handler-delay".to_owned(), delay]
+        options
     }
 
     /// What goes before the commands of server and generator: it puts both on one CPU, where the workload wants that.
-    ///
-    /// # Errors
-    /// If it cannot be told which CPUs this process may use.
-    pub fn wrapper(&self) -> io::Result<Vec<String>> {
+    pub(crate) fn wrapper(&self) -> io::Result<Vec<String>> {
         if !self.one_cpu {
             return Ok(Vec::new());
         }
@@ -174,7 +175,7 @@ impl Workload {
     }
 
     /// Requests per second that no server can pass, where the handler sets that limit.
-    pub fn ideal_rate(&self) -> Option<f64> {
+    pub(crate) fn ideal_rate(&self) -> Option<f64> {
         let delay = self.handler_delay.as_secs_f64();
         (delay > 0.0).then(|| f64::from(BLOCKED_WORKERS.min(self.connections)) / delay)
     }
@@ -196,8 +197,16 @@ mod tests {
     fn ideal_is_set_by_workers_and_delay() {
         let blocking = Workload::named("blocking").unwrap();
         assert_eq!(blocking.ideal_rate(), Some(6400.0));
-        assert_eq!(blocking.server_options(), ["--handler-delay", "5ms"]);
-        assert_eq!(Workload::named("64x1").unwrap().ideal_rate(), None);
+        assert_eq!(blocking.server_options(), ["--handler-delay=5ms"]);
+        let plain = Workload::named("64x16").unwrap();
+        assert_eq!((plain.ideal_rate(), plain.server_options().len()), (None, 0));
+        assert_eq!(plain.load_options(None), "--connections 64 --pipeline 16");
+        assert!(
+            Workload::named("reconnect")
+                .unwrap()
+                .load_options(Some(12.3))
+                .ends_with(" --rate 12 --reconnect")
+        );
     }
 
     #[test]

@@ -17,15 +17,12 @@ struct Peer(Server);
 impl Peer {
     /// Each peer as it is, and with a handler that blocks.
     fn all() -> impl Iterator<Item = Peer> {
-        let programs = [
-            env!("CARGO_BIN_EXE_peer-tokio"),
-            env!("CARGO_BIN_EXE_peer-floor"),
-            env!("CARGO_BIN_EXE_peer-channel"),
-        ];
-        let start = |program, delay| {
-            Peer(Server::start(Command::new(program).args(["0", "--handler-delay", delay])).unwrap())
+        let start = |peer, delay| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+            Peer(Server::start(command.args([peer, "0", "--handler-delay", delay])).unwrap())
         };
-        programs.into_iter().flat_map(move |program| ["0s", "1ms"].map(|delay| start(program, delay)))
+        let peers = ["peer-tokio", "peer-floor", "peer-channel"].into_iter();
+        peers.flat_map(move |peer| ["0s", "1ms"].map(|delay| start(peer, delay)))
     }
 
     fn connect(&self) -> TcpStream {
@@ -59,7 +56,8 @@ fn pipelined_lines_are_answered_in_order_and_the_connection_stays_open() {
         let mut stream = peer.connect();
         for turn in 0..3 {
             let texts: Vec<String> = (0..20).map(|line| format!("{turn} {line}")).collect();
-            let sent: String = texts.iter().map(|text| format!("HELO {text}\r\nother\n")).collect();
+            let others = "\nHELO\nhelo c\n HELO c\nKILL_SERVICE\n";
+            let sent: String = texts.iter().map(|text| format!("HELO {text} \t\r\n{others}")).collect();
             stream.write_all(sent.as_bytes()).unwrap();
             read_exactly(&mut stream, &texts.iter().map(|text| peer.reply(text)).collect::<String>());
         }
@@ -70,8 +68,8 @@ fn pipelined_lines_are_answered_in_order_and_the_connection_stays_open() {
 fn split_lines_are_answered_once_they_are_complete() {
     for peer in Peer::all() {
         let mut stream = peer.connect();
-        stream.write_all(b"HELO first\nHE").unwrap();
-        read_exactly(&mut stream, &peer.reply("first"));
+        stream.write_all(b"HELO first\nHELO \nHELO  b\nHE").unwrap();
+        read_exactly(&mut stream, &["first", "", " b"].map(|text| peer.reply(text)).concat());
         stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let early = stream.read(&mut [0; 16]).unwrap_err();
         assert!(matches!(early.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
@@ -92,6 +90,17 @@ fn half_closed_client_gets_all_replies_and_its_last_line_needs_no_terminator() {
         let stream = peer.connect();
         stream.shutdown(Shutdown::Write).unwrap();
         assert_eq!(read_all(stream), "");
+    }
+}
+
+#[test]
+fn line_too_long_ends_the_connection() {
+    for peer in Peer::all().step_by(2) {
+        let mut stream = peer.connect();
+        // It may be reset, or the peer closes first.
+        drop(stream.write_all(&[b'x'; 70_000]));
+        assert!(!matches!(stream.read(&mut [0; 16]), Ok(1..)));
+        peer.connect().write_all(b"HELO x\n").unwrap();
     }
 }
 

@@ -7,21 +7,17 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect};
-use crate::peer::Peer;
-use crate::rows::{
-    Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, areas, grown, ms, play, resizes_since, row, thinned, uptime, whole,
-};
-use crate::score::{Check, Goal, Row, quantile};
+use procfs::process::Process;
 
-pub(crate) fn slow_ramp(effort: Effort) -> Result<Row> {
-    let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
-    let half = effort.seconds(30, 10).as_secs_f64();
-    let length = Duration::from_secs_f64(2.0 * half) + KEEP_ALIVE + Duration::from_secs(1);
-    let series = play(&lab, &crowd, length, |t| whole(1.0 + 63.0 * (1.0 - (t / half - 1.0).abs()).max(0.0)));
-    crowd.finish()?;
-    let (unmet, unneeded) = areas(&series);
+use super::lab::{Client, Crowd, EPOCH, Kind, Lab};
+use super::peer::Peer;
+use super::rows::{
+    Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, grown, last_begun, ms, resizes_since, up_and_down, uptime,
+};
+use super::score::{Check, Goal, Row, quantile, row};
+
+pub(crate) fn slow_ramp(effort: Effort<'_>) -> Result<Row> {
+    let (lab, series, unmet, unneeded) = up_and_down(effort, 1.0)?;
     let resizes = lab.handle().stats().pool_resizes_total;
     let most = 63.0 / (LIMITS.tolerance as f64 + 1.0) + 2.0;
     let checks = vec![
@@ -30,10 +26,10 @@ pub(crate) fn slow_ramp(effort: Effort) -> Result<Row> {
         Check::count("demand not met, by area", unmet, Goal::AtMost(0.05)),
         Check::count("supply not needed, by area", unneeded, Goal::AtMost(0.15)),
     ];
-    Ok(Row { series: thinned(&series), ..row(21, "ramp 1 → 64 → 1 of requests that block", checks) })
+    Ok(Row { series, ..row("ramp 1 → 64 → 1 of requests that block", checks) })
 }
 
-pub(crate) fn inside_the_band(effort: Effort) -> Result<Row> {
+pub(crate) fn inside_the_band(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.threads(4, LIMITS.max_threads).tolerance(8))?;
     // Known is how long they take.
     Client::connect(lab.address())?.ask(Kind::Sleep, 20_000)?;
@@ -47,10 +43,10 @@ pub(crate) fn inside_the_band(effort: Effort) -> Result<Row> {
         Check::count("resizes", (resizes.grow + resizes.shrink) as f64, Goal::AtMost(0.0)),
         Check::time("the slowest request", slowest, 100.0),
     ];
-    Ok(row(22, "min 4, tolerance 8, 10 clients of 20 ms", checks))
+    Ok(row("min 4, tolerance 8, 10 clients of 20 ms", checks))
 }
 
-pub(crate) fn tolerance_above_all(effort: Effort) -> Result<Row> {
+pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.tolerance(1000))?;
     let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, 5_000, Duration::ZERO)?;
     crowd.set_active(40);
@@ -65,10 +61,10 @@ pub(crate) fn tolerance_above_all(effort: Effort) -> Result<Row> {
         // Not for a worker: what is left is the way to one.
         Check::time("queue wait from 200 ms on, p99", quantile(&mut waits, 0.99), 2.0),
     ];
-    Ok(row(23, "min 2, tolerance 1000, 40 clients of 5 ms", checks))
+    Ok(row("min 2, tolerance 1000, 40 clients of 5 ms", checks))
 }
 
-pub(crate) fn nothing_known(effort: Effort) -> Result<Row> {
+pub(crate) fn nothing_known(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000, Duration::ZERO)?;
     // Every descriptor that there is: what tells who is blocked cannot be opened.
@@ -87,7 +83,7 @@ pub(crate) fn nothing_known(effort: Effort) -> Result<Row> {
     drop(taken);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let checks = vec![Check::count("most workers", most as f64, Goal::AtMost(cores as f64 + 3.0 + 2.0))];
-    Ok(row(24, "CPU-bound, and no descriptors left to look at threads", checks))
+    Ok(row("CPU-bound, and no descriptors left to look at threads", checks))
 }
 
 /// Lets this process, all its threads, run on these CPUs only.
@@ -108,15 +104,14 @@ struct Quota {
 impl Quota {
     fn new() -> Result<Quota> {
         let mut why = Error::other("none is mounted");
-        for line in fs::read_to_string("/proc/self/cgroup")?.lines() {
-            let mut parts = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let (version, mount) = match controllers {
-                "" => (2, "/sys/fs/cgroup"),
-                _ if controllers.split(',').any(|name| name == "cpu") => (1, "/sys/fs/cgroup/cpu"),
+        let groups = Process::myself().and_then(|own| own.cgroups()).map_err(Error::other)?;
+        for group in groups {
+            let (version, mount) = match &group.controllers[..] {
+                [] => (2, "/sys/fs/cgroup"),
+                names if names.iter().any(|name| name == "cpu") => (1, "/sys/fs/cgroup/cpu"),
                 _ => continue,
             };
-            let root = Path::new(mount).join(path.trim_start_matches('/'));
+            let root = Path::new(mount).join(group.pathname.trim_start_matches('/'));
             let group = root.join(format!("tidemill-row-{}", std::process::id()));
             let quota = Quota { group, root, version };
             match fs::create_dir(&quota.group)
@@ -157,7 +152,7 @@ impl Drop for Quota {
     }
 }
 
-pub(crate) fn cores_come_and_go(_: Effort) -> Result<Row> {
+pub(crate) fn cores_come_and_go(_: Effort<'_>) -> Result<Row> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {
         return Err(Error::other("this machine has but one CPU"));
@@ -195,10 +190,10 @@ pub(crate) fn cores_come_and_go(_: Effort) -> Result<Row> {
         Err(why) => checks.push(Check::skipped(format!("by quota: no control group for it here, {why}"))),
     }
     crowd.finish()?;
-    Ok(row(25, "cores taken away and given back", checks))
+    Ok(row("cores taken away and given back", checks))
 }
 
-pub(crate) fn lost_inside_the_band(effort: Effort) -> Result<Row> {
+pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
     let mut replaced = Vec::new();
     for _ in 0..effort.rounds(30, 8) {
         let lab = Lab::start(LIMITS)?;
@@ -228,20 +223,12 @@ pub(crate) fn lost_inside_the_band(effort: Effort) -> Result<Row> {
         Check::time("replaced, p50", quantile(&mut replaced, 0.5), 3.0),
         Check::time("replaced, the slowest", quantile(&mut replaced, 1.0), 10.0),
     ];
-    Ok(row(26, "one worker lost to a sleep inside the band, others busy", checks))
-}
-
-/// When the last of 64 requests that came in a burst began.
-fn last_begun(clients: &mut [Client], notes: &Notes) -> Result<f64> {
-    notes.take_calls();
-    let begun = burst(clients, Kind::Sleep, SLEEP)?;
-    collect(clients)?;
-    Ok(notes.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))))
+    Ok(row("one worker lost to a sleep inside the band, others busy", checks))
 }
 
 /// The same five ways, in turns: the same 64 requests by the same clients to our server and to a tokio server, each warm and
 /// new; and 64 closures that are given to tokio's pool without any server, which spares them sockets and a hand-over.
-pub(crate) fn against_tokio(effort: Effort) -> Result<Row> {
+pub(crate) fn against_tokio(effort: Effort<'_>) -> Result<Row> {
     let keep_alive = 300 * MS;
     let (ours, theirs) = (Lab::start(LIMITS.keep_alive(keep_alive))?, Peer::start(keep_alive)?);
     let bare = Peer::start(keep_alive)?;
@@ -285,7 +272,7 @@ pub(crate) fn against_tokio(effort: Effort) -> Result<Row> {
         check(OURS_NEW, THEIRS_NEW, "the same, both new"),
         check(OURS, BARE, "to spawn_blocking without a server"),
     ];
-    Ok(row(27, "burst of 64 against tokio's spawn_blocking", checks))
+    Ok(row("burst of 64 against tokio's spawn_blocking", checks))
 }
 
 const OURS: usize = 0;

@@ -1,7 +1,7 @@
 //! A server in this process whose handler does what each request says, and clients that ask it to.
 //!
-//! A request is `KIND ARGUMENT SENT`: what to do, for how many microseconds, and when it was sent, in nanoseconds since
-//! [`EPOCH`]. The handler notes when it was called, so that the time in the queue is known without asking the server.
+//! A request is `KIND:ARGUMENT:SENT`: what to do, for how many microseconds, and when it was sent, in nanoseconds since
+//! [`EPOCH`], 0 if it does not matter. The handler notes when it was called, so that the time in the queue is known without asking the server.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
@@ -176,7 +176,7 @@ impl Notes {
     pub(crate) fn handle(&self, line: &[u8], local: Option<SocketAddr>) {
         let begun = EPOCH.elapsed();
         let text = std::str::from_utf8(line).unwrap_or_default();
-        let mut words = text.split(' ');
+        let mut words = text.split(':');
         let letter = words.next().unwrap_or_default();
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or_default();
         let (argument, sent) = (number(), Duration::from_nanos(number()));
@@ -238,7 +238,7 @@ impl Client {
 
     /// Sends a request.
     pub(crate) fn send(&mut self, kind: Kind, argument: u64) -> Result<()> {
-        let line = format!("{} {argument} {}\n", kind.letter(), EPOCH.elapsed().as_nanos());
+        let line = format!("{}:{argument}:{}\n", kind.letter(), EPOCH.elapsed().as_nanos());
         self.reader.get_mut().write_all(line.as_bytes())
     }
 

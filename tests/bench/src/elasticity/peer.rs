@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::spawn_blocking;
 
-use crate::lab::{EPOCH, Notes};
-use crate::rows::ms;
+use super::lab::{EPOCH, Notes};
+use super::rows::ms;
 
 /// As many as the tokio server of the benchmark has.
 const WORKERS: usize = 2;
@@ -49,7 +49,7 @@ impl Peer {
     /// Has `count` closures sleep for so many microseconds, without the server. When the last of them began, in ms.
     pub(crate) fn last_of_closures(&self, count: usize, sleep: u64) -> Result<f64> {
         self.notes.take_calls();
-        let line: Arc<[u8]> = format!("s {sleep}").into_bytes().into();
+        let line: Arc<[u8]> = format!("s:{sleep}").into_bytes().into();
         let begun = EPOCH.elapsed();
         let tasks: Vec<_> = (0..count)
             .map(|_| {

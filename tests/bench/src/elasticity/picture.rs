@@ -6,7 +6,7 @@ use std::path::Path;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::score::{Moment, Row};
+use super::score::{Moment, Row};
 
 /// The rows that are drawn, if they were run.
 const DRAWN: [u32; 4] = [4, 5, 6, 8];

@@ -1,16 +1,16 @@
 //! The rows of the scorecard with real threads in one process (layer R).
 
 use std::collections::HashSet;
-use std::io::{Error, Read, Result, Write};
-use std::net::TcpStream;
+use std::io::{Error, Result};
 use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tidemill::{Decision, PoolLimits};
 
-use crate::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, burst, collect, first_on_new_thread};
-use crate::score::{Check, Goal, Moment, Row, Series, quantile};
+use super::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect, first_on_new_thread};
+use super::score::{Check, Goal, Moment, Row, Series, quantile, row};
+use crate::flood::load;
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 /// The handler sleeps so many microseconds unless a row says otherwise.
@@ -21,13 +21,14 @@ pub(crate) const LIMITS: PoolLimits = PoolLimits::new(2, 64).tolerance(2).keep_a
 /// How often a row over time looks at the pool.
 const SAMPLE: Duration = Duration::from_millis(5);
 
-/// How long the rows take.
+/// How long the rows take, and the program that they flood with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Effort {
+pub(crate) struct Effort<'a> {
     pub(crate) quick: bool,
+    pub(crate) tidemill: &'a str,
 }
 
-impl Effort {
+impl Effort<'_> {
     pub(crate) fn seconds(self, full: u64, quick: u64) -> Duration {
         Duration::from_secs(if self.quick { quick } else { full })
     }
@@ -35,10 +36,6 @@ impl Effort {
     pub(crate) fn rounds(self, full: usize, quick: usize) -> usize {
         if self.quick { quick } else { full }
     }
-}
-
-pub(crate) fn row(number: u32, workload: &'static str, checks: Vec<Check>) -> Row {
-    Row { number, workload, layer: 'R', checks, series: Vec::new() }
 }
 
 pub(crate) fn ms(duration: Duration) -> f64 {
@@ -68,7 +65,15 @@ fn waits(calls: &[Call]) -> Vec<f64> {
     calls.iter().map(|call| ms(call.wait())).collect()
 }
 
-pub(crate) fn step(effort: Effort) -> Result<Row> {
+/// A request each at once. How many ms after the first was sent the last of them began.
+pub(crate) fn last_begun(clients: &mut [Client], notes: &Notes) -> Result<f64> {
+    notes.take_calls();
+    let begun = burst(clients, Kind::Sleep, SLEEP)?;
+    collect(clients)?;
+    Ok(notes.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))))
+}
+
+pub(crate) fn step(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.keep_alive(300 * MS))?;
     let mut clients = Client::connect_many(lab.address(), 64)?;
     let (mut known, mut first, mut last) = (HashSet::new(), Vec::new(), Vec::new());
@@ -92,15 +97,10 @@ pub(crate) fn step(effort: Effort) -> Result<Row> {
     let mut unknown = Vec::new();
     for _ in 0..effort.rounds(20, 5) {
         let new = Lab::start(LIMITS)?;
-        let mut clients = Client::connect_many(new.address(), 64)?;
-        let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
-        collect(&mut clients)?;
-        unknown.push(new.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
+        unknown.push(last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?);
     }
     let smaller = Lab::start(LIMITS)?;
-    let mut twenty = Client::connect_many(smaller.address(), 20)?;
-    burst(&mut twenty, Kind::Sleep, SLEEP)?;
-    collect(&mut twenty)?;
+    last_begun(&mut Client::connect_many(smaller.address(), 20)?, smaller.notes())?;
     let most = smaller.handle().decisions().iter().map(|decision| decision.to).max().unwrap_or(2);
     let checks = vec![
         Check::time("first new worker at work, p50", quantile(&mut first, 0.5), 1.0),
@@ -110,46 +110,39 @@ pub(crate) fn step(effort: Effort) -> Result<Row> {
         Check::time("last request started on a new server, p99", quantile(&mut unknown, 0.99), 15.0),
         Check::count("most workers for a burst of 20", most as f64, Goal::AtMost(20.0)),
     ];
-    Ok(row(1, "step: idle → 64 at once", checks))
+    Ok(row("step: idle → 64 at once", checks))
 }
 
-pub(crate) fn again(effort: Effort) -> Result<Row> {
+pub(crate) fn again(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let mut clients = Client::connect_many(lab.address(), 64)?;
-    burst(&mut clients, Kind::Sleep, SLEEP)?;
-    collect(&mut clients)?;
-    lab.take_calls();
+    last_begun(&mut clients, lab.notes())?;
     let (before, mut last) = (grown(&lab), Vec::new());
     for _ in 0..effort.rounds(40, 10) {
         thread::sleep(100 * MS);
-        let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
-        collect(&mut clients)?;
-        last.push(lab.take_calls().last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
+        last.push(last_begun(&mut clients, lab.notes())?);
     }
     let checks = vec![
         Check::time("last request started, p50", quantile(&mut last, 0.5), 1.5),
         Check::time("last request started, p90", quantile(&mut last, 0.9), 1.5),
         Check::count("times the pool grew", grown(&lab) - before, Goal::AtMost(0.0)),
     ];
-    Ok(row(2, "the same again within the window", checks))
+    Ok(row("the same again within the window", checks))
 }
 
-pub(crate) fn down(_: Effort) -> Result<Row> {
+pub(crate) fn down(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let mut clients = Client::connect_many(lab.address(), 64)?;
-    burst(&mut clients, Kind::Sleep, SLEEP)?;
-    collect(&mut clients)?;
+    last_begun(&mut Client::connect_many(lab.address(), 64)?, lab.notes())?;
     let took = lab.wait_for_workers(2..=2, 3 * KEEP_ALIVE).unwrap_or(Duration::MAX);
     let checks = vec![Check::time("at min after the last request", ms(took), ms(KEEP_ALIVE) + 500.0)];
-    Ok(row(3, "step down 64 → 0, no traffic", checks))
+    Ok(row("step down 64 → 0, no traffic", checks))
 }
 
-pub(crate) fn trickle(effort: Effort) -> Result<Row> {
+pub(crate) fn trickle(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let mut clients = Client::connect_many(lab.address(), 64)?;
     let begun = Instant::now();
-    burst(&mut clients, Kind::Sleep, SLEEP)?;
-    collect(&mut clients)?;
+    last_begun(&mut clients, lab.notes())?;
     let crowd = Crowd::start(lab.address(), 1, Kind::Sleep, 1_000, 50 * MS)?;
     crowd.set_active(1);
     let (mut most, mut series) = (0, Vec::new());
@@ -163,7 +156,7 @@ pub(crate) fn trickle(effort: Effort) -> Result<Row> {
     }
     crowd.finish()?;
     let checks = vec![Check::count("most workers from 1 s after the window", most as f64, Goal::AtMost(4.0))];
-    Ok(Row { series, ..row(4, "64 at once, then 20/s of 1 ms", checks) })
+    Ok(Row { series, ..row("64 at once, then 20/s of 1 ms", checks) })
 }
 
 /// Plays `active` clients over time and looks at the pool meanwhile: time, clients, workers.
@@ -195,21 +188,28 @@ pub(crate) fn whole(value: f64) -> usize {
     value.round() as usize
 }
 
-pub(crate) fn ramp(effort: Effort) -> Result<Row> {
+/// As many clients as 64 and as few as `least` at the ends of a ramp up and down. What becomes of the pool, and the shares of
+/// [`areas`].
+pub(crate) fn up_and_down(effort: Effort<'_>, least: f64) -> Result<(Lab, Series, f64, f64)> {
     let lab = Lab::start(LIMITS)?;
     let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
     let half = effort.seconds(30, 10).as_secs_f64();
     let length = Duration::from_secs_f64(2.0 * half) + KEEP_ALIVE + Duration::from_secs(1);
-    let series = play(&lab, &crowd, length, |t| whole(64.0 * (1.0 - (t / half - 1.0).abs()).max(0.0)));
+    let active = |t: f64| whole(least + (64.0 - least) * (1.0 - (t / half - 1.0).abs()).max(0.0));
+    let series = play(&lab, &crowd, length, active);
     crowd.finish()?;
     let (unmet, unneeded) = areas(&series);
-    let decisions = lab.handle().decisions();
+    Ok((lab, thinned(&series), unmet, unneeded))
+}
+
+pub(crate) fn ramp(effort: Effort<'_>) -> Result<Row> {
+    let (lab, series, unmet, unneeded) = up_and_down(effort, 0.0)?;
     let checks = vec![
         Check::count("demand not met, by area", unmet, Goal::AtMost(0.02)),
         Check::count("supply not needed, by area", unneeded, Goal::AtMost(0.15)),
-        Check::count("changes of direction", turns(&decisions), Goal::AtMost(1.0)),
+        Check::count("changes of direction", turns(&lab.handle().decisions()), Goal::AtMost(1.0)),
     ];
-    Ok(Row { series: thinned(&series), ..row(5, "ramp 0 → 64 → 0", checks) })
+    Ok(Row { series, ..row("ramp 0 → 64 → 0", checks) })
 }
 
 /// Demand that was not met, and supply beyond the highest demand of the window before, as shares of the demand.
@@ -268,7 +268,7 @@ impl Together {
     }
 }
 
-pub(crate) fn sawtooth(effort: Effort) -> Result<Row> {
+pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
     let pools = [LIMITS, LIMITS.tolerance(0), LIMITS.threads(64, 64)];
     let pools = Together::start(&pools, 48, Kind::Sleep, SLEEP)?;
     let tooth = |t: f64| whole(4.0 + 44.0 * (t / 2.0).fract());
@@ -295,10 +295,10 @@ pub(crate) fn sawtooth(effort: Effort) -> Result<Row> {
         // Without it none waits for the pool.
         Check::ratio("p99 queue wait to that, at tolerance 0", &waited, Goal::AtMost(1.1)),
     ];
-    Ok(Row { series: thinned(&series), ..row(6, "sawtooth 4 ↔ 48, period 2 s", checks) })
+    Ok(Row { series: thinned(&series), ..row("sawtooth 4 ↔ 48, period 2 s", checks) })
 }
 
-pub(crate) fn on_off(effort: Effort) -> Result<Row> {
+pub(crate) fn on_off(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
     let cycle = |t: f64| if t.rem_euclid(2.0) < 1.0 { 64 } else { 0 };
@@ -309,11 +309,11 @@ pub(crate) fn on_off(effort: Effort) -> Result<Row> {
     let checks =
         vec![Check::count("times it grew after the first cycle", grown(&lab) - before, Goal::AtMost(0.0))];
     crowd.finish()?;
-    Ok(Row { series: thinned(&series), ..row(7, "on/off 64, 1 s on, 1 s off", checks) })
+    Ok(Row { series: thinned(&series), ..row("on/off 64, 1 s on, 1 s off", checks) })
 }
 
 /// Resizes after the first second while the number of clients is another one of `range` every 50 ms.
-fn noise(effort: Effort, range: RangeInclusive<usize>) -> Result<(f64, Series)> {
+fn noise(effort: Effort<'_>, range: RangeInclusive<usize>) -> Result<(f64, Series)> {
     let lab = Lab::start(LIMITS)?;
     let crowd = Crowd::start(lab.address(), *range.end(), Kind::Sleep, SLEEP, Duration::ZERO)?;
     let mut random = fastrand::Rng::with_seed(7);
@@ -330,19 +330,19 @@ fn noise(effort: Effort, range: RangeInclusive<usize>) -> Result<(f64, Series)> 
     Ok((late, thinned(&series)))
 }
 
-pub(crate) fn within(effort: Effort) -> Result<Row> {
+pub(crate) fn within(effort: Effort<'_>) -> Result<Row> {
     let (resizes, series) = noise(effort, 14..=18)?;
     let checks = vec![Check::count("resizes after the first second", resizes, Goal::AtMost(0.0))];
-    Ok(Row { series, ..row(8, "demand 16 ± 2, another every 50 ms", checks) })
+    Ok(Row { series, ..row("demand 16 ± 2, another every 50 ms", checks) })
 }
 
-pub(crate) fn beyond(effort: Effort) -> Result<Row> {
+pub(crate) fn beyond(effort: Effort<'_>) -> Result<Row> {
     let (resizes, series) = noise(effort, 10..=22)?;
     let checks = vec![Check::count("resizes a minute", resizes, Goal::AtMost(6.0))];
-    Ok(Row { series, ..row(9, "demand 16 ± 6", checks) })
+    Ok(Row { series, ..row("demand 16 ± 6", checks) })
 }
 
-pub(crate) fn stranded(_: Effort) -> Result<Row> {
+pub(crate) fn stranded(_: Effort<'_>) -> Result<Row> {
     let mut slowest: f64 = 0.0;
     for more in 1..=8 {
         let lab = Lab::start(LIMITS.threads(1, LIMITS.max_threads).tolerance(8))?;
@@ -359,10 +359,10 @@ pub(crate) fn stranded(_: Effort) -> Result<Row> {
         stuck.receive()?;
     }
     let checks = vec![Check::time("the slowest reply, of 1 to 8 more", slowest, 10.0)];
-    Ok(row(10, "min 1, tolerance 8: one that never ends, then 1 to 8 more", checks))
+    Ok(row("min 1, tolerance 8: one that never ends, then 1 to 8 more", checks))
 }
 
-pub(crate) fn nested(effort: Effort) -> Result<Row> {
+pub(crate) fn nested(effort: Effort<'_>) -> Result<Row> {
     let mut slowest: f64 = 0.0;
     for _ in 0..effort.rounds(10, 3) {
         let lab = Lab::start(LIMITS)?;
@@ -371,7 +371,7 @@ pub(crate) fn nested(effort: Effort) -> Result<Row> {
         slowest = slowest.max(ms(begun.elapsed()));
     }
     let checks = vec![Check::time("the slowest of all rounds", slowest, 32.0 * 5.0)];
-    Ok(row(11, "the handler calls its own server, 32 deep", checks))
+    Ok(row("the handler calls its own server, 32 deep", checks))
 }
 
 /// Throughput and p99 of one round, in which all clients of the crowd are active for `length`.
@@ -389,7 +389,7 @@ fn round(crowd: &Crowd, clients: usize, length: Duration) -> (f64, f64) {
     (times.len() as f64 / took.as_secs_f64(), quantile(&mut times, 0.99))
 }
 
-pub(crate) fn for_the_cpu(effort: Effort) -> Result<Row> {
+pub(crate) fn for_the_cpu(effort: Effort<'_>) -> Result<Row> {
     const CLIENTS: usize = 48;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     // Half as much again as the cores can do; as each client waits for its reply, 48 requests are there all the time.
@@ -429,10 +429,10 @@ pub(crate) fn for_the_cpu(effort: Effort) -> Result<Row> {
         Check::ratio(named("throughput", fastest), &ratios(fastest, |it| it.0), Goal::AtLeast(0.97)),
         Check::ratio(named("p99", smoothest), &ratios(smoothest, |it| it.1), Goal::AtMost(1.15)),
     ];
-    Ok(row(12, "CPU-bound: 1 ms of work, 1.5 × capacity", checks))
+    Ok(row("CPU-bound: 1 ms of work, 1.5 × capacity", checks))
 }
 
-pub(crate) fn mixed(effort: Effort) -> Result<Row> {
+pub(crate) fn mixed(effort: Effort<'_>) -> Result<Row> {
     let mut latencies = Vec::new();
     for _ in 0..effort.rounds(5, 2) {
         let lab = Lab::start(LIMITS)?;
@@ -448,10 +448,10 @@ pub(crate) fn mixed(effort: Effort) -> Result<Row> {
         crowd.finish()?;
     }
     let checks = vec![Check::time("p99 of the short ones", quantile(&mut latencies, 0.99), 10.0)];
-    Ok(row(13, "40 requests of 1 s that block, beside 200/s of 1 ms", checks))
+    Ok(row("40 requests of 1 s that block, beside 200/s of 1 ms", checks))
 }
 
-pub(crate) fn lost_worker(effort: Effort) -> Result<Row> {
+pub(crate) fn lost_worker(effort: Effort<'_>) -> Result<Row> {
     const CLIENTS: usize = 48;
     let labs = [Lab::start(LIMITS)?, Lab::start(LIMITS)?];
     let mut stuck = Client::connect(labs[0].address())?;
@@ -470,10 +470,10 @@ pub(crate) fn lost_worker(effort: Effort) -> Result<Row> {
     labs[0].release();
     stuck.receive()?;
     let checks = vec![Check::ratio("throughput to that without", &ratios, Goal::AtLeast(0.98))];
-    Ok(row(14, "CPU-bound with one worker lost to a sleep", checks))
+    Ok(row("CPU-bound with one worker lost to a sleep", checks))
 }
 
-pub(crate) fn live_change(_: Effort) -> Result<Row> {
+pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, SLEEP, Duration::ZERO)?;
     crowd.set_active(40);
@@ -504,10 +504,10 @@ pub(crate) fn live_change(_: Effort) -> Result<Row> {
         Check::time("down, as requests of 50 ms finish", down, 100.0),
         Check::count("requests without reply", lost, Goal::AtMost(0.0)),
     ];
-    Ok(row(16, "min, max and tolerance changed under load", checks))
+    Ok(row("min, max and tolerance changed under load", checks))
 }
 
-pub(crate) fn steady(effort: Effort) -> Result<Row> {
+pub(crate) fn steady(effort: Effort<'_>) -> Result<Row> {
     let pools = Together::start(&[LIMITS, LIMITS.threads(32, 32)], 32, Kind::Sleep, SLEEP)?;
     let (mut throughput, mut p99) = (Vec::new(), Vec::new());
     for number in 0..effort.rounds(10, 7) {
@@ -524,45 +524,17 @@ pub(crate) fn steady(effort: Effort) -> Result<Row> {
         Check::ratio("throughput to a fixed pool of 32", &throughput, Goal::AtLeast(0.98)),
         Check::ratio("p99 to a fixed pool of 32", &p99, Goal::AtMost(1.1)),
     ];
-    Ok(row(19, "steady load at half capacity", checks))
+    Ok(row("steady load at half capacity", checks))
 }
 
-pub(crate) fn flood(effort: Effort) -> Result<Row> {
-    const THREADS: usize = 8;
-    const CONNECTIONS: usize = 125;
-    const PIPELINE: usize = 16;
+pub(crate) fn flood(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let (address, until) = (lab.address(), Instant::now() + effort.seconds(5, 2));
-    let flood = move || -> Result<u64> {
-        let connect = |_| -> Result<TcpStream> {
-            let stream = TcpStream::connect(address)?;
-            stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(KEEP_ALIVE))?;
-            Ok(stream)
-        };
-        let mut streams = (0..CONNECTIONS).map(connect).collect::<Result<Vec<_>>>()?;
-        let (request, mut reply) = (b"x\n".repeat(PIPELINE), [0; 3 * PIPELINE]);
-        let mut replies = 0;
-        while Instant::now() < until {
-            streams.iter_mut().try_for_each(|stream| stream.write_all(&request))?;
-            for stream in &mut streams {
-                stream.read_exact(&mut reply)?;
-                if reply != *b"ok\n".repeat(PIPELINE) {
-                    return Err(Error::other("a wrong reply"));
-                }
-                replies += PIPELINE as u64;
-            }
-        }
-        Ok(replies)
-    };
-    let threads: Vec<_> = (0..THREADS).map(|_| thread::spawn(flood)).collect();
-    let mut replies = 0;
-    for thread in threads {
-        replies += thread.join().map_err(|_| Error::other("a client panicked"))??;
-    }
+    let seconds = effort.seconds(5, 2).as_secs();
+    let options = format!("-c 1000 -P 16 -d {seconds}s --request x --expect ok");
+    let report = load(effort.tidemill, lab.address(), &options)?;
     let checks = vec![
         Check::count("times the pool grew", grown(&lab), Goal::AtMost(0.0)),
-        Check::count("replies right", replies as f64, Goal::AtLeast(1.0)),
+        Check::count("replies right", report.total.right as f64, Goal::AtLeast(1.0)),
     ];
-    Ok(row(20, "trivial flood, 1000 connections, pipelined", checks))
+    Ok(row("trivial flood, 1000 connections, pipelined", checks))
 }

@@ -1,8 +1,9 @@
 //! What a row of the scorecard found, and whether that is good enough.
 
 use serde::Serialize;
-pub(crate) use tidemill_bench::goal::{Goal, Verdict};
-use tidemill_bench::stats::Estimate;
+
+pub(crate) use crate::goal::{Goal, Verdict};
+use crate::stats::Estimate;
 
 /// Seconds since the start, requests under way, workers.
 pub(crate) type Moment = (f64, f64, f64);
@@ -13,12 +14,17 @@ pub(crate) type Series = Vec<Moment>;
 pub(crate) struct Row {
     pub(crate) number: u32,
     pub(crate) workload: &'static str,
-    /// `S` simulated, `R` real threads in one process, `L` over loopback from another process.
+    /// `R` real threads in one process, `L` over loopback from another process.
     pub(crate) layer: char,
     pub(crate) checks: Vec<Check>,
     /// What to draw, if it is over time.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) series: Series,
+}
+
+/// A row without its number, which is that of who measured it.
+pub(crate) fn row(workload: &'static str, checks: Vec<Check>) -> Row {
+    Row { number: 0, workload, layer: ' ', checks, series: Vec::new() }
 }
 
 /// One figure with its goal.

@@ -7,15 +7,13 @@ use std::io::Result;
 use std::sync::Arc;
 use std::thread;
 
-use clap::Parser;
+use crate::peer::{self, Args};
+use crate::reactor::{Reactor, Work};
+use crate::service::Service;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::Waker;
-use tidemill_bench::peer::{self, Args};
-use tidemill_bench::reactor::{Reactor, Work};
-use tidemill_bench::service::Service;
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let listener = args.listen()?;
     let reactor = Reactor::new(listener.try_clone()?, args.handler_delay)?;
     let waker = Arc::new(reactor.waker()?);
@@ -27,7 +25,7 @@ fn main() -> Result<()> {
         thread::Builder::new().spawn(move || serve(&queue, &results, &waker))?;
     }
     peer::announce(&listener)?;
-    reactor.run(Pool { jobs, done })
+    reactor.run(Pool { jobs, done }).map(|()| true)
 }
 
 struct Job {

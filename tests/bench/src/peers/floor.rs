@@ -3,16 +3,14 @@
 use std::io::Result;
 use std::sync::Arc;
 
-use clap::Parser;
-use tidemill_bench::peer::{self, Args};
-use tidemill_bench::reactor::{Reactor, Work};
-use tidemill_bench::service::Service;
+use crate::peer::{self, Args};
+use crate::reactor::{Reactor, Work};
+use crate::service::Service;
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let listener = args.listen()?;
     peer::announce(&listener)?;
-    Reactor::new(listener, args.handler_delay)?.run(Inline)
+    Reactor::new(listener, args.handler_delay)?.run(Inline).map(|()| true)
 }
 
 /// Answers on the spot.

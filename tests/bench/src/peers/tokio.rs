@@ -7,9 +7,8 @@
 use std::io::Result;
 use std::time::Duration;
 
-use clap::Parser;
-use tidemill_bench::peer::{self, Args};
-use tidemill_bench::service::{Input, Service};
+use crate::peer::{self, Args};
+use crate::service::{Service, check_line};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
@@ -17,11 +16,13 @@ use tokio::task::spawn_blocking;
 
 const WORKERS: usize = 2;
 
+/// First capacity of a connection's receive buffer: a few dozen lines in one read.
+const INPUT_BYTES: usize = 4096;
+
 /// Pause after an accept that failed, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
-fn main() -> Result<()> {
-    let args = Args::parse();
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let listener = args.listen()?;
     listener.set_nonblocking(true)?;
     peer::announce(&listener)?;
@@ -31,10 +32,12 @@ fn main() -> Result<()> {
         .enable_io()
         .enable_time()
         .build()?;
-    runtime.block_on(async {
-        let listener = TcpListener::from_std(listener)?;
-        tokio::spawn(accept(listener, args.handler_delay)).await?
-    })
+    runtime
+        .block_on(async {
+            let listener = TcpListener::from_std(listener)?;
+            tokio::spawn(accept(listener, args.handler_delay)).await?
+        })
+        .map(|()| true)
 }
 
 async fn accept(listener: TcpListener, delay: Duration) -> Result<()> {
@@ -49,15 +52,14 @@ async fn accept(listener: TcpListener, delay: Duration) -> Result<()> {
 async fn serve(mut stream: TcpStream, delay: Duration) -> Result<()> {
     stream.set_nodelay(true)?;
     let service = Service::new(stream.local_addr()?, delay);
-    let mut state = State { service, input: Input::new(), replies: Vec::new() };
+    let mut state = State { service, input: Vec::with_capacity(INPUT_BYTES), replies: Vec::new() };
     let mut open = true;
     while open {
-        let read = stream.read(state.input.space()).await?;
-        open = read > 0;
+        open = stream.read_buf(&mut state.input).await? > 0;
         if delay.is_zero() {
-            state.answer(read)?;
+            state.answer(open)?;
         } else {
-            state = spawn_blocking(move || state.answer(read).map(|()| state)).await??;
+            state = spawn_blocking(move || state.answer(open).map(|()| state)).await??;
         }
         if !state.replies.is_empty() {
             stream.write_all(&state.replies).await?;
@@ -70,17 +72,19 @@ async fn serve(mut stream: TcpStream, delay: Duration) -> Result<()> {
 /// What of a connection the handler needs.
 struct State {
     service: Service,
-    input: Input,
+    /// What was read and not yet answered.
+    input: Vec<u8>,
     replies: Vec<u8>,
 }
 
 impl State {
-    /// Answers what a read brought; nothing read means that the client has closed its side.
-    fn answer(&mut self, read: usize) -> Result<()> {
-        match read {
-            0 => self.input.closed(&self.service, &mut self.replies),
-            read => self.input.received(read, &self.service, &mut self.replies)?,
+    /// Answers what a read brought; where the client has closed its side, that ends its last line.
+    fn answer(&mut self, open: bool) -> Result<()> {
+        let used = self.service.answer(&self.input, &mut self.replies);
+        self.input.drain(..used);
+        if !open {
+            self.service.answer_line(&self.input, &mut self.replies);
         }
-        Ok(())
+        check_line(&self.input)
     }
 }

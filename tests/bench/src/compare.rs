@@ -1,30 +1,27 @@
 //! Runs servers in turn under the same loads and compares them; `scripts/bench.sh` builds what it needs.
 
-#![allow(clippy::print_stderr, reason = "a program that tells how far it is")]
-
 use std::fs;
 use std::io::{Error, ErrorKind, Result, Write, stdout};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
-use tidemill_bench::flood::Flood;
-use tidemill_bench::machine::{Machine, raise_file_limit};
-use tidemill_bench::measure::{Metric, Run, measure, measure_quietly};
-use tidemill_bench::neighbours::Beside;
-use tidemill_bench::results::{FLOOR, Measured, Results, Row, Settings};
-use tidemill_bench::server::{OURS, ServerSpec};
-use tidemill_bench::stats::Estimate;
-use tidemill_bench::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
+
+use crate::machine::Machine;
+use crate::measure::{Length, Metric, Run, measure, measure_quietly};
+use crate::neighbours::Beside;
+use crate::results::{FLOOR, Measured, Results, Row, Settings};
+use crate::server::{OURS, ServerSpec};
+use crate::stats::Estimate;
+use crate::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
 
 /// Times that the reference's capacity is measured before the load that is half of it.
 const CALIBRATIONS: usize = 3;
 
 /// Compares tidemill with other servers: requests per second, CPU time, latency
 #[derive(Debug, Parser)]
-#[command(name = "scripts/bench.sh", version)]
-struct Args {
+#[command(bin_name = "scripts/bench.sh", version)]
+pub(crate) struct Args {
     /// Workloads to measure [default: all but those for --scaling alone]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = Workload::named)]
     workloads: Vec<&'static Workload>,
@@ -66,35 +63,53 @@ struct Args {
     markdown: Option<PathBuf>,
     /// The binary to measure, which also generates the load
     #[arg(long, value_name = "PATH", default_value = "target/release/tidemill")]
-    tidemill: PathBuf,
+    tidemill: String,
     /// Threads that generate the load
     #[arg(long, value_name = "N", default_value = "1")]
     generator_threads: u32,
     /// Another binary to generate the load
     #[arg(long, value_name = "PATH")]
-    generator: Option<PathBuf>,
-}
-
-fn main() -> ExitCode {
-    match Bench::new(Args::parse()).and_then(|mut bench| bench.run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    generator: Option<String>,
 }
 
 struct Bench {
     args: Args,
-    flood: Flood,
+    length: Length,
     servers: Vec<ServerSpec>,
     settings: Settings,
 }
 
+pub(crate) fn run(args: Args) -> Result<bool> {
+    let bench = Bench::new(args)?;
+    let mut results = Results {
+        date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        command: command(),
+        machine: Machine::this(),
+        reference: bench.args.reference.clone(),
+        settings: bench.settings,
+        workloads: bench.plan()?,
+    };
+    // Rounds outermost: what drifts over the minutes of a benchmark reaches all workloads alike.
+    for round in 0..bench.settings.rounds {
+        for measured in &mut results.workloads {
+            bench.round(round, measured)?;
+        }
+    }
+    stdout().write_all(results.text().as_bytes())?;
+    if let Some(path) = &bench.args.json {
+        fs::write(path, format!("{:#}\n", results.to_json()?))?;
+    }
+    if let Some(path) = &bench.args.markdown {
+        fs::write(path, results.markdown())?;
+    }
+    if let Some(path) = &bench.args.page {
+        fs::write(path, results.page()?)?;
+    }
+    Ok(true)
+}
+
 impl Bench {
     fn new(args: Args) -> Result<Self> {
-        raise_file_limit()?;
         let mut servers = ServerSpec::known(&args.tidemill)?;
         servers.extend(args.more.iter().cloned());
         if let Some(name) =
@@ -102,47 +117,16 @@ impl Bench {
         {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no server {name}")));
         }
-        let quick = |usual, quick| if args.quick { quick } else { usual };
-        let duration = args.duration.unwrap_or(quick(Duration::from_secs(2), Duration::from_millis(500)));
+        let usual = Duration::from_millis(if args.quick { 500 } else { 2000 });
+        let length = Length { warm_up: args.warm_up, measured: args.duration.unwrap_or(usual) };
         let settings = Settings {
             rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 7 }).max(1),
-            warmup_seconds: args.warm_up.as_secs_f64(),
-            seconds: duration.as_secs_f64(),
+            warmup_seconds: length.warm_up.as_secs_f64(),
+            seconds: length.measured.as_secs_f64(),
             generator_threads: args.generator_threads,
             tries: if args.quick { 1 } else { args.tries },
         };
-        let tidemill = args.generator.as_ref().unwrap_or(&args.tidemill).clone();
-        let threads = args.generator_threads;
-        let flood = Flood { tidemill, threads, warmup: args.warm_up, duration };
-        Ok(Bench { args, flood, servers, settings })
-    }
-
-    fn run(&mut self) -> Result<()> {
-        let mut results = Results {
-            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            command: command(),
-            machine: Machine::this(),
-            reference: self.args.reference.clone(),
-            settings: self.settings,
-            workloads: self.plan()?,
-        };
-        // Rounds outermost: what drifts over the minutes of a benchmark reaches all workloads alike.
-        for round in 0..self.settings.rounds {
-            for measured in &mut results.workloads {
-                self.round(round, measured)?;
-            }
-        }
-        stdout().write_all(results.text().as_bytes())?;
-        if let Some(path) = &self.args.json {
-            fs::write(path, format!("{:#}\n", results.to_json()))?;
-        }
-        if let Some(path) = &self.args.markdown {
-            fs::write(path, results.markdown())?;
-        }
-        if let Some(path) = &self.args.page {
-            fs::write(path, results.page()?)?;
-        }
-        Ok(())
+        Ok(Bench { args, length, servers, settings })
     }
 
     /// Which servers are measured under which workloads; nothing measured yet but the half load's rate.
@@ -215,7 +199,10 @@ impl Bench {
         let named = |error: Error| Error::new(error.kind(), format!("{} {name}: {error}", workload.name));
         // Neighbours that the workload wants are no disturbance that another try would be spared.
         let tries = if workload.beside == Beside::Nobody { self.settings.tries } else { 1 };
-        measure_quietly(tries, workload.pace, || measure(spec, workload, &self.flood, rate)).map_err(named)
+        let generator = self.args.generator.as_ref().unwrap_or(&self.args.tidemill);
+        let generator = (generator.as_str(), self.settings.generator_threads);
+        measure_quietly(tries, workload.pace, || measure(spec, workload, generator, self.length, rate))
+            .map_err(named)
     }
 }
 
@@ -228,7 +215,7 @@ fn spec<'a>(servers: &'a [ServerSpec], name: &str) -> Option<&'a ServerSpec> {
 fn command() -> String {
     let own = ["--tidemill", "--generator"];
     let mut words = vec!["scripts/bench.sh".to_owned()];
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(2);
     while let Some(argument) = arguments.next() {
         if own.contains(&argument.as_str()) {
             arguments.next();

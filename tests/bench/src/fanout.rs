@@ -1,22 +1,21 @@
 //! One message for many: how long until the last of the subscribers has it, and what CPU the server spends for each of them;
 //! tidemill's `Group` and tokio's broadcast channel with a task for each connection, in turns.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that tells what it has measured")]
-
 use std::io::{Error, Read, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use mio::{Events, Interest, Poll, Token};
 use tidemill::{Connection, Group, Kind, Place, Reply, Request, Service};
-use tidemill_bench::machine::{CpuClock, raise_file_limit};
-use tidemill_bench::server::Server;
-use tidemill_bench::stats::Estimate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
+
+use crate::machine::CpuClock;
+use crate::server::Server;
+use crate::stats::Estimate;
 
 /// How long the last subscriber may take to have a message.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,8 +24,8 @@ const WARM_UP: usize = 3;
 
 /// Compares how one message reaches many subscribers
 #[derive(Debug, Parser)]
-#[command(name = "scripts/fanout.sh")]
-struct Args {
+#[command(bin_name = "scripts/fanout.sh")]
+pub(crate) struct Args {
     /// Connections that get each message
     #[arg(long, value_name = "N", default_value_t = 10_000)]
     subscribers: usize,
@@ -39,31 +38,20 @@ struct Args {
     /// Rounds, each with both servers
     #[arg(long, value_name = "N", default_value_t = 7)]
     rounds: usize,
-    /// Serves instead
-    #[arg(long, value_name = "SERVER", hide = true)]
-    serve: Option<Kinds>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kinds {
-    Tidemill,
-    Tokio,
-}
+/// Who takes part.
+const SERVERS: [&str; 2] = ["tidemill", "tokio"];
 
-fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = raise_file_limit().and_then(|()| match args.serve {
-        Some(Kinds::Tidemill) => serve_tidemill(args.subscribers),
-        Some(Kinds::Tokio) => serve_tokio(),
-        None => compare(&args),
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fanout: {error}");
-            ExitCode::FAILURE
-        }
+/// Serves as one of them, for so many subscribers, in a process of its own.
+pub(crate) fn serve(words: &[String]) -> Result<bool> {
+    let subscribers: usize = words[1].parse().map_err(Error::other)?;
+    if words[0] == SERVERS[0] {
+        serve_tidemill(subscribers)?
+    } else {
+        serve_tokio()?
     }
+    Ok(true)
 }
 
 /// Whatever a connection says goes to all of them. Nothing of it blocks, and it is handled on the event loop.
@@ -141,46 +129,36 @@ fn serve_tokio() -> Result<()> {
     })
 }
 
-/// What a round with one server has shown, for each message and subscriber.
-struct Measured {
-    cpu_micros: f64,
-    wall_micros: f64,
-}
-
-fn compare(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<bool> {
     let (mut cpu, mut wall) = ([vec![], vec![]], [vec![], vec![]]);
     for round in 1..=args.rounds {
         // Who is first takes turns.
         for place in 0..2 {
             let which = (place + round) % 2;
-            let measured = measure(args, [Kinds::Tidemill, Kinds::Tokio][which])?;
-            cpu[which].push(Some(measured.cpu_micros));
-            wall[which].push(Some(measured.wall_micros));
+            let [its_cpu, its_wall] = measure(args, SERVERS[which])?;
+            cpu[which].push(Some(its_cpu));
+            wall[which].push(Some(its_wall));
         }
         eprintln!("round {round} of {}", args.rounds);
     }
     println!("{} subscribers, {} bytes; for each of them and message:", args.subscribers, args.bytes);
     for (what, [ours, theirs]) in [("CPU", &cpu), ("until the last has it", &wall)] {
-        let of = |values: &[Option<f64>]| {
-            Estimate::of(&values.iter().flatten().copied().collect::<Vec<_>>())
-                .map_or(f64::NAN, |it| it.median)
+        let of = |values: &[Option<f64>]| Estimate::of(&values.iter().copied().flatten().collect::<Vec<_>>());
+        let (Some(ratio), Some(ours), Some(theirs)) =
+            (Estimate::of_ratios(ours, theirs), of(ours), of(theirs))
+        else {
+            continue;
         };
-        let Some(ratio) = Estimate::of_ratios(ours, theirs) else { continue };
-        let (low, high) = ratio.interval.unwrap_or((f64::NAN, f64::NAN));
-        let (ours, theirs) = (of(ours), of(theirs));
-        println!(
-            "{what}: tidemill {ours:.2} µs, tokio {theirs:.2} µs, ratio {:.2} [{low:.2}, {high:.2}]",
-            ratio.median
-        );
+        println!("{what}: tidemill {:.2} µs, tokio {:.2} µs, ratio {ratio}", ours.median, theirs.median);
     }
-    Ok(())
+    Ok(true)
 }
 
-fn measure(args: &Args, kind: Kinds) -> Result<Measured> {
-    let name = if kind == Kinds::Tokio { "tokio" } else { "tidemill" };
+/// Microseconds of the server's CPU, and of time, in a round with one server, for each message and subscriber.
+fn measure(args: &Args, name: &str) -> Result<[f64; 2]> {
     let own = std::env::current_exe()?;
     let subscribers = args.subscribers.to_string();
-    let mut server = Server::start(Command::new(own).args(["--serve", name, "--subscribers", &subscribers]))?;
+    let mut server = Server::start(Command::new(own).args(["serve-fanout", name, &subscribers]))?;
     let mut all = Subscribers::connect(server.address, args.subscribers)?;
     all.receive(b"in\n".len())?;
     let clock = CpuClock::of(server.pid())?;
@@ -197,7 +175,7 @@ fn measure(args: &Args, kind: Kinds) -> Result<Measured> {
     drop(all);
     server.stop().ok();
     let each = |time: Duration| time.as_secs_f64() * 1e6 / (args.messages * args.subscribers) as f64;
-    Ok(Measured { cpu_micros: each(cpu), wall_micros: each(wall) })
+    Ok([each(cpu), each(wall)])
 }
 
 struct Subscribers {

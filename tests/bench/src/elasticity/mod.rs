@@ -2,10 +2,7 @@
 
 mod exact;
 mod lab;
-mod outside;
-#[path = "../../../../src/report/page.rs"]
-#[expect(dead_code, reason = "the program's own skeleton of pages, of which this page needs a part")]
-mod page;
+pub(crate) mod outside;
 mod peer;
 mod picture;
 mod rows;
@@ -13,26 +10,27 @@ mod score;
 
 use std::fs;
 use std::io::{self, Result, Write};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::Parser;
-use page::{Axis, Chart, Color, Line, Page, Table, Tone, Unit};
 use rows::Effort;
-use score::{Row, Verdict};
+use score::{Check, Row, Verdict};
 use serde_json::json;
-use tidemill_bench::machine::Machine;
+
+use crate::machine::Machine;
+use crate::report::page::{self, Axis, Chart, Color, Line, Page, Table, Tone, Unit};
 
 /// Measures how the pool follows the load, row by row, and says where a goal is missed.
 ///
 /// Exit status: 1 where a count fails, a time is beyond three times its goal, or the 95 % interval of a ratio lies wholly beyond
 /// its goal; 2 for wrong usage.
 #[derive(Debug, Parser)]
-struct Options {
-    /// The program to measure over loopback
+#[command(bin_name = "scripts/elasticity.sh")]
+pub(crate) struct Options {
+    /// The program that generates the load, and is measured over loopback
     #[arg(long, value_name = "PROGRAM")]
-    tidemill: Option<PathBuf>,
+    tidemill: String,
 
     /// Only these rows, by number
     #[arg(long, value_name = "ROWS", value_delimiter = ',')]
@@ -57,94 +55,62 @@ struct Options {
     /// Draw demand and workers of four rows, as the README has them
     #[arg(long, value_name = "FILE.svg")]
     picture: Option<PathBuf>,
-
-    #[arg(long, hide = true, num_args = 2, value_parser = humantime::parse_duration)]
-    serve_two: Vec<Duration>,
-
-    #[arg(long, hide = true)]
-    churn: Option<u64>,
 }
 
-fn main() -> ExitCode {
-    let options = Options::parse();
-    let done = match (&options.serve_two[..], options.churn) {
-        ([first, second], _) => outside::serve_two(*first, *second).map(|()| true),
-        (_, Some(threads)) => outside::churn_child(threads).map(|()| true),
-        _ => run(&options),
-    };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("elasticity: {error}");
-            ExitCode::FAILURE
+/// What measures a row, by its number. R: real threads in this process; L: the server in a process of its own, over loopback or
+/// as the system sees it.
+type Measure = fn(Effort<'_>) -> Result<Row>;
+
+const ROWS: [(u32, char, Measure); 31] = [
+    (1, 'R', rows::step),
+    (1, 'L', outside::step),
+    (2, 'R', rows::again),
+    (3, 'R', rows::down),
+    (4, 'R', rows::trickle),
+    (4, 'L', outside::trickle),
+    (5, 'R', rows::ramp),
+    (6, 'R', rows::sawtooth),
+    (7, 'R', rows::on_off),
+    (8, 'R', rows::within),
+    (9, 'R', rows::beyond),
+    (10, 'R', rows::stranded),
+    (11, 'R', rows::nested),
+    (12, 'R', rows::for_the_cpu),
+    (13, 'R', rows::mixed),
+    (13, 'L', outside::mixed),
+    (14, 'R', rows::lost_worker),
+    (15, 'L', outside::refused),
+    (16, 'R', rows::live_change),
+    (17, 'L', outside::idle),
+    (18, 'R', outside::churn),
+    (19, 'R', rows::steady),
+    (20, 'R', rows::flood),
+    (20, 'L', outside::flood),
+    (21, 'R', exact::slow_ramp),
+    (22, 'R', exact::inside_the_band),
+    (23, 'R', exact::tolerance_above_all),
+    (24, 'R', exact::nothing_known),
+    (25, 'R', exact::cores_come_and_go),
+    (26, 'R', exact::lost_inside_the_band),
+    (27, 'R', exact::against_tokio),
+];
+
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let effort = Effort { quick: options.quick, tidemill: &options.tidemill };
+    let (mut results, mut broken) = (Vec::new(), Vec::new());
+    for (number, layer, measure) in ROWS {
+        if !options.rows.is_empty() && !options.rows.contains(&number) {
+            continue;
         }
-    }
-}
-
-type Inside = fn(Effort) -> Result<Row>;
-type Outside = fn(&Path, Effort) -> Result<Row>;
-
-/// Rows in this process, in order.
-const INSIDE: [(u32, Inside); 25] = [
-    (1, rows::step),
-    (2, rows::again),
-    (3, rows::down),
-    (4, rows::trickle),
-    (5, rows::ramp),
-    (6, rows::sawtooth),
-    (7, rows::on_off),
-    (8, rows::within),
-    (9, rows::beyond),
-    (10, rows::stranded),
-    (11, rows::nested),
-    (12, rows::for_the_cpu),
-    (13, rows::mixed),
-    (14, rows::lost_worker),
-    (16, rows::live_change),
-    (18, outside::churn),
-    (19, rows::steady),
-    (20, rows::flood),
-    (21, exact::slow_ramp),
-    (22, exact::inside_the_band),
-    (23, exact::tolerance_above_all),
-    (24, exact::nothing_known),
-    (25, exact::cores_come_and_go),
-    (26, exact::lost_inside_the_band),
-    (27, exact::against_tokio),
-];
-
-/// Rows with the server in a process of its own.
-const OUTSIDE: [(u32, Outside); 6] = [
-    (1, outside::step),
-    (4, outside::trickle),
-    (13, outside::mixed),
-    (15, outside::refused),
-    (17, outside::idle),
-    (20, outside::flood),
-];
-
-fn run(options: &Options) -> Result<bool> {
-    outside::raise_limits()?;
-    let effort = Effort { quick: options.quick };
-    let wanted = |number: u32| options.rows.is_empty() || options.rows.contains(&number);
-    let mut results = Vec::new();
-    let mut broken = Vec::new();
-    for number in 1..=27 {
-        let inside = INSIDE.iter().filter(|row| row.0 == number && wanted(number));
-        let inside = inside.map(|row| (row.1)(effort));
-        let outside = OUTSIDE.iter().filter(|row| row.0 == number && wanted(number));
-        let outside = outside.filter_map(|row| Some((row.1)(options.tidemill.as_deref()?, effort)));
-        for result in inside.chain(outside) {
-            match result {
-                Ok(row) => {
-                    print(&row)?;
-                    results.push(row);
-                }
-                Err(error) => {
-                    println!("{number:>3}     FAILED: {error}");
-                    broken.push(format!("row {number}: {error}"));
-                }
+        match measure(effort) {
+            Ok(row) => {
+                let row = Row { number, layer, ..row };
+                print(&row)?;
+                results.push(row);
+            }
+            Err(error) => {
+                println!("{number:>3} {layer}  FAILED: {error}");
+                broken.push(format!("row {number} {layer}: {error}"));
             }
         }
     }
@@ -160,10 +126,10 @@ fn run(options: &Options) -> Result<bool> {
         fs::write(path, serde_json::to_string_pretty(&document)? + "\n")?;
     }
     if let Some(path) = &options.page {
-        fs::write(
-            path,
-            draw(&results, &broken, &summary, failed, &format!("{date}, {}", machine.described())).html()?,
-        )?;
+        let footer = format!("{date}, {}", machine.described());
+        let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
+        let verdict = page::Verdict { text: summary, tone, reasons: broken };
+        fs::write(path, draw(&results, verdict, footer).html()?)?;
     }
     if let Some(path) = &options.markdown {
         fs::write(path, markdown(&results))?;
@@ -188,7 +154,7 @@ fn print(row: &Row) -> Result<()> {
 fn markdown(results: &[Row]) -> String {
     let mut text = "| # | workload | | measured (goal) |\n|---|---|---|---|\n".to_owned();
     for row in results {
-        let figure = |check: &score::Check| {
+        let figure = |check: &Check| {
             let missed = match check.verdict {
                 Verdict::Met => String::new(),
                 verdict => format!(" **{}**", verdict.name()),
@@ -202,21 +168,13 @@ fn markdown(results: &[Row]) -> String {
     text
 }
 
-fn draw(results: &[Row], broken: &[String], summary: &str, failed: usize, footer: &str) -> Page {
-    let head = ["row", "layer", "workload", "figure", "goal", "result", ""].map(str::to_owned).to_vec();
+fn draw(results: &[Row], verdict: page::Verdict, footer: String) -> Page {
     let cells = |row: &Row| {
-        let cell = |check: &score::Check| {
-            let number = row.number.to_string();
-            let (layer, workload) = (row.layer.to_string(), row.workload.to_owned());
-            vec![
-                number,
-                layer,
-                workload,
-                check.what.clone(),
-                check.goal_shown(),
-                check.shown(),
-                check.verdict.name().to_owned(),
-            ]
+        let cell = |check: &Check| {
+            let (number, layer) = (row.number.to_string(), row.layer.to_string());
+            let (goal, result) = (check.goal_shown(), check.shown());
+            let words = [&number, &layer, row.workload, &check.what, &goal, &result, check.verdict.name()];
+            words.map(str::to_owned).to_vec()
         };
         row.checks.iter().map(cell).collect::<Vec<_>>()
     };
@@ -237,24 +195,17 @@ fn draw(results: &[Row], broken: &[String], summary: &str, failed: usize, footer
             markers: Vec::new(),
         }
     };
+    let head = ["row", "layer", "workload", "figure", "goal", "result", ""].map(str::to_owned).to_vec();
+    let rows = results.iter().flat_map(cells).collect();
     Page {
         title: "Elasticity scorecard".to_owned(),
         subtitle: "min 2, max 64, tolerance 2, keep-alive 5 s, a handler that sleeps 50 ms unless said. \
                    R: real threads in one process; L: another process over loopback."
             .to_owned(),
-        footer: footer.to_owned(),
-        verdict: Some(page::Verdict {
-            text: summary.to_owned(),
-            tone: if failed == 0 { Tone::Good } else { Tone::Bad },
-            reasons: broken.to_vec(),
-        }),
+        footer,
+        verdict: Some(verdict),
         figures: Vec::new(),
         charts: results.iter().filter(|row| !row.series.is_empty()).map(chart).collect(),
-        tables: vec![Table {
-            title: "All rows".to_owned(),
-            head,
-            rows: results.iter().flat_map(cells).collect(),
-            wide: true,
-        }],
+        tables: vec![Table { title: "All rows".to_owned(), head, rows, wide: true }],
     }
 }

@@ -5,16 +5,16 @@
 //! rate, with `--queue-timeout` at half the clients' patience; then the load falls to a half, and a second later all must be as if
 //! nothing had been.
 
-use std::io::{Error, Result};
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::io::Result;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use serde::Deserialize;
-use tidemill_bench::machine::raise_file_limit;
-use tidemill_bench::server::Server;
+
+use crate::flood;
+use crate::report::load::{LoadReport, Point};
+use crate::server::Server;
 
 /// Workers, and how long each blocks for a request: a capacity of 100 a second, whatever the machine.
 const WORKERS: u32 = 4;
@@ -32,12 +32,13 @@ const NORMAL_MICROS: f64 = 4.0 * 1000.0 * DELAY_MILLIS as f64;
 const GOAL: f64 = 0.95;
 const RECOVERY_GOAL_SECONDS: f64 = 1.0;
 
-/// Goodput beyond capacity.
+/// Measures goodput beyond capacity
 #[derive(Debug, Parser)]
-struct Args {
+#[command(bin_name = "scripts/overload.sh")]
+pub(crate) struct Args {
     /// The program
     #[arg(long, value_name = "FILE")]
-    tidemill: PathBuf,
+    tidemill: String,
     /// How long each rate is offered
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "6s")]
     duration: Duration,
@@ -46,41 +47,7 @@ struct Args {
     patience: Duration,
 }
 
-/// What the generator reports, as far as it is used here.
-#[derive(Debug, Deserialize)]
-struct Report {
-    series_step_seconds: f64,
-    series: Vec<Moment>,
-    total: Requests,
-}
-
-#[derive(Debug, Deserialize)]
-struct Moment {
-    t: f64,
-    right: u64,
-    errors: u64,
-    max_us: Option<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Requests {
-    wrong: u64,
-    lost: u64,
-}
-
-fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("overload: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(args: &Args) -> Result<bool> {
-    raise_file_limit()?;
+pub(crate) fn run(args: &Args) -> Result<bool> {
     println!("capacity {CAPACITY}/s; clients give up after {:?}; {:?} a rate", args.patience, args.duration);
     let mut holds = true;
     for queue_timeout in [Some(args.patience / 2), None] {
@@ -121,29 +88,16 @@ fn start(args: &Args, queue_timeout: &str) -> Result<Server> {
     Server::start(&mut command)
 }
 
-/// Offers so many times its capacity, and then what it can do easily.
-fn offer(args: &Args, server: &Server, factor: f64) -> Result<Report> {
+/// Offers so many times its capacity, and then what it can do easily. It fails, because not every reply is right.
+fn offer(args: &Args, server: &Server, factor: f64) -> Result<LoadReport> {
     let (rate, afterwards, seconds) = (factor * CAPACITY, AFTERWARDS * CAPACITY, args.duration.as_secs_f64());
     // A connection for each request of the run: none waits for another, and their failures are not taken for the end.
     let connections = rate * seconds + afterwards * AFTERWARDS_SECONDS;
-    let shape = format!("rate=hold:{rate}@{seconds}s,hold:{afterwards}@{AFTERWARDS_SECONDS}s");
-    let mut command = Command::new(&args.tidemill);
-    command.args(["load", &server.address.to_string(), "--json", "--reconnect", "--shape", &shape]);
-    command.args([
-        "-c",
-        &format!("{connections:.0}"),
-        "--timeout",
-        &format!("{}ms", args.patience.as_millis()),
-    ]);
-    // It fails, because not every reply is right.
-    let output = command.output()?;
-    serde_json::from_slice(&output.stdout).map_err(|error| {
-        Error::other(format!(
-            "load ended with {}: {error}: {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        ))
-    })
+    let options = format!(
+        "--reconnect --shape rate=hold:{rate}@{seconds}s,hold:{afterwards}@{AFTERWARDS_SECONDS}s -c {connections:.0} --timeout {}ms",
+        args.patience.as_millis()
+    );
+    flood::report(flood::start(&[], &args.tidemill, server.address, &options)?)
 }
 
 /// What came of one rate.
@@ -159,9 +113,9 @@ struct Row {
 }
 
 impl Row {
-    fn new(factor: f64, report: &Report, busy: f64, overload_seconds: f64) -> Row {
+    fn new(factor: f64, report: &LoadReport, busy: f64, overload_seconds: f64) -> Row {
         let during = report.series.iter().filter(|row| row.t >= WARM_UP_SECONDS && row.t < overload_seconds);
-        let slowest = |row: &Moment| row.max_us.unwrap_or_default();
+        let slowest = |row: &Point| row.max_us.unwrap_or_default();
         let right: u64 = during.clone().map(|row| row.right).sum();
         let afterwards = report.series.iter().filter(|row| row.t >= overload_seconds);
         let odd = afterwards.filter(|row| row.errors > 0 || slowest(row) > NORMAL_MICROS);
