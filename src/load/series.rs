@@ -110,15 +110,38 @@ mod tests {
     #[test]
     fn long_runs_keep_their_sums() {
         let mut series = Series::new();
+        // Of two threads, of which the second has no replies.
         for index in 0..5000 {
-            let latencies = vec![(1000, 2)];
-            let point = Point { sent: 3, right: 2, errors: 1, offered: 4, connections: 7, latencies };
-            series.add(Row { index, point });
+            for latencies in [vec![(1000, 2)], Vec::new()] {
+                let point = Point { sent: 3, right: 2, errors: 1, offered: 4, connections: 7, latencies };
+                series.add(Row { index, point });
+            }
         }
         assert!(series.points().len() <= MOST_ROWS);
-        assert_eq!(series.points().iter().map(|point| point.sent).sum::<u64>(), 15_000);
-        assert_eq!(series.histogram().iter().map(|&(_, count)| count).sum::<u64>(), 10_000);
+        let sum = |of: fn(&Point) -> u64| series.points().iter().map(of).sum::<u64>();
+        let sums = [sum(|row| row.sent), sum(|row| row.right), sum(|row| row.errors), sum(|row| row.offered)];
+        assert_eq!(sums, [30_000, 20_000, 10_000, 40_000]);
+        let replies: u64 = series.histogram().iter().map(|&(_, count)| count).sum();
+        assert_eq!(replies, 10_000);
         assert!((series.step() - 1.6).abs() < 1e-9);
-        assert_eq!(series.connections(&series.points()[3]), 7);
+        assert_eq!(series.connections(&series.points()[3]), 14);
+    }
+
+    #[test]
+    fn rows_are_joined_in_pairs_once_there_are_too_many() {
+        let mut series = Series::new();
+        let add = |series: &mut Series, index: u64| {
+            let point = Point { sent: index, latencies: vec![(index, 1)], ..Point::default() };
+            series.add(Row { index, point });
+        };
+        (0..MOST_ROWS as u64).for_each(|index| add(&mut series, index));
+        assert_eq!(series.points().len(), MOST_ROWS);
+        assert!((series.step() - 0.1).abs() < 1e-9);
+        assert_eq!((series.points()[599].sent, &series.points()[599].latencies), (599, &vec![(599, 1)]));
+        add(&mut series, MOST_ROWS as u64);
+        assert!((series.step() - 0.2).abs() < 1e-9);
+        let row = |at: usize| (series.points()[at].sent, series.points()[at].latencies.len());
+        assert_eq!((row(0), row(1), row(299), row(300)), ((1, 2), (5, 2), (1197, 2), (600, 1)));
+        assert_eq!(series.points().len(), 301);
     }
 }
