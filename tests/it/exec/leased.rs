@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::shared::in_parallel_all;
 use super::{file, is_gone, is_there, number, serve_exec, serve_script};
-use crate::support::{Ended, eventually, in_parallel, program};
+use crate::support::{Ended, eventually, program};
 
 /// Says its number, and then sends everything back.
 const NUMBERED: &str = "echo $$; exec cat";
@@ -58,9 +59,9 @@ fn a_program_is_ready_before_its_client_unless_it_is_to_know_it() {
 }
 
 #[test]
-fn hundreds_at_once_each_have_their_own_bytes() {
+fn sixty_at_once_each_have_their_own_bytes() {
     let server = serve_exec("cat", "--exec-mode leased --exec-spare 4 --max-threads 64");
-    in_parallel(60, |number| {
+    in_parallel_all(60, |number| {
         let mut peer = server.connect();
         let bytes: Vec<u8> = format!("{number} and so on, ").repeat(4000).into_bytes();
         let mut writer = peer.twin();

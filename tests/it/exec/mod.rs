@@ -10,7 +10,9 @@ mod usage;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
+use crate::examples::missing;
 use crate::support::{Serving, eventually, program, scratch};
 
 /// A program that does as it is told: most lines come back, some words mean something else.
@@ -56,6 +58,16 @@ fn file(name: &str, content: &str) -> PathBuf {
 fn number(line: &[u8]) -> u32 {
     let text = std::str::from_utf8(line).unwrap().trim_end();
     text.parse().unwrap_or_else(|_| panic!("'{text}' is no number"))
+}
+
+/// Whether a program is installed; where it is not, that is told.
+fn is_installed(program: &str) -> bool {
+    let look = format!("PATH=$PATH:/usr/sbin command -v {program}");
+    let found = Command::new("sh").args(["-c", &look]).output().unwrap();
+    if !found.status.success() {
+        missing(&format!("{program} is not installed"));
+    }
+    found.status.success()
 }
 
 /// Whether there is a process of this number, even one that nobody has reaped.

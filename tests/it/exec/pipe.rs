@@ -128,6 +128,9 @@ fn who_is_not_there_is_one_line() {
 /// A tool server of the JSON-RPC kind that takes half a second to start, for clients that only know how to start a command.
 #[test]
 fn a_client_that_starts_a_command_reaches_a_program_that_runs() {
+    if !super::is_installed("perl") {
+        return;
+    }
     let program = r#"
 select undef, undef, undef, 0.5;
 $| = 1;

@@ -11,19 +11,8 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{file, serve_exec};
-use crate::examples::missing;
+use super::{file, is_installed, serve_exec};
 use crate::support::{DEADLINE, eventually, in_parallel, scratch, skipped};
-
-/// Whether it is installed.
-fn is_there(program: &str) -> bool {
-    let look = format!("PATH=$PATH:/usr/sbin command -v {program}");
-    let found = Command::new("sh").args(["-c", &look]).output().unwrap();
-    if !found.status.success() {
-        missing(&format!("{program} is not installed"));
-    }
-    found.status.success()
-}
 
 /// Eight clients get what they asked for.
 #[track_caller]
@@ -38,7 +27,7 @@ fn serves(command: &str, options: &str, request: &str, reply: &str) {
 
 #[test]
 fn the_program_of_the_readme() {
-    if !is_there("python3") {
+    if !is_installed("python3") {
         return;
     }
     let readme = include_str!("../../../README.md");
@@ -50,7 +39,7 @@ fn the_program_of_the_readme() {
 
 #[test]
 fn awk() {
-    if is_there("awk") {
+    if is_installed("awk") {
         let version = Command::new("awk").args(["-W", "version"]).output().unwrap();
         // It holds back its input, too.
         let eager = if version.stdout.starts_with(b"mawk") { "-W interactive" } else { "" };
@@ -60,14 +49,14 @@ fn awk() {
 
 #[test]
 fn bc() {
-    if is_there("bc") {
+    if is_installed("bc") {
         serves("bc", "", "6*7\n2^64\n", "42\n18446744073709551616\n");
     }
 }
 
 #[test]
 fn perl() {
-    if is_there("perl") {
+    if is_installed("perl") {
         serves("perl -pe 'BEGIN { $| = 1 } $_ = reverse(chomp ? $_ : $_) . \"\\n\"'", "", "abc\n", "cba\n");
     }
 }
@@ -80,7 +69,7 @@ fn sh() {
 #[test]
 fn cat_and_sed() {
     serves("cat", "", "any line\n", "any line\n");
-    if is_there("sed") {
+    if is_installed("sed") {
         serves("sed -u s/a/b/", "", "banana\n", "bbnana\n");
     }
 }
@@ -96,7 +85,7 @@ while (<STDIN>) {
     else { print "$channel ERR\n" }
 }
 "#;
-    if is_there("perl") {
+    if is_installed("perl") {
         let path = file("rewriter.pl", rewriter);
         let request =
             "0 http://old.example/a 127.0.0.1/- - GET myip=- myport=3128\n1 http://b/ 127.0.0.1/- - GET\n";
@@ -117,7 +106,7 @@ impl Squid {
         // It goes on as a user of its own, whom the directory has to take.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
         // Another process may take the port meanwhile: then Squid ends, and another port is tried.
-        loop {
+        for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let settings = format!(
                 "http_port 127.0.0.1:{port}\nhttp_access allow all\ncache deny all\nshutdown_lifetime 0 seconds\n\
@@ -143,6 +132,7 @@ impl Squid {
                 return squid;
             }
         }
+        panic!("Squid ends: {}", fs::read_to_string(directory.join("log")).unwrap_or_default());
     }
 
     /// What it has for this address.
@@ -167,7 +157,7 @@ impl Drop for Squid {
 
 #[test]
 fn squid_asks_a_url_rewriter_by_a_command() {
-    if !is_there("perl") || !is_there("squid") {
+    if !is_installed("perl") || !is_installed("squid") {
         return;
     }
     let origin = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -220,7 +210,7 @@ const POLICY_OPTIONS: &str = "--exec-request until: --exec-reply until:";
 
 #[test]
 fn a_policy_server_of_postfix() {
-    if is_there("perl") {
+    if is_installed("perl") {
         let path = file("policy.pl", POLICY);
         let request = "request=smtpd_access_policy\nsender=a@spam.example\n\nrequest=smtpd_access_policy\nsender=b@good.example\n\n";
         let reply = "action=REJECT not here\n\naction=DUNNO\n\n";
@@ -280,7 +270,7 @@ impl Drop for Postfix {
 
 #[test]
 fn postfix_asks_a_policy_server() {
-    if !is_there("perl") || !is_there("postfix") {
+    if !is_installed("perl") || !is_installed("postfix") {
         return;
     }
     if !rustix::process::geteuid().is_root() {

@@ -79,6 +79,9 @@ fn a_crash_loop_is_one_line_that_says_what_to_do_and_ends_when_it_is_mended() {
 
 #[test]
 fn the_admin_address_has_a_row_for_each_program() {
+    if !super::is_installed("perl") {
+        return;
+    }
     let options = "--admin 0 --min-threads 2 --max-threads 2 --exec-spare 1 --exec-max-requests 5";
     let server = serve_exec("perl -ne 'BEGIN { $| = 1 } print'", options);
     let admin = admin_of_program(&server);
@@ -145,8 +148,11 @@ fn a_program_that_cannot_be_started_any_more_is_tried_again() {
 
 #[test]
 fn held_back_output_is_named_once_with_its_cure() {
+    if !super::is_installed("perl") {
+        return;
+    }
     let holds = "perl -ne print";
-    let server = serve_exec(holds, "--min-threads 1 --max-threads 1 --exec-timeout 2s");
+    let server = serve_exec(holds, "--min-threads 1 --max-threads 1 --exec-timeout 4s");
     let failed = "ERROR program failed\n";
     assert_eq!(server.connect().exchange(b"x\nx\n"), failed.repeat(2).as_bytes());
     let log = server.log();
@@ -163,6 +169,9 @@ fn a_slow_program_is_not_taken_for_one_that_holds_back() {
 
 #[test]
 fn a_terminal_cures_it() {
+    if !super::is_installed("perl") {
+        return;
+    }
     let server = serve_exec("perl -ne print", "--exec-pty");
     assert_eq!(server.connect().exchange(b"one\n\ttwo\n"), b"one\n\ttwo\n");
     server.stop().assert_clean();

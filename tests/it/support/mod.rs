@@ -7,10 +7,11 @@ mod unread;
 pub(crate) mod wrong_server;
 
 use std::io::Write;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use serde_json::Value;
 use tidemill::{Reply, Request, Server, Service, Stats};
 
@@ -46,6 +47,25 @@ pub(crate) fn skipped(why: &str) {
     let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     tell(&format!("skipped ({count} so far): {name}: {why}"));
+}
+
+/// Sets a flag when it is dropped, by a test that fails too: whoever goes on until it is set would go on for ever, and nobody
+/// would hear of the failure.
+pub(crate) struct SetAtEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Of a property: the same cases in every run, or those of `PROPTEST_RNG_SEED`. What a run finds becomes a test by name.
+pub(crate) fn seeded(cases: u32) -> ProptestConfig {
+    let mut config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(0x71de);
+    }
+    config
 }
 
 /// A server in this process, on a port of its own.
