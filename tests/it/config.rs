@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
-use crate::support::{Ended, Serving, assert_json_adds_up, eventually, in_parallel, program, scratch};
+use crate::support::{
+    Ended, Serving, SetAtEnd, assert_json_adds_up, eventually, in_parallel, program, scratch,
+};
 
 /// A file that is there for one test.
 struct ConfigFile(PathBuf);
@@ -426,6 +428,7 @@ fn fifty_reloads_under_load_lose_no_reply() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
+            let _over = SetAtEnd(&over);
             for number in 0..50 {
                 let odd = number % 2 == 1;
                 file.write(match odd {
@@ -434,7 +437,6 @@ fn fifty_reloads_under_load_lose_no_reply() {
                 });
                 reload(&serving, "configuration reloaded");
             }
-            over.store(true, Relaxed);
         });
         scope.spawn(|| {
             in_parallel(8, |number| {
@@ -520,9 +522,14 @@ fn a_reload_that_hangs_holds_up_no_stop() {
     let made = Command::new("mkfifo").arg(&file.0).status().unwrap();
     assert_eq!((made.code(), made.signal()), (Some(0), None));
     serving.signal(Signal::HUP);
-    serving.stats();
-    thread::sleep(Duration::from_millis(50));
+    // Which succeeds once somebody reads; who then waits for what is written, until this is closed.
+    let mut silent = None;
+    eventually("it reads the file", || {
+        silent = rustix::fs::open(&file.0, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok();
+        silent.is_some()
+    });
     serving.stop().assert_clean();
+    drop(silent);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Address, Error, Handler, Helo, Kind, Reply, Request, Server};
 
-use crate::support::{DEADLINE, Gate, Peer, echo, embed, eventually, scratch};
+use crate::support::{DEADLINE, Gate, Peer, SetAtEnd, echo, embed, eventually, scratch};
 
 /// What a connection that was just accepted is given for its first line.
 const FIRST_LINE: Duration = Duration::from_millis(50);
@@ -152,6 +152,7 @@ fn a_server_takes_the_place_of_another_and_nobody_is_refused() {
     let address = server.local_addr().tcp().unwrap();
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
+        let _stop = SetAtEnd(&stop);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Relaxed) {
@@ -183,7 +184,6 @@ fn a_server_takes_the_place_of_another_and_nobody_is_refused() {
             assert!(old.wait().unwrap().is_clean());
             assert!(path.exists());
         }
-        stop.store(true, Relaxed);
     });
     server.handle().stop();
     assert!(server.wait().unwrap().is_clean());
@@ -240,9 +240,16 @@ fn a_file_that_stands_in_the_place_of_the_sockets_is_nobodys() {
 #[test]
 fn another_service_may_take_over_the_same_address() {
     let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse().unwrap()).start().unwrap();
-    let next = Server::builder(LoopBlocker::default().handler()).listen("127.0.0.1:0".parse().unwrap());
+    Peer::connect(server.local_addr()).ask("x");
+    let next = Server::builder(echo).listen("127.0.0.1:0".parse().unwrap());
     let next = next.inherit(server.handle().listeners().unwrap()).start().unwrap();
     assert_eq!(next.local_addr(), server.local_addr());
+    assert!(server.handle().lend());
+    next.handle().own();
+    drop(server);
+    let mut peer = Peer::connect(next.local_addr());
+    peer.send(b"HELO x\n");
+    peer.expect(b"HELO x\n");
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Reply, Request};
 
-use crate::support::{Gate, Peer, allow_files, assert_adds_up, configure, eventually, helo_reply, serve};
+use crate::support::{
+    Gate, Peer, SetAtEnd, allow_files, assert_adds_up, configure, eventually, helo_reply, serve,
+};
 
 #[test]
 fn one_connection_more_than_the_limit_is_told_so_and_closed() {
@@ -75,6 +77,7 @@ fn requests_pending_never_exceed_their_limit_and_none_is_lost() {
     let handle = server.handle();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let is_over = SetAtEnd(&over);
         let sampler = scope.spawn(|| {
             let mut most = 0;
             while !over.load(Relaxed) {
@@ -98,7 +101,7 @@ fn requests_pending_never_exceed_their_limit_and_none_is_lost() {
         for client in clients {
             client.join().unwrap();
         }
-        over.store(true, Relaxed);
+        drop(is_over);
         assert_eq!(sampler.join().unwrap(), 10);
     });
     eventually("all are counted", || handle.stats().replies_total == 1800);

@@ -9,7 +9,7 @@ use std::thread;
 
 use tidemill::{Handler, Kind, Reply, Request, Server};
 
-use crate::support::{Gate, Peer, allow_files, configure, echo, embed, eventually, resolved};
+use crate::support::{Gate, Peer, SetAtEnd, allow_files, configure, echo, embed, eventually, resolved};
 
 /// Lines that begin with `#` are ignored, `gate` holds up the event loop until a gate is opened, `stuck` a worker; all others
 /// are answered with themselves, and `stop` stops the server.
@@ -98,6 +98,7 @@ fn a_long_reply_to_a_fast_reader_keeps_nobody_waiting_for_all_of_it() {
     let address = resolved(server.local_addr());
     let over = AtomicBool::new(false);
     let (asked, before) = thread::scope(|scope| {
+        let is_over = SetAtEnd(&over);
         let mut long = TcpStream::connect(address).unwrap();
         long.write_all(b"long\n").unwrap();
         let mut buffer = vec![0; 1 << 20];
@@ -118,7 +119,7 @@ fn a_long_reply_to_a_fast_reader_keeps_nobody_waiting_for_all_of_it() {
             assert!(more > 0, "the stream ended after {read} bytes");
             read += more;
         }
-        over.store(true, Relaxed);
+        drop(is_over);
         (polite.join().unwrap(), before)
     });
     // In each turn a part of it, and one for the polite one: many of them, whatever the machine.
@@ -153,6 +154,7 @@ fn newcomers_and_a_stop_are_heard_in_a_flood_that_never_pauses() {
     let (handle, address) = (server.handle(), resolved(server.local_addr()));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         for line in [&b"#\n"[..], b"xx\n", b"#\n", b"xx\n"] {
             let over = &over;
             scope.spawn(move || flood(address, line, over));
@@ -165,7 +167,6 @@ fn newcomers_and_a_stop_are_heard_in_a_flood_that_never_pauses() {
         }
         Peer::connect(address).send(b"stop\n");
         eventually("it stops", || handle.is_stopping());
-        over.store(true, Relaxed);
     });
     server.wait().unwrap();
 }

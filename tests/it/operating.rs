@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::logs::{about, in_json};
-use crate::support::{Ended, Serving, eventually, program, scratch};
+use crate::support::{DEADLINE, Ended, Serving, eventually, program, scratch};
 
 const PAGE: &str = include_str!("../../src/OPERATING.md");
 
@@ -46,6 +46,7 @@ fn every_metric_that_the_page_names_is_there() {
     let log = serving.log();
     let address = log.split_once("address=").unwrap().1.lines().next().unwrap().to_owned();
     let mut admin = TcpStream::connect(&address).unwrap();
+    admin.set_read_timeout(Some(DEADLINE)).unwrap();
     admin.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
     let mut metrics = String::new();
     admin.read_to_string(&mut metrics).unwrap();
@@ -101,7 +102,9 @@ fn the_keys_of_a_line_in_json_are_always_those_of_the_page() {
     serving.expect_log("\"statistics\"");
     eventually("connections are closed", || serving.log().matches("connection closed").count() == 6);
     let lines = in_json(&serving.stop().stderr);
-    for (message, levels, keys) in table() {
+    let table = table();
+    assert!(table.len() > 8, "{table:?}");
+    for (message, levels, keys) in table {
         let lines = about(&lines, message);
         assert!(!lines.is_empty(), "no line '{message}'");
         for line in lines {

@@ -12,7 +12,7 @@ use tidemill::{Decision, Reply, Request, Server};
 use rustix::process::Signal;
 
 use crate::support::{
-    Ended, Gate, Peer, Serving, assert_adds_up, configure, echo, eventually, in_parallel, serve,
+    Ended, Gate, Peer, Serving, SetAtEnd, assert_adds_up, configure, echo, eventually, in_parallel, serve,
 };
 
 /// A server whose handler waits for `gate` with each line, with these limits.
@@ -236,6 +236,7 @@ fn no_request_is_lost_while_the_pool_is_resized_again_and_again() {
     let handle = server.handle();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         scope.spawn(|| {
             let limits = handle.pool_limits();
             for round in (1..=8).cycle() {
@@ -255,7 +256,6 @@ fn no_request_is_lost_while_the_pool_is_resized_again_and_again() {
                 peer.expect(&line);
             }
         });
-        over.store(true, SeqCst);
     });
     assert_adds_up(&handle.stats());
     eventually("all are counted", || handle.stats().replies_total == 8 * 300);
@@ -516,5 +516,10 @@ fn at_its_maximum_with_every_worker_stuck_and_work_waiting_nothing_wakes_up() {
             thread::sleep(Duration::from_secs(1));
             serving.context_switches() - before < 10
         });
+        // And stays there.
+        let (wakeups, since) = (serving.context_switches(), Instant::now());
+        thread::sleep(Duration::from_secs(1));
+        let (more, silence) = (serving.context_switches() - wakeups, since.elapsed());
+        assert!(u128::from(more) < silence.as_millis() / 50, "{more} context switches in {silence:?}");
     }
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 use tidemill::{Helo, Reply, Request};
 
 use crate::support::{
-    Peer, Serving, Unread, assert_adds_up, assert_json_adds_up, configure, eventually, in_parallel, program,
-    resolved, serve,
+    Peer, Serving, SetAtEnd, Unread, assert_adds_up, assert_json_adds_up, configure, eventually, in_parallel,
+    program, resolved, serve,
 };
 
 fn lines_of_json(output: &str) -> Vec<Value> {
@@ -158,6 +158,7 @@ fn they_add_up_in_every_snapshot_of_a_flood() {
     let handle = server.handle();
     let over = AtomicBool::new(false);
     let snapshots = thread::scope(|scope| {
+        let is_over = SetAtEnd(&over);
         let sampler = scope.spawn(|| {
             let mut snapshots = 0;
             while !over.load(Relaxed) {
@@ -176,7 +177,7 @@ fn they_add_up_in_every_snapshot_of_a_flood() {
         });
         // More clients than connections: some are turned away, and told so without a reset.
         in_parallel(600, |number| mixed_client(resolved(server.local_addr()), number));
-        over.store(true, Relaxed);
+        drop(is_over);
         sampler.join().unwrap()
     });
     assert!(snapshots > 10, "{snapshots}");

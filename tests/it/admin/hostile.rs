@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::{MAX_CONNECTIONS, TIMEOUT, admin_of_program, connect, get, read_answer, try_get};
-use crate::support::{DEADLINE, Serving, assert_json_adds_up, eventually, serve};
+use crate::support::{DEADLINE, Serving, SetAtEnd, assert_json_adds_up, eventually, serve};
 
 /// All that is said until the end of the stream.
 fn until_the_end(stream: &mut TcpStream) -> String {
@@ -116,6 +116,7 @@ fn rubbish_disturbs_nobody() {
     let admin = admin_of_program(&serving);
     let over = AtomicBool::new(false);
     let asked = thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         for number in 0..16_u8 {
             let over = &over;
             scope.spawn(move || {
@@ -151,7 +152,6 @@ fn rubbish_disturbs_nobody() {
             peer.ask("polite");
             asked += 1;
         }
-        over.store(true, Relaxed);
         asked
     });
     eventually("it answers again", || try_get(admin, "/healthz").is_some_and(|answer| answer.status == 200));
@@ -177,7 +177,10 @@ fn who_does_not_read_is_closed() {
     stream.set_write_timeout(Some(TIMEOUT / 5)).unwrap();
     let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
     // Until nothing goes any more: it is not read either, then.
-    while stream.write_all(&request).is_ok() {}
+    let begun = Instant::now();
+    while stream.write_all(&request).is_ok() {
+        assert!(begun.elapsed() < DEADLINE, "nothing holds it back");
+    }
     serving.connect().ask("x");
     eventually("it was closed", || {
         stream.write_all(b"x").is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use tidemill::{Helo, Server};
 
 use super::{admin_of, connect, get, read_answer};
-use crate::support::{Peer, assert_json_adds_up, configure, echo, eventually, resolved, scratch};
+use crate::support::{DEADLINE, Peer, assert_json_adds_up, configure, echo, eventually, resolved, scratch};
 
 fn with_admin(handler: impl tidemill::Service) -> Server {
     configure(handler, |config| config.admin = Some("127.0.0.1:0".parse().unwrap()))
@@ -189,6 +189,7 @@ fn a_unix_socket_is_for_the_same_user_only() {
     });
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let answer = read_answer(&mut stream, &mut Vec::new(), true).unwrap();
     assert_eq!(answer.status, 200, "{answer:?}");

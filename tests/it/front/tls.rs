@@ -5,11 +5,13 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::thread;
 
 use super::haproxy::{HaProxy, PORT, own_ip, server};
 use crate::deploy::{certificate, file};
 use crate::examples::missing;
-use crate::support::{Killed, eventually, helo_reply, scratch};
+use crate::support::{DEADLINE, Killed, eventually, helo_reply, scratch};
 
 const TLS_PORT: u16 = 8443;
 
@@ -23,8 +25,10 @@ fn ask(front: SocketAddr, certificate: &Path, reached: SocketAddr) {
     let mut openssl = Killed(openssl.spawn().unwrap());
     openssl.0.stdin.as_mut().unwrap().write_all(b"HELO over TLS\n").unwrap();
     let expected = helo_reply(b"over TLS", reached);
-    let mut reply = vec![0; expected.len()];
-    openssl.0.stdout.as_mut().unwrap().read_exact(&mut reply).unwrap();
+    let (mut output, mut reply) = (openssl.0.stdout.take().unwrap(), vec![0; expected.len()]);
+    let (sender, read) = channel();
+    thread::spawn(move || drop(sender.send(output.read_exact(&mut reply).map(|()| reply))));
+    let reply = read.recv_timeout(DEADLINE).expect("a reply in time").unwrap();
     assert_eq!(reply.escape_ascii().to_string(), expected.escape_ascii().to_string());
 }
 

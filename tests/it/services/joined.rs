@@ -4,14 +4,14 @@ use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use tidemill::{Connection, Join, Joining, Reply, Request, Server, Service};
 
-use crate::support::{Peer, assert_adds_up, configure, embed, eventually};
+use crate::support::{DEADLINE, Peer, assert_adds_up, configure, embed, eventually, scratch};
 
 /// Joins each connection to a program of its own, run by a shell.
 struct Shell {
@@ -141,7 +141,7 @@ fn a_program_that_ends_ends_its_connection_and_what_comes_then_is_thrown_away() 
 
 #[test]
 fn the_end_of_the_output_is_passed_on_while_the_input_goes_on() {
-    let name = std::env::temp_dir().join(format!("tidemill-joined-{}", std::process::id()));
+    let name = scratch("joined").join("input");
     let script = format!("exec 3>'{0}'; exec 1>&-; cat >&3; mv '{0}' '{0}.whole'", name.display());
     let (server, gone) = shell(script.leak());
     let mut peer = Peer::connect(server.local_addr());
@@ -151,7 +151,6 @@ fn the_end_of_the_output_is_passed_on_while_the_input_goes_on() {
     peer.finish();
     let whole = name.with_extension("whole");
     eventually("it was all written", || std::fs::read(&whole).is_ok_and(|read| read == b"first second"));
-    std::fs::remove_file(whole).unwrap();
     drop(peer);
     expect_gone(&server, &gone, |closed| closed.eof);
 }
@@ -216,7 +215,7 @@ fn a_connection_may_be_joined_later_refused_or_dropped() {
     let (server, joinings) = later();
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"early");
-    let joining = joinings.recv().unwrap();
+    let joining = joinings.recv_timeout(DEADLINE).unwrap();
     let (output, input) = std::io::pipe().unwrap();
     let (from_peer, to_peer) = std::io::pipe().unwrap();
     thread::spawn(move || joining.with(input, from_peer, ())).join().unwrap();
@@ -231,10 +230,10 @@ fn a_connection_may_be_joined_later_refused_or_dropped() {
     assert_eq!(server.handle().stats().requests_total["service"].total(), 0, "no frame was cut");
 
     let mut refused = Peer::connect(server.local_addr());
-    joinings.recv().unwrap().refuse(b"ERROR not today\n");
+    joinings.recv_timeout(DEADLINE).unwrap().refuse(b"ERROR not today\n");
     refused.expect_rest(b"ERROR not today\n");
     let mut dropped = Peer::connect(server.local_addr());
-    drop(joinings.recv().unwrap());
+    drop(joinings.recv_timeout(DEADLINE).unwrap());
     dropped.expect_rest(b"");
     drop((peer, refused, dropped));
     eventually("all are gone", || server.handle().stats().connections == 0);
@@ -245,11 +244,11 @@ fn a_connection_may_be_joined_later_refused_or_dropped() {
 fn who_is_gone_before_it_is_joined_costs_nothing() {
     let (server, joinings) = later();
     let peer = Peer::connect(server.local_addr());
-    let joining = joinings.recv().unwrap();
+    let joining = joinings.recv_timeout(DEADLINE).unwrap();
     peer.reset();
     eventually("it is gone", || server.handle().stats().connections == 0);
     let (output, input) = std::io::pipe().unwrap();
     let (gone, is_gone) = channel::<()>();
     joining.with(input, output, gone);
-    is_gone.recv().unwrap_err();
+    assert_eq!(is_gone.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use tidemill::{Connection, Deferred, Handler, Kind, Reply, Request, Server, Service};
 
-use crate::support::{Ended, Peer, assert_adds_up, configure, embed, eventually, program};
+use crate::support::{DEADLINE, Ended, Peer, assert_adds_up, configure, embed, eventually, program};
 
 /// A line, and the reply to it.
 type Taken = (Vec<u8>, Deferred);
@@ -40,7 +40,7 @@ fn the_order_is_kept_and_no_worker_waits() {
     one.send(b"now\na\nnow\nb\nnow\n");
     one.expect(b"at once\n");
     other.send(b"c\nnow\n");
-    let (first, second) = (taken.recv().unwrap(), taken.recv().unwrap());
+    let (first, second) = (taken.recv_timeout(DEADLINE).unwrap(), taken.recv_timeout(DEADLINE).unwrap());
     eventually("no worker waits", || {
         let stats = server.handle().stats();
         stats.pool_busy == 0 && stats.requests_pending == 6
@@ -50,7 +50,7 @@ fn the_order_is_kept_and_no_worker_waits() {
     other.expect(b"c\nat once\n");
     give(first);
     one.expect(b"a\nat once\n");
-    thread::spawn(move || give(taken.recv().unwrap())).join().unwrap();
+    thread::spawn(move || give(taken.recv_timeout(DEADLINE).unwrap())).join().unwrap();
     one.expect(b"b\nat once\n");
     let handle = server.handle();
     eventually("nothing is pending", || handle.stats().requests_pending == 0);
@@ -76,7 +76,7 @@ fn thousands_are_outstanding_with_four_workers() {
     clients.args(["--request", "x {n}", "--expect", "{line}"]);
     let clients = thread::spawn(move || Ended::of(&mut clients));
     let handle = server.handle();
-    let all: Vec<Taken> = taken.iter().take(wanted).collect();
+    let all: Vec<Taken> = (0..wanted).map(|_| taken.recv_timeout(DEADLINE).unwrap()).collect();
     eventually("all are pending", || handle.stats().requests_pending == wanted as u64);
     eventually("no worker is wanted", || handle.stats().pool_busy == 0 && handle.stats().pool_demand == 0);
     let held = handle.stats().held_bytes;
@@ -95,7 +95,7 @@ fn one_that_is_dropped_is_a_failure_like_a_panic() {
     let server = embed(service);
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"now\na\nnow\n");
-    drop(taken.recv().unwrap());
+    drop(taken.recv_timeout(DEADLINE).unwrap());
     peer.expect_rest(b"at once\nERROR internal error\n");
     drop(peer);
     let handle = server.handle();
@@ -112,7 +112,7 @@ fn a_stop_waits_for_it() {
     let handle = server.handle();
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\nnow\n");
-    let deferred = taken.recv().unwrap();
+    let deferred = taken.recv_timeout(DEADLINE).unwrap();
     handle.stop();
     eventually("it stops", || handle.is_stopping());
     give(deferred);
@@ -126,7 +126,7 @@ fn a_stop_at_once_counts_it_among_what_was_dropped() {
     let server = embed(service);
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\n");
-    let deferred = taken.recv().unwrap();
+    let deferred = taken.recv_timeout(DEADLINE).unwrap();
     eventually("its job is back", || server.handle().stats().pool_busy == 0);
     server.handle().stop_now();
     let outcome = server.wait().unwrap();
@@ -153,7 +153,7 @@ fn it_may_come_before_its_handler_has_returned_and_after_its_peer_has_gone() {
     let server = embed(service);
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\n");
-    let deferred = taken.recv().unwrap();
+    let deferred = taken.recv_timeout(DEADLINE).unwrap();
     let handle = server.handle();
     eventually("its job is back", || handle.stats().pool_busy == 0);
     peer.reset();
@@ -170,9 +170,9 @@ fn it_may_be_the_last_one_or_none() {
     let server = embed(service);
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"silent\nnow\nlast\nnow\n");
-    taken.recv().unwrap().1.send();
+    taken.recv_timeout(DEADLINE).unwrap().1.send();
     peer.expect(b"at once\n");
-    let (line, mut deferred) = taken.recv().unwrap();
+    let (line, mut deferred) = taken.recv_timeout(DEADLINE).unwrap();
     deferred.close();
     give((line, deferred));
     peer.expect_rest(b"last\n");
@@ -191,7 +191,7 @@ fn one_that_takes_too_long_is_told_so() {
     });
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\nnow\n");
-    let deferred = taken.recv().unwrap();
+    let deferred = taken.recv_timeout(DEADLINE).unwrap();
     peer.expect_rest(b"ERROR request not completed within 50ms\n");
     give(deferred);
     let handle = server.handle();
@@ -220,7 +220,7 @@ fn an_inline_request_may_take_its_reply_along() {
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\nlater\nb\n");
     peer.expect(b"a\n");
-    let mut deferred = receiver.recv().unwrap();
+    let mut deferred = receiver.recv_timeout(DEADLINE).unwrap();
     deferred.push(b"now\n");
     deferred.send();
     peer.expect(b"now\nb\n");
@@ -248,9 +248,9 @@ fn a_state_is_at_home_meanwhile_and_given_back() {
     let server: Server = embed(Stateful(Mutex::new(sender), Mutex::new(tell)));
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"a\n");
-    let deferred = deferred.recv().unwrap();
+    let deferred = deferred.recv_timeout(DEADLINE).unwrap();
     eventually("its job is back", || server.handle().stats().pool_busy == 0);
     peer.reset();
-    assert_eq!(told.recv().unwrap(), 1);
+    assert_eq!(told.recv_timeout(DEADLINE).unwrap(), 1);
     drop(deferred);
 }

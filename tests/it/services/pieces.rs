@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 
 use tidemill::{Pusher, Reply, Request, Server};
 
-use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel};
+use crate::support::{DEADLINE, Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel};
 
 /// Bytes of a piece.
 const PIECE: usize = 16 << 10;
@@ -111,7 +111,7 @@ fn in_mid_reply() -> (Server, Peer, Pusher, Gate) {
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"x\n");
     peer.expect(b"<");
-    let pusher = pushers.recv().unwrap();
+    let pusher = pushers.recv_timeout(DEADLINE).unwrap();
     (server, peer, pusher, gate)
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 
 use tidemill::{Connection, Group, PushError, Pusher, Reply, Request, Server, Service};
 
-use crate::support::{Peer, assert_adds_up, configure, embed, eventually};
+use crate::support::{DEADLINE, Peer, assert_adds_up, configure, embed, eventually};
 
 /// Whoever connects is in the group, and is told so.
 struct Room(Arc<Mutex<Group>>);
@@ -58,14 +58,9 @@ fn everybody_gets_every_message_once_in_the_same_order() {
         }
         // All of them go on reading.
         let seen: Vec<Vec<u8>> = thread::scope(|readers| {
-            let read = |mut peer: Peer| {
-                let mut seen = Vec::new();
-                while seen.iter().filter(|byte| **byte == b'\n').count() < PUSHERS * EACH {
-                    seen.push(peer.byte());
-                }
-                seen
-            };
-            let readers: Vec<_> = peers.drain(..).map(|peer| readers.spawn(move || read(peer))).collect();
+            let all: usize = (0..EACH).map(|number| PUSHERS * format!("0 {number}\n").len()).sum();
+            let readers: Vec<_> =
+                peers.drain(..).map(|mut peer| readers.spawn(move || peer.bytes(all))).collect();
             readers.into_iter().map(|reader| reader.join().unwrap()).collect()
         });
         for other in &seen[1..] {
@@ -124,7 +119,7 @@ fn who_has_gone_is_gone() {
     });
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"x\n");
-    let pusher = pushers.recv().unwrap();
+    let pusher = pushers.recv_timeout(DEADLINE).unwrap();
     pusher.push(&b"hi\n"[..]).unwrap();
     peer.expect(b"hi\n");
     drop(peer);
@@ -134,7 +129,7 @@ fn who_has_gone_is_gone() {
     // Another one in its place is not taken for it.
     let mut next = Peer::connect(server.local_addr());
     next.send(b"x\n");
-    let its = pushers.recv().unwrap();
+    let its = pushers.recv_timeout(DEADLINE).unwrap();
     assert_eq!(pusher.push(&b"hi\n"[..]), Err(PushError::Gone));
     its.push(&b"you\n"[..]).unwrap();
     next.expect(b"you\n");
@@ -155,7 +150,7 @@ fn whoever_pushes_may_close_behind_it() {
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"x\n");
     peer.expect(b"yes\n");
-    let pusher = pushers.recv().unwrap();
+    let pusher = pushers.recv_timeout(DEADLINE).unwrap();
     pusher.push(&b"last\n"[..]).unwrap();
     pusher.close();
     // Nothing comes behind it, whether it is still taken or not.

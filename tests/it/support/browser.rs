@@ -3,15 +3,21 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use serde_json::{Value, json};
 
-use super::{eventually, scratch};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{DEADLINE, eventually, scratch};
 
 /// The browser with one page. It ends with this.
 #[derive(Debug)]
 pub(crate) struct Browser {
     child: Child,
+    /// Dropped once it has ended: it is ended from outside where it says nothing for too long.
+    _watch: mpsc::Sender<()>,
     to: File,
     from: File,
     /// What has come and is no whole answer yet.
@@ -34,10 +40,19 @@ impl Browser {
         let run = "exec chromium --headless --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir=\"$3\" 3<\"$1\" 4>\"$2\"";
         command.args(["-c", run, "sh"]).args([&to, &from]).arg(directory.join("profile"));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let (watch, ended) = mpsc::channel::<()>();
+        let process = Pid::from_child(&child);
+        thread::spawn(move || {
+            // Longer than a test with it may take.
+            if ended.recv_timeout(5 * DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let _ = kill_process(process, Signal::KILL);
+            }
+        });
         // In the order in which the shell opens them: each waits for the other side.
         let to = OpenOptions::new().write(true).open(&to).unwrap();
         let from = File::open(&from).unwrap();
-        let mut browser = Browser { child, to, from, rest: Vec::new(), number: 0, session: None };
+        let mut browser =
+            Browser { child, _watch: watch, to, from, rest: Vec::new(), number: 0, session: None };
         let target =
             browser.call("Target.createTarget", &json!({ "url": "about:blank" }))["targetId"].clone();
         let attached = browser.call("Target.attachToTarget", &json!({ "targetId": target, "flatten": true }));

@@ -15,7 +15,7 @@ use rustix::process::{Pid, getuid};
 
 use super::{FIRST_LINE, REAL, UNIX_REPLY};
 use crate::examples::missing;
-use crate::support::{DEADLINE, Ended, eventually, scratch, skipped};
+use crate::support::{DEADLINE, Ended, SetAtEnd, eventually, scratch, skipped};
 use crate::upgrade::children;
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deploy");
@@ -222,13 +222,13 @@ fn the_service_starts_reloads_upgrades_is_watched_and_stops() {
 
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         scope.spawn(|| ask_on(&socket, &over, &asked));
         for _ in 0..5 {
             let before = asked.load(Relaxed);
             eventually("clients are served", || asked.load(Relaxed) > before);
             systemd.upgrade();
         }
-        over.store(true, Relaxed);
     });
     eventually("the state in words is the new one's", || systemd.show("StatusText").contains("workers busy"));
     // One that cannot take over: the file is bad.
@@ -267,6 +267,7 @@ fn systemd_listens_for_the_service_also_between_its_starts() {
     assert!(!systemd.path("/run/tidemill/socket").exists());
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         scope.spawn(|| {
             // Whoever connects while it restarts waits in the queue, and is never refused.
             while !over.load(Relaxed) {
@@ -280,17 +281,16 @@ fn systemd_listens_for_the_service_also_between_its_starts() {
             eventually("clients connect", || asked.load(Relaxed) > before);
             assert_eq!(asked_over(&socket), UNIX_REPLY);
         }
-        over.store(true, Relaxed);
     });
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         scope.spawn(|| ask_on(&socket, &over, &asked));
         for _ in 0..3 {
             let before = asked.load(Relaxed);
             eventually("clients are served", || asked.load(Relaxed) > before);
             systemd.upgrade();
         }
-        over.store(true, Relaxed);
     });
     systemd.control(&["stop", "tidemill"]);
     assert_eq!(asked_over(&socket), UNIX_REPLY, "it is started for this");
