@@ -7,6 +7,8 @@ use tidemill::controller::{
     MAX_CPU_PATIENCE, MAX_PATIENCE, MIN_PATIENCE, Memory, Policy, Reason, Sample, Verdict, decide,
 };
 
+use crate::support::seeded;
+
 fn policies() -> impl Strategy<Value = Policy> {
     // Windows shorter than the valves' patience too.
     let keep_alive = prop_oneof![0_u64..60_000, 0_u64..250];
@@ -49,7 +51,7 @@ fn samples() -> impl Strategy<Value = Vec<Sample>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(seeded(2_000))]
 
     /// `min <= target <= max`, whatever comes, and no panic.
     #[test]

@@ -9,6 +9,8 @@ use tidemill::Decision;
 use tidemill::controller::{Policy, Reason};
 use tidemill::simulate::{self, Machine, Rule, Run, Setup, Workload};
 
+use crate::support::seeded;
+
 const MS: Duration = Duration::from_millis(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -408,7 +410,7 @@ fn ten_thousand_workers_are_started_and_let_go() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(seeded(200))]
 
     /// Whatever blocks, with room to grow: every request is taken, in the order of some milliseconds, and the decisions
     /// played again from the minimum give the sizes that the pool had.

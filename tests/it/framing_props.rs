@@ -1,22 +1,11 @@
 //! Properties of framing, against a reference that sees the whole stream at once.
 
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use tidemill::framing::{Found, Framing, Lines};
 use tidemill::protocol;
 use tidemill::{Helo, Kind};
 
-use crate::support::{Peer, assert_same, echo, embed, helo_reply};
-
-/// The same cases in every run. What a run finds becomes a test by name.
-fn seeded(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        rng_seed: RngSeed::Fixed(0x71de),
-        ..Default::default()
-    }
-}
+use crate::support::{Peer, assert_same, echo, embed, helo_reply, seeded};
 
 /// The lines of a stream that has ended, and whether a line was too long, which ends everything.
 fn reference(stream: &[u8], max: usize) -> (Vec<Vec<u8>>, bool) {

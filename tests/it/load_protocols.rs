@@ -8,7 +8,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::support::{Ended, eventually, program, skipped};
+use crate::examples::missing;
+use crate::support::{Ended, eventually, program};
 
 /// A server of another make; it ends when dropped.
 struct Foreign {
@@ -35,7 +36,7 @@ impl Foreign {
                 return Some(server);
             }
         }
-        skipped(&format!("{what} is not installed"));
+        missing(&format!("{what} does not start, or is not installed"));
         None
     }
 

@@ -257,7 +257,7 @@ pub(crate) fn about<'a>(lines: &'a [Value], message: &str) -> Vec<&'a Value> {
 #[test]
 fn a_slow_request_is_told_with_what_there_was_to_do() {
     let serving = serve(
-        "--log-format json --slow-log 200ms --handler-delay 150ms --min-threads 1 --max-threads 1 --stats-every 5ms",
+        "--log-format json --slow-log 1500ms --handler-delay 1s --min-threads 1 --max-threads 1 --stats-every 5ms",
     );
     let mut peer = serving.connect();
     peer.ask("not slow");
@@ -277,8 +277,8 @@ fn a_slow_request_is_told_with_what_there_was_to_do() {
         assert_eq!((&line["requests"], &line["busy"], &line["max"]), (&1.into(), &1.into(), &1.into()));
         assert_eq!(line["waiting"], 3 - number, "behind it, when it was picked up");
         let seconds = |key: &str| line[key].as_f64().unwrap();
-        assert!(seconds("service_seconds") >= 0.15 && seconds("wait_seconds") >= 0.05, "{line}");
-        assert!(seconds("wait_seconds") + seconds("service_seconds") >= 0.2, "{line}");
+        assert!(seconds("service_seconds") >= 1.0 && seconds("wait_seconds") >= 0.1, "{line}");
+        assert!(seconds("wait_seconds") + seconds("service_seconds") >= 1.5, "{line}");
         let peer = peers[number].local().to_string();
         assert_eq!(line["peer"], peer);
     }
@@ -306,7 +306,7 @@ fn a_slow_backend_does_not_fill_the_disk_and_what_is_left_out_is_counted() {
 
 #[test]
 fn saturation_is_told_when_it_begins_and_when_it_is_over() {
-    let serving = serve("--log-format json --handler-delay 300ms --min-threads 2 --max-threads 2");
+    let serving = serve("--log-format json --handler-delay 600ms --min-threads 2 --max-threads 2");
     let mut peers: Vec<_> = (0..8).map(|_| serving.connect()).collect();
     peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
     serving.expect_log("saturated");
@@ -319,9 +319,9 @@ fn saturation_is_told_when_it_begins_and_when_it_is_over() {
     assert!(line["oldest_wait_seconds"].as_f64().unwrap() >= 0.2, "{line}");
     assert_eq!((&line["busy"], &line["workers"], &line["max"]), (&2.into(), &2.into(), &2.into()));
     let line = recovered[0];
-    // Two at once: those who came third to eighth waited for 300 ms at least.
+    // Two at once: those who came third to eighth waited for 600 ms at least, but for how much later they came.
     assert_eq!(line["waited"], 6, "{line}");
-    assert!(line["worst_seconds"].as_f64().unwrap() >= 0.88, "{line}");
+    assert!(line["worst_seconds"].as_f64().unwrap() > 1.2, "{line}");
     assert!(line["seconds"].as_f64().unwrap() >= 0.5, "{line}");
     assert!(line["message"].as_str().unwrap().contains("6 requests waited, worst "), "{line}");
 }
@@ -356,8 +356,15 @@ fn of_each_reason_one_refusal_within_a_second_is_a_warning() {
 fn saturation_is_told_after_a_rest() {
     let serving = serve("--handler-delay 300ms --min-threads 1 --max-threads 1");
     serving.connect().ask("x");
-    // Long enough for the last look before the rest.
-    std::thread::sleep(std::time::Duration::from_millis(1200));
+    // For longer than there is between two looks.
+    let (mut quiet, mut before) = (0, serving.context_switches());
+    eventually("nobody wakes for a second", || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let now = serving.context_switches();
+        quiet = if now == before { quiet + 1 } else { 0 };
+        before = now;
+        quiet == 10
+    });
     let mut peers: Vec<_> = (0..4).map(|_| serving.connect()).collect();
     peers.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
     peers.iter_mut().for_each(|peer| peer.expect_reply("x"));
@@ -366,12 +373,19 @@ fn saturation_is_told_after_a_rest() {
 
 #[test]
 fn a_pool_that_grows_as_it_should_is_not_saturated() {
-    let serving = serve("--handler-delay 50ms --min-threads 1 --max-threads 32 --tolerance 4");
-    in_parallel(8, |_| {
-        let mut peer = serving.connect();
-        (0..10).for_each(|_| peer.ask("x"));
+    // On a machine that stands still for a moment requests wait, whatever the pool does: such a run says nothing.
+    eventually("a run in which none waits for long", || {
+        let serving = serve("--handler-delay 50ms --min-threads 1 --max-threads 32 --tolerance 4");
+        in_parallel(8, |_| {
+            let mut peer = serving.connect();
+            (0..10).for_each(|_| peer.ask("x"));
+        });
+        let ended = serving.stop();
+        let longest = ended.stats()["queue_wait_seconds"]["max"].as_f64().unwrap();
+        let is_calm = longest < 0.2;
+        assert!(!is_calm || !ended.stderr.contains("saturated: requests"), "{longest} s: {}", ended.stderr);
+        is_calm
     });
-    assert!(!serving.stop().stderr.contains("saturated: requests"));
 }
 
 #[test]
@@ -429,12 +443,13 @@ fn each_close_and_each_refusal_is_told_once_with_its_reason() {
         .filter(|line| line["peer"].is_string())
         .filter_map(|line| line["reason"].as_str())
         .collect();
-    reasons.dedup();
+    let told = reasons.len() as u64;
     reasons.sort_unstable();
+    reasons.dedup();
     // What was left out is told of as well, once.
     let left_out: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
     assert_eq!(
-        left_out + reasons.len() as u64,
+        left_out + told,
         ends.iter().filter(|(_, reason)| *reason != "stopping" && *reason != "eof").count() as u64
     );
     assert_eq!(reasons, ["full", "kill_refused", "line_timeout", "line_too_long"], "{lines:?}");

@@ -30,7 +30,9 @@ fn a_page_of_each_subcommand_tells_every_option() {
     let page = output(&["man", "serve"]);
     assert!(page.contains(".TH tidemill-serve 1"), "{page}");
     let options = help.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
-    for option in options.map(|line| line.split([' ', '=']).next().unwrap()) {
+    let options: Vec<&str> = options.map(|line| line.split([' ', '=']).next().unwrap()).collect();
+    assert!(options.len() > 25, "{help}");
+    for option in options {
         let written = option.replace('-', "\\-");
         assert!(page.contains(&format!("\\-\\-{written}")), "--{option} is not in the page");
     }

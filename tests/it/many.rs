@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::support::{Peer, allow_files, helo_reply, in_parallel, serve};
+use crate::support::{Peer, allow_files, helo_reply, in_parallel, serve, tell};
 
 /// Descriptors that this process needs besides its connections, with all tests that run at the same time.
 const OTHER_FILES: usize = 3000;
@@ -44,7 +44,7 @@ fn ten_thousand_idle_connections_all_still_answer() {
     let wanted = 10_000;
     let count = wanted.min(allow_files(wanted + OTHER_FILES).saturating_sub(OTHER_FILES)) - 1;
     if count < wanted {
-        println!("the limit of open files allows {count} connections instead of {wanted}");
+        tell(&format!("the limit of open files allows {count} connections instead of {wanted}"));
     }
     let serving = serve("");
     let peers: Vec<Peer> = (0..count).map(|_| serving.connect()).collect();

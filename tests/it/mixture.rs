@@ -256,8 +256,7 @@ impl Socket {
         .unwrap();
         self.send(&script.sends[..rng.usize(0..=script.sends.len())], rng.fork());
         // What has come by now, or a part of it, or nothing.
-        let came = self.read(&mut vec![0; rng.usize(0..5000)]).unwrap_or(0);
-        assert!(came < 5000);
+        drop(self.read(&mut vec![0; rng.usize(0..5000)]));
         if let Socket::Tcp(stream) = &self
             && rng.bool()
         {

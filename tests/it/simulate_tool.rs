@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Ended, program};
+use crate::support::{Ended, program, scratch};
 
 fn simulate(arguments: &[&str]) -> Ended {
     Ended::of(program().arg("simulate").args(arguments))
@@ -74,11 +74,10 @@ fn a_longer_duration_plays_the_workload_again() {
 
 #[test]
 fn the_report_draws_demand_workers_and_decisions() {
-    let path = std::env::temp_dir().join(format!("tidemill-simulate-{}.html", std::process::id()));
+    let path = scratch("simulate").join("report.html");
     let ended = simulate(&["onoff", "--rule", "all", "--report", path.to_str().unwrap()]);
     assert!(ended.status.success(), "{}", ended.stderr);
     let html = fs::read_to_string(&path).unwrap();
-    fs::remove_file(&path).unwrap();
     for part in [
         "Workers by the rule `tidemill`",
         "Workers by the rule `dotnet`",

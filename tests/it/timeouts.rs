@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use tidemill::{Reply, Request};
 
 use crate::support::{
-    Gate, Peer, allow_files, assert_adds_up, configure, echo, eventually, in_parallel, resolved, serve,
+    DEADLINE, Gate, Peer, SetAtEnd, allow_files, assert_adds_up, configure, echo, eventually, in_parallel,
+    resolved, serve,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -24,7 +25,7 @@ fn a_line_whose_rest_does_not_come_is_told_so_however_often_a_byte_comes() {
     let mut dripping = slow.twin();
     std::thread::scope(|scope| {
         scope.spawn(move || {
-            while handle.stats().connections > 0 && began.elapsed() < crate::support::DEADLINE {
+            while handle.stats().connections > 0 && began.elapsed() < DEADLINE {
                 dripping.send(b"x");
                 std::thread::sleep(20 * MS);
             }
@@ -56,7 +57,7 @@ fn the_clock_of_a_line_stands_still_while_the_server_does_not_read() {
     let gate = Gate::closed();
     let server = configure(gate.holds_all(), |config| {
         config.max_pending = 1;
-        config.line_timeout = Some(100 * MS);
+        config.line_timeout = Some(1000 * MS);
     });
     let handle = server.handle();
     let mut first = Peer::connect(server.local_addr());
@@ -65,7 +66,7 @@ fn the_clock_of_a_line_stands_still_while_the_server_does_not_read() {
     let mut waits = Peer::connect(server.local_addr());
     waits.send(b"begun");
     eventually("it is read ahead", || handle.stats().read_bytes_total == 11);
-    std::thread::sleep(300 * MS);
+    std::thread::sleep(1100 * MS);
     gate.open();
     first.expect(b"first\n");
     waits.send(b" and ended\n");
@@ -75,19 +76,19 @@ fn the_clock_of_a_line_stands_still_while_the_server_does_not_read() {
 #[test]
 fn an_idle_connection_is_closed_without_a_word_and_a_busy_one_is_not() {
     let gate = Gate::closed();
-    let server = configure(gate.holds_stuck(), |config| config.idle_timeout = Some(200 * MS));
+    let server = configure(gate.holds_stuck(), |config| config.idle_timeout = Some(1000 * MS));
     let handle = server.handle();
     let began = Instant::now();
     let mut idle = Peer::connect(server.local_addr());
     let mut waits = Peer::connect(server.local_addr());
     waits.send(b"stuck\n");
     idle.expect_end();
-    assert!(began.elapsed() >= 200 * MS);
+    assert!(began.elapsed() >= 1000 * MS);
     eventually("it is counted", || handle.stats().connections_closed_total.idle_timeout == 1);
     // The other waits for its reply, which is not idling.
     let mut asks = Peer::connect(server.local_addr());
     let active = Instant::now();
-    while active.elapsed() < 500 * MS {
+    while active.elapsed() < 1500 * MS {
         asks.send(b"x\n");
         asks.expect(b"x\n");
         std::thread::sleep(10 * MS);
@@ -102,12 +103,13 @@ fn an_idle_connection_is_closed_without_a_word_and_a_busy_one_is_not() {
 /// By the clock of who waits: each time is counted from before the server can know of it.
 #[test]
 fn nobody_is_timed_out_early_beside_those_who_keep_the_loop_busy() {
-    const TIMEOUT: Duration = Duration::from_secs(1);
+    const TIMEOUT: Duration = Duration::from_secs(2);
     let server = configure(echo, |config| {
         (config.line_timeout, config.idle_timeout) = (Some(TIMEOUT), Some(TIMEOUT));
     });
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         for _ in 0..4 {
             scope.spawn(|| {
                 let lines = b"busy\n".repeat(1000);
@@ -121,7 +123,7 @@ fn nobody_is_timed_out_early_beside_those_who_keep_the_loop_busy() {
         in_parallel(48, |number| {
             let mut peer = Peer::connect(server.local_addr());
             let (line, rest) = match number % 2 {
-                0 => ("x\nhalf", "x\nERROR line not completed within 1s\n"),
+                0 => ("x\nhalf", "x\nERROR line not completed within 2s\n"),
                 _ => ("x\n", "x\n"),
             };
             let begun = Instant::now();
@@ -129,7 +131,6 @@ fn nobody_is_timed_out_early_beside_those_who_keep_the_loop_busy() {
             peer.expect_rest(rest.as_bytes());
             assert!(begun.elapsed() >= TIMEOUT, "after {:?}", begun.elapsed());
         });
-        over.store(true, Relaxed);
     });
 }
 
@@ -138,7 +139,7 @@ fn a_slow_reader_lives_as_long_as_it_reads() {
     const REPLY: usize = 8 << 20;
     let handler = |_: &Request<'_>, reply: &mut Reply<'_>| reply.push(&vec![b'x'; REPLY]);
     let server = configure(handler, |config| {
-        config.write_timeout = Some(400 * MS);
+        config.write_timeout = Some(2000 * MS);
         config.send_buffer_bytes = Some(16 << 10);
     });
     let mut peer = Peer::with_small_buffer(server.local_addr(), 4096);
@@ -146,7 +147,7 @@ fn a_slow_reader_lives_as_long_as_it_reads() {
     let began = Instant::now();
     // For longer than the timeout it takes only a little now and then.
     let mut read = 0;
-    while began.elapsed() < 1000 * MS {
+    while began.elapsed() < 3000 * MS {
         peer.expect(&[b'x'; 32 << 10]);
         read += 32 << 10;
         std::thread::sleep(50 * MS);
@@ -167,45 +168,45 @@ fn a_request_that_waited_too_long_is_answered_busy_in_its_place_and_not_run() {
     };
     let server = configure(handler, |config| {
         (config.min_threads, config.max_threads) = (1, 1);
-        config.queue_timeout = Some(50 * MS);
+        config.queue_timeout = Some(1000 * MS);
     });
     let handle = server.handle();
     let mut stuck = Peer::connect(server.local_addr());
     stuck.send(b"stuck\n");
-    assert_eq!(calls.recv().unwrap(), b"stuck");
+    assert_eq!(calls.recv_timeout(DEADLINE).unwrap(), b"stuck");
     let mut waits = Peer::connect(server.local_addr());
     waits.send(b"a\nb\n");
     eventually("it waits", || handle.stats().requests_pending == 3);
-    std::thread::sleep(100 * MS);
+    std::thread::sleep(1100 * MS);
     gate.open();
     stuck.expect(b"stuck\n");
     for _ in 0..2 {
-        let mut line = Vec::new();
-        while line.last() != Some(&b'\n') {
-            line.push(waits.byte());
-        }
-        let line = String::from_utf8(line).unwrap();
-        assert!(line.starts_with("ERROR busy (waited 1") && line.ends_with("ms)\n"), "{line}");
+        let line = String::from_utf8(waits.line()).unwrap();
+        let waited = line.strip_prefix("ERROR busy (waited ").and_then(|rest| rest.strip_suffix("s)\n"));
+        let waited: f64 = waited.unwrap_or_else(|| panic!("{line}")).parse().unwrap();
+        assert!((1.1..DEADLINE.as_secs_f64()).contains(&waited), "{line}");
     }
     // The connection stays open.
     waits.send(b"in time\n");
     waits.expect(b"in time\n");
     assert_eq!(calls.try_iter().collect::<Vec<_>>(), [b"in time"]);
-    let stats = handle.stats();
-    assert_eq!((stats.requests_late_total, stats.service_seconds.count), (2, 2));
-    assert_adds_up(&stats);
+    eventually("they are counted", || {
+        let stats = handle.stats();
+        (stats.requests_late_total, stats.service_seconds.count) == (2, 2)
+    });
+    assert_adds_up(&handle.stats());
 }
 
 #[test]
 fn a_request_that_takes_too_long_is_told_so_behind_earlier_replies() {
     let gate = Gate::closed();
-    let server = configure(gate.holds_stuck(), |config| config.request_timeout = Some(200 * MS));
+    let server = configure(gate.holds_stuck(), |config| config.request_timeout = Some(1000 * MS));
     let handle = server.handle();
     let began = Instant::now();
     let mut peer = Peer::connect(server.local_addr());
     peer.send(b"quick\nstuck\nbehind\n");
-    peer.expect_rest(b"quick\nERROR request not completed within 200ms\n");
-    assert!(began.elapsed() >= 200 * MS);
+    peer.expect_rest(b"quick\nERROR request not completed within 1s\n");
+    assert!(began.elapsed() >= 1000 * MS);
     eventually("its handler runs on", || handle.stats().requests_stuck == 1);
     let mut other = Peer::connect(server.local_addr());
     other.send(b"other\n");

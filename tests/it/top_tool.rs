@@ -32,6 +32,8 @@ fn without_a_terminal_it_is_one_snapshot() {
     let serving = serve("--admin 0 --min-threads 2 --max-threads 7");
     let mut peer = serving.connect();
     peer.ask("x");
+    // Its worker is at it for a moment after the reply.
+    eventually("nobody is busy", || serving.stats()["pool_busy"] == 0);
     let admin = admin_of_program(&serving).to_string();
     let ended = run(&mut top(&[&admin]));
     assert_eq!(ended.status.code(), Some(0), "{ended:?}");

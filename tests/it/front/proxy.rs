@@ -160,7 +160,7 @@ fn a_header_of_4_kib_is_taken() {
 fn a_header_is_waited_for_from_the_accept_on_and_not_for_long() {
     let server = configure(echo, |config| {
         config.proxy_from = loopback();
-        config.line_timeout = Some(Duration::from_millis(300));
+        config.line_timeout = Some(Duration::from_secs(1));
     });
     let mut silent = Peer::connect(server.local_addr());
     let slow = Peer::connect(server.local_addr());

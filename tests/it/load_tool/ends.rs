@@ -62,15 +62,15 @@ fn whatever_the_server_does_a_run_ends_in_time() {
     let check = |arguments: &[&str]| {
         for fault in faults {
             let server = WrongServer::start(fault);
-            let arguments = [&["-c", "3", "-d", "300ms", "--timeout", "500ms"], arguments].concat();
+            // A right server is slow only where the machine is.
+            let timeout = if fault == Fault::None { PATIENT } else { "500ms" };
+            let arguments = [&["-c", "3", "-d", "300ms", "--timeout", timeout], arguments].concat();
             let started = Instant::now();
             let run = Run::new(&server.address(), &arguments);
             let took = started.elapsed();
-            // Half a second of it for the machine.
-            assert!(
-                took < Duration::from_millis(300 + 500 + 1000 + 500),
-                "{fault:?} {arguments:?}: {took:?}"
-            );
+            // Three seconds of it for the machine.
+            let most = Duration::from_millis(300 + 500 + 1000 + 3000);
+            assert!(took < most, "{fault:?} {arguments:?}: {took:?}");
             let errors = run.errors();
             assert_eq!(fault == Fault::None, run.status == 0, "{fault:?} {arguments:?}: {errors:?}");
             assert_eq!(fault == Fault::None, errors.is_empty(), "{fault:?} {arguments:?}: {errors:?}");
@@ -99,7 +99,7 @@ fn run_without_anything_to_do_ends() {
     let right = (1..=8).map(|seed| {
         let seed = seed.to_string();
         let arguments =
-            ["--shape", "rate=random:0..1x1@1s", "-d", "100ms", "--seed", &seed, "--timeout", "200ms"];
+            ["--shape", "rate=random:0..1x1@1s", "-d", "100ms", "--seed", &seed, "--timeout", PATIENT];
         // With seeds that draw a zero, there is no request, which is no success.
         let run = Run::new(&server.address(), &arguments);
         assert_eq!(run.status == 0, run.count("requests", "right") > 0, "{}", run.json);
@@ -147,16 +147,16 @@ fn duration_ends_a_run_without_losing_anything() {
 
 #[test]
 fn replies_that_came_while_it_was_stopped_are_read_before_they_are_called_lost() {
-    let timeout = Duration::from_millis(300);
+    let timeout = Duration::from_millis(800);
     for arguments in [&["-P", "8"][..], &["--threads", "2"], &["-r", "5000", "-P", "8"], &["--reconnect"]] {
         let server = WrongServer::start(Fault::None);
-        let arguments = [&["-c", "4", "-d", "1h", "--timeout", "300ms"], arguments].concat();
+        let arguments = [&["-c", "4", "-d", "1h", "--timeout", "800ms"], arguments].concat();
         let flood = Flood::start(&server.address(), &arguments);
         eventually("requests are sent", || server.requests() > 100);
         freeze(flood.pid());
         let since = Instant::now();
         // More than ABSENT_NANOS, too.
-        eventually("all timeouts have passed", || since.elapsed() > 3 * timeout);
+        eventually("all timeouts have passed", || since.elapsed() > 2 * timeout);
         let before = server.requests();
         flood.signal(Signal::CONT);
         eventually("it goes on", || server.requests() > before + 100);
@@ -231,7 +231,10 @@ fn interrupt_that_loses_nothing_is_no_failure() {
         eventually("requests are sent", || server.requests() > 100);
         flood.signal(Signal::TERM);
         let run = flood.end();
-        assert_eq!((run.errors(), run.status), (vec![], 0), "{arguments:?}: {}", run.json);
+        let mut errors = run.errors();
+        // A generator that is behind at that moment has not sent all that was due.
+        errors.retain(|(kind, _)| kind != "unsent");
+        assert_eq!((errors, run.status), (vec![], 0), "{arguments:?}: {}", run.json);
         assert!(run.count("total", "right") >= 100, "{arguments:?}: {}", run.json);
         assert_eq!(run.json["ended_early"], "interrupted");
     }

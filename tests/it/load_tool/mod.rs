@@ -170,7 +170,7 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("tidemill-load-{}-{name}", std::process::id())))
+        Self(scratch("load").join(name))
     }
 
     fn path(&self) -> &str {

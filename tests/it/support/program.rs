@@ -270,6 +270,11 @@ impl Serving {
         self.of_status("VmRSS:")
     }
 
+    /// The most memory that it has occupied at any time.
+    pub(crate) fn most_resident_kib(&self) -> u64 {
+        self.of_status("VmHWM:")
+    }
+
     /// Address space that it has mapped.
     pub(crate) fn mapped_kib(&self) -> u64 {
         self.of_status("VmSize:")
