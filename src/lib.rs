@@ -88,6 +88,7 @@ pub mod framing;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handover;
+mod helo;
 mod hub;
 mod job;
 mod litter;
@@ -123,13 +124,14 @@ pub use config::{
 pub use controller::Decision;
 pub use error::Error;
 pub use handover::Listener;
+pub use helo::{Delay, Helo};
 pub use ipnet::IpNet;
 pub use metrics::{Closed, Rejected, Requests, Resizes, Stats};
 pub use reason::CloseReason;
 pub use server::{Builder, Outcome, Server, ServerHandle};
 pub use service::{
-    Connection, ConnectionId, Deferred, Delay, Farewell, Group, Handler, Helo, Join, Joining, Kind, Place,
-    PushError, Pusher, Reply, Request, Service,
+    Connection, ConnectionId, Deferred, Farewell, Group, Handler, Join, Joining, Kind, Place, PushError,
+    Pusher, Reply, Request, Service,
 };
 pub use state::ServerState;
 pub use timings::Distribution;

@@ -6,7 +6,6 @@
 mod connection;
 mod erased;
 mod handler;
-mod helo;
 mod join;
 mod push;
 mod reply;
@@ -32,7 +31,6 @@ use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open};
 pub use handler::Handler;
-pub use helo::{Delay, Helo};
 pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};
 pub(crate) use reply::Mode;

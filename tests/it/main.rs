@@ -32,6 +32,7 @@
 //! | `cli` | options, usage errors, exit statuses, help |
 //! | `config` | `--config`: layers, errors, `--check`, the example, SIGHUP |
 //! | `manual` | manual pages and completions, as `man` and shells take them |
+//! | `architecture` | every module of the crate has its place in the order, and uses only what stands to its left |
 //! | `operating` | what the page for operators names is there |
 //! | `scripts` | `start.sh`, `compile.sh`, `scripts/client.sh` |
 //! | `logs` | a reader of logs or of statistics that stands still stops nothing, nor does one that is gone |
@@ -49,6 +50,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod admin;
+mod architecture;
 mod chaos;
 mod cli;
 mod closing;

@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use super::{Farewell, Handler, Kind, Reply, Request};
 use crate::address::Address;
 use crate::protocol::{self, Advertise};
+use crate::service::{Farewell, Handler, Kind, Reply, Request};
 
 /// Local addresses for which what follows the text in each reply is kept: a server seldom has more. For others it is
 /// rendered for each request.
