@@ -27,7 +27,7 @@ use super::leased::Mode;
 use super::log::{Lines, Notice};
 use super::look::{self, Doing};
 use super::program::{Card, Program};
-use super::shared::{End, Ended, Shared};
+use super::shared::{End, Shared};
 use super::terminal;
 
 /// A program that ends so soon after its start, and has served nobody, says something about all of them.
@@ -433,7 +433,7 @@ impl Keeper {
         };
         // A worker may have seen the end of its output first.
         let by_itself = end == End::Died;
-        let was_spare = self.shared.has_ended(&Ended { number, end });
+        let was_spare = self.shared.has_ended(number, end);
         if !by_itself || self.stop.is_some() {
             return;
         }

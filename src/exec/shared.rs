@@ -55,13 +55,6 @@ pub(super) enum End {
     Surplus,
 }
 
-/// A process that is gone.
-#[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) number: u64,
-    pub(super) end: End,
-}
-
 pub(super) struct Shared {
     pub(super) settings: Settings,
     state: Mutex<State>,
@@ -363,11 +356,11 @@ impl Shared {
         state.leases.push_front(lease);
     }
 
-    /// A process is gone. Whether its program was a spare.
-    pub(super) fn has_ended(&self, ended: &Ended) -> bool {
+    /// The process of program `number` is gone, and why. Whether it was a spare.
+    pub(super) fn has_ended(&self, number: u64, end: End) -> bool {
         let mut state = self.state();
-        state.listed.remove(&ended.number);
-        *match ended.end {
+        state.listed.remove(&number);
+        *match end {
             End::Died => &mut state.ends.died,
             End::TimedOut => &mut state.ends.timed_out,
             End::Broke => &mut state.ends.broke_framing,
@@ -375,7 +368,7 @@ impl Shared {
             End::Surplus => &mut state.ends.surplus,
         } += 1;
         let before = state.spares.len();
-        state.spares.retain(|spare| spare.card.number != ended.number);
+        state.spares.retain(|spare| spare.card.number != number);
         state.spares.len() < before
     }
 

@@ -21,6 +21,8 @@ pub use fixed::Fixed;
 pub use length::{Endian, LengthPrefixed};
 pub use lines::Lines;
 pub use terminated::Terminated;
+#[cfg(any(test, fuzzing))]
+pub(crate) use verify::frames;
 pub use verify::verify;
 
 /// What a [`Framing`] finds at the begin of the bytes that it is shown.

@@ -36,7 +36,7 @@ pub fn verify(framing: &dyn Framing, bytes: &[u8]) -> (Vec<Vec<u8>>, bool) {
 }
 
 /// The frames where the bytes come in `parts`, and whether the last one found was too long.
-fn frames(framing: &dyn Framing, parts: &[&[u8]], ended: bool) -> (Vec<Vec<u8>>, bool) {
+pub(crate) fn frames(framing: &dyn Framing, parts: &[&[u8]], ended: bool) -> (Vec<Vec<u8>>, bool) {
     let (mut found, mut here, mut scanned) = (Vec::new(), Vec::new(), 0);
     for (part, bytes) in parts.iter().enumerate() {
         here.extend_from_slice(bytes);

@@ -93,6 +93,15 @@ impl Reactor {
         self.end_stream(id, reason, now);
     }
 
+    /// Nothing more of what a peer has sent is handled: its connection is closed for `reason`, behind what it is owed.
+    pub(super) fn close_unread(&mut self, id: ConnId, reason: CloseReason) {
+        if let Some(Entry { connection, .. }) = self.table.get(id) {
+            connection.phase = Phase::Closing(reason);
+            let free = connection.discard_input();
+            self.litter.drop_later(free);
+        }
+    }
+
     /// Once everything is written: ends the stream, and begins to discard what still comes.
     fn end_stream(&mut self, id: ConnId, reason: CloseReason, now: Instant) {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return };

@@ -282,9 +282,7 @@ impl Reactor {
             }
             if push.close {
                 if connection.phase == Phase::Open {
-                    let free = connection.discard_input();
-                    connection.phase = Phase::Closing(CloseReason::Handler);
-                    self.litter.drop_later(free);
+                    self.close_unread(id, CloseReason::Handler);
                 }
                 self.list(id);
                 continue;

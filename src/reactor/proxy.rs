@@ -30,9 +30,7 @@ impl Reactor {
             Header::Whole { consumed, from_to } => self.become_client(id, consumed, from_to),
             Header::More if !ended => true,
             Header::More | Header::Bad => {
-                connection.phase = Phase::Closing(CloseReason::ProxyHeader);
-                let free = connection.discard_input();
-                self.litter.drop_later(free);
+                self.close_unread(id, CloseReason::ProxyHeader);
                 true
             }
         }
@@ -108,15 +106,16 @@ impl Reactor {
         let service = connection.service();
         let refused = self.turn_away(service, REASON, peer);
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
-        (connection.role, connection.phase) = (Role::TurnedAway, Phase::Closing(REASON));
-        let free = connection.discard_input();
-        self.litter.drop_later(free);
+        connection.role = Role::TurnedAway;
+        if let Err(line) = &refused {
+            drop(stream.write(line));
+        }
         self.counters.open -= 1;
         self.counters.services[service as usize].open -= 1;
         self.rejected += 1;
-        if let Err(line) = &refused {
-            drop(stream.write(line));
-            self.close(id, REASON);
+        match refused {
+            Ok(()) => self.close_unread(id, REASON),
+            Err(_) => self.close(id, REASON),
         }
         refused.is_ok()
     }

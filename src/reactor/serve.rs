@@ -186,11 +186,7 @@ impl Reactor {
         }
         if let End::Close(reason) = end {
             self.counters.panics += u64::from(reason == CloseReason::Panic);
-            if let Some(Entry { connection, .. }) = self.table.get(id) {
-                connection.phase = Phase::Closing(reason);
-                let free = connection.discard_input();
-                self.litter.drop_later(free);
-            }
+            self.close_unread(id, reason);
         }
         match (requests, inline) {
             (0, 0) => self.free.put(job, &mut self.litter),

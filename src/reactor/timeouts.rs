@@ -109,10 +109,7 @@ impl Reactor {
     fn time_out(&mut self, id: ConnId, reason: CloseReason) {
         match reason {
             CloseReason::LineTimeout | CloseReason::ProxyHeader => {
-                let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-                connection.phase = Phase::Closing(reason);
-                let free = connection.discard_input();
-                self.litter.drop_later(free);
+                self.close_unread(id, reason);
                 self.list(id);
             }
             CloseReason::RequestTimeout => {
@@ -125,10 +122,7 @@ impl Reactor {
                 } else {
                     self.orphan(id)
                 };
-                let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-                connection.phase = Phase::Closing(reason);
-                let free = connection.discard_input();
-                self.litter.drop_later(free);
+                self.close_unread(id, reason);
                 self.list(id);
             }
             CloseReason::IdleTimeout => {
