@@ -24,8 +24,10 @@ const MAX_TOP: usize = 1000;
 /// The page that draws the pool live, in one piece: it asks for `/stats.json` and `/connections.json`, and nothing else.
 const PAGE: &str = concat!(
     include_str!("page/head.html"),
+    include_str!("../page/shared.css"),
     include_str!("page/page.css"),
     include_str!("page/body.html"),
+    include_str!("../page/shared.js"),
     include_str!("page/page.js"),
     "</script>\n</body>\n</html>\n"
 );

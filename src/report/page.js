@@ -1,19 +1,9 @@
-"use strict";
 (() => {
   const page = JSON.parse(document.getElementById("data").textContent);
   const main = document.getElementById("page");
-  const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
 
-  const add = (parent, tag, name, text) => {
-    const element = document.createElement(tag);
-    if (name) element.className = name;
-    if (text !== undefined) element.textContent = text;
-    return parent.appendChild(element);
-  };
 
   // Numbers ------------------------------------------------------------------------------------------------------------
-  const grouped = value => Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, "\u202f");
-  const digits = value => Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
   const short = text => text.includes(".") ? text.replace(/\.?0+$/, "") : text;
   const show = {
     microseconds: value => value < 1e3 ? digits(value) + " µs" : value < 1e6 ? digits(value / 1e3) + " ms" : digits(value / 1e6) + " s",

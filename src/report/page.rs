@@ -1,12 +1,13 @@
 //! The skeleton of every page: a title, tables, and charts over an axis with markers. One file, nothing from the network.
 //!
-//! Whoever has results fills a [`Page`]; how it looks is decided here and in the style and script beside this file. The
+//! Whoever has results fills a [`Page`]; how it looks is decided here, in the style and script beside this file, and in those that the live
+//! page of the admin address has, too (`src/page`). The
 //! charts are drawn by uPlot, whose licence stands next to it and goes into every page.
 
 use serde::Serialize;
 
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const STYLE: &str = concat!(include_str!("../page/shared.css"), include_str!("page.css"));
+const SCRIPT: &str = concat!(include_str!("../page/shared.js"), include_str!("page.js"));
 const UPLOT: &str = include_str!("uplot/uPlot.iife.min.js");
 const UPLOT_STYLE: &str = include_str!("uplot/uPlot.min.css");
 const UPLOT_LICENSE: &str = include_str!("uplot/LICENSE");

@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   // Milliseconds between two looks, how long one may take, and how many are remembered and drawn at the least: five minutes, and one.
   const EVERY = 1000, PATIENCE = 3000, REMEMBERED = 300, DRAWN = 60;
@@ -6,17 +5,8 @@
   const WINDOW = 10;
 
   const $ = id => document.getElementById(id);
-  const color = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  const add = (parent, tag, name, text) => {
-    const element = document.createElement(tag);
-    if (name) element.className = name;
-    if (text !== undefined) element.textContent = text;
-    return parent.appendChild(element);
-  };
 
   // Numbers
-  const digits = value => Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
-  const grouped = value => Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, "\u202f");
   const short = value => value >= 1e6 ? digits(value / 1e6) + "M" : value >= 1e4 ? digits(value / 1e3) + "k" : grouped(value);
   const time = value => value === 0 ? "0" : value < 1e-3 ? digits(value * 1e6) + " µs" : value < 1 ? digits(value * 1e3) + " ms" : value < 120 ? digits(value) + " s"
     : value < 7200 ? Math.round(value / 60) + " min" : value < 172800 ? Math.round(value / 3600) + " h" : Math.round(value / 86400) + " d";
