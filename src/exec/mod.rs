@@ -294,12 +294,6 @@ impl ProgramsHandle {
         self.shared.stats()
     }
 
-    /// To be called when the server is to stop: workers that start do not wait until their program has, as nobody may need it. A request
-    /// that comes to one of them waits for it all the same.
-    pub fn hurry(&self) {
-        self.shared.hurry();
-    }
-
     /// Calls `watcher` with whether programs stay where they are started ([`ProgramsStats::available`]): at once, and whenever that changes,
     /// on the thread that keeps them, which it must not block. One at a time: called again, this replaces it.
     pub fn watch(&self, watcher: impl Fn(bool) + Send + 'static) {
@@ -339,6 +333,12 @@ impl Service for Programs {
     /// take it for one that waits for nothing.
     fn start_worker(&self) -> Seat {
         Seat::new(&self.handle.shared)
+    }
+
+    /// Workers that start do not wait until their program has, as nobody may need it. A request that comes to one of them waits for it
+    /// all the same.
+    fn stopping(&self) {
+        self.handle.shared.hurry();
     }
 
     fn joins(&self) -> Option<&dyn Join> {

@@ -12,6 +12,7 @@ use super::table::Entry;
 use crate::clock::{Nanos, nanos};
 use crate::connection::{Phase, Role};
 use crate::reason::CloseReason;
+use crate::service;
 use crate::slots::ConnId;
 use crate::state::ServerState;
 use crate::sync::lock_std;
@@ -135,6 +136,9 @@ impl Reactor {
     /// to what its receive queue holds now. Where the listeners are another's, who is in the queue is left to that one.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         let until = now + self.settings.drain_timeout;
+        for served in &*self.services {
+            service::stopping(&*served.service);
+        }
         let is_lent = self.shared.lent.is_set();
         let is_shared = is_lent || self.listeners.has_given();
         if !is_lent {

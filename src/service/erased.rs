@@ -44,6 +44,7 @@ pub(crate) trait Erased: Send + Sync + 'static {
     fn stop_line(&self) -> Option<&[u8]>;
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>>;
     fn busy_line(&self, waited: Duration) -> Vec<u8>;
+    fn stopping(&self);
     fn name(&self) -> &str;
 }
 
@@ -133,6 +134,10 @@ impl<S: Service> Erased for S {
 
     fn busy_line(&self, waited: Duration) -> Vec<u8> {
         Service::busy_line(self, waited)
+    }
+
+    fn stopping(&self) {
+        Service::stopping(self);
     }
 
     fn name(&self) -> &str {
@@ -237,6 +242,12 @@ pub(crate) fn last_line(service: &dyn Erased, farewell: &Farewell) -> Option<Vec
 pub(crate) fn busy_line(service: &dyn Erased, waited: Duration) -> Option<Vec<u8>> {
     // Unwind safety: as above.
     panic::catch_unwind(AssertUnwindSafe(|| service.busy_line(waited))).map_err(discard).ok()
+}
+
+/// Tells `service` that the server stops, whether it panics or not.
+pub(crate) fn stopping(service: &dyn Erased) {
+    // Unwind safety: it only had a shared reference to itself.
+    panic::catch_unwind(AssertUnwindSafe(|| service.stopping())).unwrap_or_else(discard);
 }
 
 /// Drops the value of a panic. It is the service's, so its drop may panic in turn; the value of that is leaked.

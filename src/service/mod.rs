@@ -29,7 +29,9 @@ use crate::framing::{Found, Framing, Lines};
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
-pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open};
+pub(crate) use erased::{
+    Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open, stopping,
+};
 pub use handler::Handler;
 pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};

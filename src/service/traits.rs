@@ -173,6 +173,11 @@ pub trait Service: Send + Sync + 'static {
         words::busy_line(waited)
     }
 
+    /// The server begins to stop: what has arrived is answered, then everything ends. For a service that waits for something, or has
+    /// others wait, so that nobody does so in vain. Called once, on the event loop, so it must not block; it may also be that a server
+    /// ends without it. By default nothing is done.
+    fn stopping(&self) {}
+
     /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.
     fn name(&self) -> &str {
         "service"
@@ -247,6 +252,10 @@ macro_rules! forward {
 
             fn busy_line(&self, waited: Duration) -> Vec<u8> {
                 (**self).busy_line(waited)
+            }
+
+            fn stopping(&self) {
+                (**self).stopping();
             }
 
             fn name(&self) -> &str {

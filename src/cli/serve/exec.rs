@@ -1,7 +1,7 @@
 //! The options of `tidemill serve --exec`: programs as handlers.
 
+use std::env;
 use std::time::Duration;
-use std::{env, thread};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -22,8 +22,6 @@ const DESCRIPTORS_EACH: usize = 5;
 const ENDING_SHARE: usize = 4;
 /// Programs of which `/stats.json` has a row, the oldest: a look at each takes some 10 µs on the event loop.
 const MAX_ROWS: usize = 64;
-/// A time that has no meaning: who is waited for always comes.
-const LONG: Duration = Duration::from_secs(3600);
 
 /// What can be said of programs, with --exec.
 #[derive(Debug, Args)]
@@ -191,15 +189,6 @@ pub(super) fn show(programs: &ProgramsHandle, server: &ServerHandle) {
         let shown = Shown { stats: shown.stats(), rows: shown.programs(MAX_ROWS) };
         serde_json::to_string(&shown).unwrap_or_default()
     });
-    let stopping = (server.clone(), programs.clone());
-    let waits = thread::Builder::new().name("tidemill-hurry".to_owned()).spawn(move || {
-        let (server, programs) = stopping;
-        while !server.wait_stopping(LONG) {}
-        programs.hurry();
-    });
-    if let Err(error) = waits {
-        tracing::warn!(%error, "a stop waits for programs that are being started");
-    }
     let server = server.clone();
     programs.watch(move |available| {
         let reason = "programs end as soon as they are started: requests are refused";

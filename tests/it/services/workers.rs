@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, ThreadId};
 
 use tidemill::{Connection, PoolLimits, Reply, Request, Service};
@@ -105,4 +105,45 @@ fn one_that_cannot_be_made_fails_what_needs_it_and_is_tried_again() {
         peer.send(b"x\n");
         peer.expect(b"done\n");
     });
+}
+
+/// Has its worker wait for what never comes, unless the server stops.
+struct Patient {
+    stops: Mutex<usize>,
+    word: Condvar,
+}
+
+impl Service for Patient {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, (): &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {}
+
+    fn handle(&self, (): &mut (), (): &mut (), _: &Request<'_>, reply: &mut Reply<'_>) {
+        let stops = self.stops.lock().unwrap();
+        drop(self.word.wait_while(stops, |stops| *stops == 0).unwrap());
+        reply.push(b"over\n");
+    }
+
+    fn stopping(&self) {
+        *self.stops.lock().unwrap() += 1;
+        self.word.notify_all();
+        panic!("a service may fail here");
+    }
+}
+
+#[test]
+fn a_service_hears_of_a_stop_once_and_in_time_to_let_its_workers_go() {
+    let service = Arc::new(Patient { stops: Mutex::default(), word: Condvar::new() });
+    let server = embed(Arc::clone(&service));
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"wait\n");
+    eventually("it is with a worker", || server.handle().stats().pool_busy == 1);
+    assert_eq!(*service.stops.lock().unwrap(), 0);
+    server.handle().stop();
+    peer.expect(b"over\n");
+    assert!(server.wait().unwrap().is_clean());
+    assert_eq!(*service.stops.lock().unwrap(), 1);
 }
