@@ -479,6 +479,25 @@ fn the_new_process_does_not_end_before_the_old_one_unless_it_is_told_twice() {
     }
 }
 
+#[test]
+fn the_old_process_is_waited_for_no_longer_than_the_drain_timeout_that_is_in_force_now() {
+    let file = scratch("upgrade").join("config.toml");
+    fs::write(&file, "drain-timeout = \"1h\"\n").unwrap();
+    let mut line = Line::start(&format!("--handler-delay 1h --config {}", file.display()));
+    let first = line.now.0;
+    let mut peer = Peer::connect(line.address());
+    peer.send(b"HELO x\n");
+    eventually("the old process has a request", || line.first.stats()["requests_pending"] == 1);
+    line.upgrade();
+    fs::write(&file, "drain-timeout = \"10ms\"\n").unwrap();
+    line.signal(Signal::HUP);
+    line.first.expect_log("configuration reloaded changed=drain-timeout");
+    line.signal(Signal::TERM);
+    eventually("the new process ends", || has_ended(line.now.0));
+    assert!(!has_ended(first), "it drains by its own timeout");
+    drop(peer);
+}
+
 /// Whether a process has ended, waited for or not.
 fn has_ended(process: Pid) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();

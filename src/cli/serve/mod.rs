@@ -84,16 +84,16 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     // A panic is in the log; it must not decide on the exit status.
     let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, level, sockets, &log)))
-        .unwrap_or(Ok(FAILED));
+        .unwrap_or(Ok((FAILED, args.drain_timeout)));
     log.begin_last_lines();
-    let status = ended.unwrap_or_else(|(status, message)| {
+    let (status, drain_timeout) = ended.unwrap_or_else(|(status, message)| {
         log.line(format!("tidemill: {message}\n").into_bytes());
-        status
+        (status, args.drain_timeout)
     });
     if log.dropped() > 0 {
         log::tell_dropped(log.dropped());
     }
-    log.finish(last_lines_timeout(args));
+    log.finish(last_lines_timeout(drain_timeout));
     ExitCode::from(status)
 }
 
@@ -106,14 +106,14 @@ fn check(options: &Options) -> ExitCode {
     print(&options.listing()).map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS)
 }
 
-/// From the first thread to the end of the server. Returns the exit status.
+/// From the first thread to the end of the server. Returns the exit status, and the drain timeout that was in force at the end.
 fn serve(
     layers: Layers,
     options: &Options,
     level: Level,
     sockets: OpenSockets,
     log: &Output,
-) -> Result<u8, Refusal> {
+) -> Result<(u8, Duration), Refusal> {
     let args = &options.args;
     // What is missing is told in each line of statistics, and at the end.
     let output = Output::start("tidemill-output", io::stdout(), |_| ())
@@ -125,8 +125,7 @@ fn serve(
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
     let notifier = Notifier::from_env()
         .map_err(|error| (FAILED, format!("cannot start the thread that notifies: {error}")))?;
-    let upgrader =
-        Upgrader::new(args.upgrade_timeout, args.drain_timeout, notifier.clone(), exec::never_upgraded(args));
+    let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone(), exec::never_upgraded(args));
     let OpenSockets { passed, inherited, predecessor } = sockets;
     let Started { server, programs, descriptors } = start(options, passed, inherited)?;
     let handle = server.handle();
@@ -162,7 +161,7 @@ fn serve(
         // It has said why, and goes on.
         handle.stop();
         drop(server.wait());
-        return Ok(FAILED);
+        return Ok((FAILED, args.drain_timeout));
     }
     upgrader.enable(&handle);
     announce(&handle, &output);
@@ -179,8 +178,9 @@ fn serve(
         programs.end(Duration::ZERO);
     }
     upgrader.end();
+    let drain_timeout = handle.config().drain_timeout;
     if let Some(predecessor) = predecessor {
-        predecessor.wait(args.drain_timeout);
+        predecessor.wait(drain_timeout);
     }
     watcher.end();
     drop(teller);
@@ -196,17 +196,17 @@ fn serve(
             FAILED
         }
     };
-    output.finish(last_lines_timeout(args));
+    output.finish(last_lines_timeout(drain_timeout));
     let lost = output.dropped();
     if lost > 0 {
         tracing::warn!(target: ALWAYS, lost, "lines on standard output were dropped because their reader stood still");
     }
-    Ok(status)
+    Ok((status, drain_timeout))
 }
 
 /// How long to wait for each of the two readers at the end.
-fn last_lines_timeout(args: &ServeArgs) -> Duration {
-    (args.drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
+fn last_lines_timeout(drain_timeout: Duration) -> Duration {
+    (drain_timeout / 2).clamp(MIN_LAST_LINES_TIMEOUT, LAST_LINES_TIMEOUT)
 }
 
 /// Sockets that listen already when the process starts.

@@ -74,8 +74,6 @@ struct Shared {
     /// The program, for what stands there later; or why that is not known.
     program: Result<PathBuf, String>,
     timeout: Duration,
-    /// How long a server may take to stop.
-    drain_timeout: Duration,
     notifier: Notifier,
     /// Why this server is never replaced.
     refusal: Option<&'static str>,
@@ -98,14 +96,9 @@ struct State {
 
 impl Upgrader {
     /// `refusal`: why this server is never replaced, if it is not.
-    pub(super) fn new(
-        timeout: Duration,
-        drain_timeout: Duration,
-        notifier: Notifier,
-        refusal: Option<&'static str>,
-    ) -> Upgrader {
+    pub(super) fn new(timeout: Duration, notifier: Notifier, refusal: Option<&'static str>) -> Upgrader {
         let (program, state) = (program(), Mutex::default());
-        Upgrader(Arc::new(Shared { program, timeout, drain_timeout, notifier, refusal, state }))
+        Upgrader(Arc::new(Shared { program, timeout, notifier, refusal, state }))
     }
 
     /// From now on the listeners are this process's own.
@@ -234,7 +227,7 @@ impl Shared {
         let left = deadline.saturating_duration_since(Instant::now());
         let patience = if self.lock().over { Duration::ZERO } else { left };
         // One that was ready may have accepted clients, whom it serves to the end.
-        let timeout = if was_ready { END_TIMEOUT.max(self.drain_timeout) } else { END_TIMEOUT };
+        let timeout = if was_ready { END_TIMEOUT.max(server.config().drain_timeout) } else { END_TIMEOUT };
         let status = successor.end(patience, timeout);
         Err(status.map_or(reason.clone(), |status| format!("{reason} ({status})")))
     }
