@@ -98,7 +98,7 @@ impl ServerHandle {
         self.inner.overview.hub.replies.wake();
     }
 
-    /// The open listeners, once more, for a server that takes the place of this one ([`Builder::inherit`]), in this process or in
+    /// The open listeners, once more, for a server that takes the place of this one ([`Builder::inherit`](crate::Builder::inherit)), in this process or in
     /// another. None if a stop was asked for. Blocks until the event loop has turned.
     ///
     /// # Errors
@@ -128,7 +128,7 @@ impl ServerHandle {
     }
 
     /// From now on the listeners are this server's own: those that it had [lent](Self::lend) and those that it has
-    /// [inherited](Builder::inherit). Of these the ones that it does not listen on are closed. Never blocks.
+    /// [inherited](crate::Builder::inherit). Of these the ones that it does not listen on are closed. Never blocks.
     pub fn own(&self) {
         let was_lent = self.inner.lent.is_set();
         self.inner.lent.end();
@@ -228,7 +228,7 @@ impl ServerHandle {
         *lock_std(&self.inner.overview.details) = Some((name.to_owned(), details));
     }
 
-    /// The admin address, with its real port, if there is one: see [`Builder::admin`].
+    /// The admin address, with its real port, if there is one: see [`Builder::admin`](crate::Builder::admin).
     #[cfg(feature = "admin")]
     pub fn admin_addr(&self) -> Option<&Address> {
         self.inner.addrs.aside_of(LooksOn::Admin)
