@@ -3,6 +3,8 @@
 //! Requests have no body here: one that announces a body is refused, and the connection closed, as what follows could be taken for
 //! a request. Pure: no I/O, no clock.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use crate::config::MAX_HEAD_BYTES;
 use crate::framing::{Found, Framing};
 
@@ -50,6 +52,8 @@ pub(super) enum Status {
     NotFound,
     MethodNotAllowed,
     Timeout,
+    /// The name that it was reached by is not the server's.
+    Misdirected,
     TooLong,
     Failed,
     Unavailable,
@@ -63,6 +67,7 @@ impl Status {
             Status::NotFound => "404 Not Found",
             Status::MethodNotAllowed => "405 Method Not Allowed",
             Status::Timeout => "408 Request Timeout",
+            Status::Misdirected => "421 Misdirected Request",
             Status::TooLong => "431 Request Header Fields Too Large",
             Status::Failed => "500 Internal Server Error",
             Status::Unavailable => "503 Service Unavailable",
@@ -70,11 +75,11 @@ impl Status {
     }
 }
 
-/// Reads a head that [`Heads`] has found.
+/// Reads a head that [`Heads`] has found. `by_any_name`: whatever name the server was reached by.
 ///
 /// # Errors
 /// How it is refused; the connection is to be closed.
-pub(super) fn read(head: &[u8]) -> Result<Asked<'_>, Status> {
+pub(super) fn read(head: &[u8], by_any_name: bool) -> Result<Asked<'_>, Status> {
     let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     if !request.parse(head).is_ok_and(|status| status.is_complete()) {
@@ -88,7 +93,7 @@ pub(super) fn read(head: &[u8]) -> Result<Asked<'_>, Status> {
         "HEAD" => true,
         _ => return Err(Status::MethodNotAllowed),
     };
-    let (mut hosts, mut close) = (0, minor == 0);
+    let (mut hosts, mut is_ours, mut close) = (0, true, minor == 0);
     for field in request.headers.iter() {
         let is = |name| field.name.eq_ignore_ascii_case(name);
         let has = |word: &[u8]| {
@@ -96,6 +101,7 @@ pub(super) fn read(head: &[u8]) -> Result<Asked<'_>, Status> {
         };
         if is("host") {
             hosts += 1;
+            is_ours &= is_local(field.value);
         } else if is("connection") {
             close = has(b"close") || close && !has(b"keep-alive");
         } else if is("transfer-encoding") || is("content-length") && field.value != b"0" {
@@ -107,11 +113,32 @@ pub(super) fn read(head: &[u8]) -> Result<Asked<'_>, Status> {
     }
     // In the form for proxies the host stands before the path.
     let path = match target.strip_prefix("http://") {
-        Some(rest) => rest.find(['/', '?']).map_or("/", |at| &rest[at..]),
+        Some(rest) => {
+            let (host, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            is_ours &= is_local(host.as_bytes());
+            path
+        }
         None => target,
     };
+    if !(is_ours || by_any_name) {
+        return Err(Status::Misdirected);
+    }
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     Ok(Asked { path: if path.is_empty() { "/" } else { path }, query, head_only, close })
+}
+
+/// Whether that is what a server on the loopback interface is reached by: an address, `localhost` or a name within that, with a port or
+/// without. Any other name is somebody else's, who may let it stand for 127.0.0.1 to have a browser here ask for his page (DNS
+/// rebinding). None at all is nobody's.
+fn is_local(host: &[u8]) -> bool {
+    let Ok(host) = str::from_utf8(host) else { return false };
+    let host = host.trim();
+    if let Some(bracketed) = host.strip_prefix('[') {
+        return bracketed.split_once(']').is_some_and(|(ip, _)| ip.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.split(':').next().unwrap_or_default();
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    name.is_empty() || name == "localhost" || name.ends_with(".localhost") || name.parse::<Ipv4Addr>().is_ok()
 }
 
 /// What an answer consists of.
@@ -130,7 +157,13 @@ impl Answer {
 
     /// The status as a line of text.
     pub(super) fn refusal(status: Status) -> Answer {
-        Answer::text(status, &status.as_str()[4..])
+        match status {
+            Status::Misdirected => Answer::text(
+                status,
+                "Misdirected Request: on the loopback interface this is answered by the name localhost or by address only",
+            ),
+            status => Answer::text(status, &status.as_str()[4..]),
+        }
     }
 
     /// As it goes over the wire.
@@ -225,7 +258,46 @@ mod tests {
             ("POST / HTTP/1.1\r\nHost: a\r\n\r\n", Err(Status::MethodNotAllowed)),
             ("", Err(Status::BadRequest)),
         ] {
-            assert_eq!(read(head.as_bytes()), expected, "{head}");
+            assert_eq!(read(head.as_bytes(), true), expected, "{head}");
         }
+    }
+    #[test]
+    fn on_the_loopback_interface_no_name_of_others_is_answered() {
+        let refused = |line: &str, host: &str| {
+            let head = format!("GET {line} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            assert!(read(head.as_bytes(), true).is_ok(), "{head}");
+            read(head.as_bytes(), false) == Err(Status::Misdirected)
+        };
+        let ours = [
+            "localhost",
+            "LocalHost:9100",
+            "localhost.",
+            "a.localhost:1",
+            "127.0.0.1",
+            "127.0.0.1:9100",
+            "10.0.0.7",
+        ];
+        for host in ours.into_iter().chain(["[::1]", "[::1]:9100", "[::ffff:127.0.0.1]:9100", ""]) {
+            assert!(!refused("/", host), "{host}");
+        }
+        let theirs = [
+            "evil.example",
+            "evil.example:9100",
+            "localhost.evil.example",
+            "notlocalhost",
+            "127.0.0.1.evil.example",
+        ];
+        for host in theirs.into_iter().chain([
+            "127.0.0.1@evil",
+            "[evil]",
+            "[::1",
+            "\u{e9}",
+            "localhost, evil",
+            "tidemill.default.svc:9100",
+        ]) {
+            assert!(refused("/", host), "{host}");
+        }
+        assert!(refused("http://evil.example/", "localhost") && !refused("http://localhost:1/", "localhost"));
+        assert!(read(b"GET / HTTP/1.0\r\n\r\n", false).is_ok(), "as health checks ask that name no host");
     }
 }

@@ -11,6 +11,7 @@ mod prometheus;
 
 use std::sync::Arc;
 
+use crate::address::Address;
 use crate::framing::Framing;
 use crate::mail::{Findings, Mail, Post, Survey};
 use crate::overview::Overview;
@@ -36,11 +37,16 @@ const PAGE: &str = concat!(
 #[derive(Debug)]
 pub(crate) struct Admin {
     overview: Arc<Overview>,
+    /// It is reached by others than those on this machine, and by names that are not known here.
+    by_any_name: bool,
 }
 
 impl Admin {
-    pub(crate) fn new(overview: Arc<Overview>) -> Admin {
-        Admin { overview }
+    /// `address`: where it listens. On the loopback interface nobody is answered who has come by another's name: that is a page in a
+    /// browser on this machine, whose name was made to stand for it. Monitors elsewhere may ask by any.
+    pub(crate) fn new(overview: Arc<Overview>, address: Option<&Address>) -> Admin {
+        let ip = address.and_then(Address::ip);
+        Admin { overview, by_any_name: !ip.is_some_and(|ip| ip.to_canonical().is_loopback()) }
     }
 
     /// Answers at once, or asks the reactor first.
@@ -114,7 +120,7 @@ fn top(query: &str) -> Option<usize> {
 
 impl Handler for Admin {
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
-        match http::read(request.frame()) {
+        match http::read(request.frame(), self.by_any_name) {
             Ok(asked) => self.answer(&asked, reply),
             Err(status) => {
                 reply.push(&Answer::refusal(status).bytes(false, true));

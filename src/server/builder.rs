@@ -262,17 +262,21 @@ fn open_sockets(
 
 /// The services that tell about the server. They stand behind all others.
 fn looks_on(settings: &Settings, overview: &Arc<Overview>) -> impl Iterator<Item = Served> {
-    let served = |service: &ServiceSettings| {
-        Some(Served::new(service_that(service.looks_on?, Arc::clone(overview)), service))
+    let served = |(number, service): (usize, &ServiceSettings)| {
+        let looks_on = service.looks_on?;
+        let mut listeners = settings.listen_services.iter().zip(&settings.listen);
+        let listener = listeners.find(|(service, _)| usize::from(**service) == number);
+        let address = listener.map(|(_, address)| address);
+        Some(Served::new(service_that(looks_on, Arc::clone(overview), address), service))
     };
-    settings.services.iter().filter_map(served)
+    settings.services.iter().enumerate().filter_map(served)
 }
 
 #[cfg_attr(not(feature = "admin"), expect(unused_variables, reason = "there is no kind"))]
-fn service_that(looks_on: LooksOn, overview: Arc<Overview>) -> Arc<dyn Erased> {
+fn service_that(looks_on: LooksOn, overview: Arc<Overview>, address: Option<&Address>) -> Arc<dyn Erased> {
     match looks_on {
         #[cfg(feature = "admin")]
-        LooksOn::Admin => Arc::new(Admin::new(overview)),
+        LooksOn::Admin => Arc::new(Admin::new(overview, address)),
         #[cfg(feature = "admin")]
         LooksOn::Agent => Arc::new(Agent::new(overview)),
     }

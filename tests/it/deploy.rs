@@ -108,7 +108,7 @@ fn what_the_rules_and_the_scalers_ask_for_is_there() {
     let log = serving.log();
     let address = log.lines().find_map(|line| line.split_once("admin address address=")).unwrap().1;
     let mut peer = Peer::connect(address.trim());
-    peer.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    peer.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let metrics = String::from_utf8(peer.rest()).unwrap();
     let asked = [text("prometheus-rules.yaml"), text("kubernetes/hpa.yaml")].concat();
     let is_name = |char: char| char.is_ascii_lowercase() || char == '_';

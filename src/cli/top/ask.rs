@@ -60,7 +60,7 @@ impl Asked {
         let rest = || Some(deadline.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero());
         stream.set_write_timeout(Some(rest().ok_or(ErrorKind::TimedOut)?))?;
         // By version 1.0 the body ends with the stream.
-        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: tidemill\r\n\r\n").as_bytes())?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
         let (mut bytes, mut part) = (Vec::new(), [0; 16 << 10]);
         loop {
             stream.set_read_timeout(Some(rest().ok_or(ErrorKind::TimedOut)?))?;

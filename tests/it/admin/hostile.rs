@@ -1,7 +1,7 @@
 //! Whoever does what he likes to the admin address: the service does not notice, and others are answered as soon as he is gone.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -10,6 +10,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::{MAX_CONNECTIONS, TIMEOUT, admin_of_program, connect, get, read_answer, try_get};
+use crate::examples::missing;
 use crate::support::{DEADLINE, Serving, SetAtEnd, assert_json_adds_up, eventually, serve};
 
 /// All that is said until the end of the stream.
@@ -24,7 +25,7 @@ fn until_the_end(stream: &mut TcpStream) -> String {
 fn a_head_above_8_kib_is_told_so_and_closed() {
     let serving = serve("--admin 0");
     let mut stream = connect(admin_of_program(&serving));
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX: ").unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ").unwrap();
     stream.write_all(&[b'x'; 9000]).unwrap();
     let mut rest = Vec::new();
     let answer = read_answer(&mut stream, &mut rest, true).unwrap();
@@ -66,7 +67,7 @@ fn one_more_than_64_is_told_so_and_others_are_answered_once_they_have_gone() {
     let admin = admin_of_program(&serving);
     let mut held: Vec<TcpStream> = (0..MAX_CONNECTIONS).map(|_| connect(admin)).collect();
     for stream in &mut held {
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         assert_eq!(read_answer(stream, &mut Vec::new(), true).unwrap().status, 200);
     }
     let told = until_the_end(&mut connect(admin));
@@ -75,6 +76,35 @@ fn one_more_than_64_is_told_so_and_others_are_answered_once_they_have_gone() {
     drop(held.pop());
     eventually("there is a place", || try_get(admin, "/healthz").is_some_and(|answer| answer.status == 200));
     drop(held);
+}
+
+/// A page elsewhere whose name is made to stand for this machine is the same to a browser as what is asked for by that name here.
+#[test]
+fn on_the_loopback_interface_nobody_is_answered_by_another_name() {
+    let curl = |address: SocketAddr, name: &str, path: &str| {
+        let port = address.port();
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--max-time", "20", "--write-out", "%{http_code}", "--resolve"]);
+        command.arg(format!("{name}:{port}:127.0.0.1")).arg(format!("http://{name}:{port}{path}"));
+        let output = command.output().ok()?;
+        Some(String::from_utf8(output.stdout).unwrap())
+    };
+    let serving = serve("--admin 0");
+    let admin = admin_of_program(&serving);
+    if curl(admin, "127.0.0.1", "/healthz").is_none() {
+        return missing("curl is not installed");
+    }
+    for path in ["/", "/stats.json", "/metrics", "/connections.json", "/healthz", "/nowhere"] {
+        let told = curl(admin, "rebound.example", path).unwrap();
+        assert!(told.starts_with("Misdirected Request: ") && told.ends_with("\n421"), "{told}");
+    }
+    for name in ["localhost", "127.0.0.1", "some.localhost"] {
+        assert_eq!(curl(admin, name, "/healthz").unwrap(), "ok\n200", "{name}");
+    }
+    // Where monitors elsewhere can reach it, they do so by names that are not known here.
+    let serving = serve("--admin 0.0.0.0:0");
+    let admin = admin_of_program(&serving);
+    assert_eq!(curl(admin, "tidemill.default.svc", "/healthz").unwrap(), "ok\n200");
 }
 
 /// Silent connections hold the address for their five seconds only.
@@ -129,11 +159,11 @@ fn rubbish_disturbs_nobody() {
                         0 => stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
                         1 => stream.write_all(&[kind; 20_000]),
                         2 => stream.write_all(
-                            &b"GET /connections.json?top=1000 HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100),
+                            &b"GET /connections.json?top=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100),
                         ),
-                        3 => stream.write_all(&b"GET /stats.json HTTP/1.1\r\nHost: a\r\n\r\n".repeat(50)),
+                        3 => stream.write_all(&b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(50)),
                         4 => stream.write_all(
-                            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+                            b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
                         ),
                         5 => stream.write_all("\r\n".repeat(3000).as_bytes()),
                         _ => Ok(()),
@@ -175,7 +205,7 @@ fn who_does_not_read_is_closed() {
     let admin = admin_of_program(&serving);
     let mut stream = connect(admin);
     stream.set_write_timeout(Some(TIMEOUT / 5)).unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n".repeat(100);
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
     // Until nothing goes any more: it is not read either, then.
     let begun = Instant::now();
     while stream.write_all(&request).is_ok() {

@@ -124,7 +124,7 @@ fn head_has_the_head_of_get_and_no_body() {
     let admin = admin_of(&server);
     let mut stream = connect(admin);
     stream
-        .write_all(b"HEAD /healthz HTTP/1.1\r\nHost: a\r\n\r\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        .write_all(b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .unwrap();
     let mut rest = Vec::new();
     let head = read_answer(&mut stream, &mut rest, false).unwrap();
@@ -140,7 +140,7 @@ fn a_connection_stays_open_and_answers_in_order() {
     let mut stream = connect(admin_of(&server));
     let paths = ["/stats.json", "/healthz", "/connections.json", "/metrics", "/stats.json", "/readyz"];
     let requests: String =
-        paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+        paths.iter().map(|path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).collect();
     let mut rest = Vec::new();
     for _ in 0..3 {
         stream.write_all(requests.as_bytes()).unwrap();
@@ -151,7 +151,7 @@ fn a_connection_stays_open_and_answers_in_order() {
             assert_eq!(answer.field("connection"), None);
         }
     }
-    stream.write_all(b"GET /stats.json HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    stream.write_all(b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let last = read_answer(&mut stream, &mut rest, true).unwrap();
     assert_eq!(last.field("connection"), Some("close"));
     assert!(read_answer(&mut stream, &mut rest, true).is_none(), "it is closed");
@@ -161,10 +161,10 @@ fn a_connection_stays_open_and_answers_in_order() {
 fn what_is_no_such_request_is_refused_and_the_connection_closed() {
     let server = with_admin(Helo::new());
     for (request, status) in [
-        ("POST /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", 405),
-        ("DELETE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        ("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc", 405),
+        ("DELETE / HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
         ("GET /metrics HTTP/1.1\r\n\r\n", 400),
-        ("GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", 400),
+        ("GET /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc", 400),
         ("HELO x\r\n\r\n", 400),
         ("GET /metrics HTTP/1.1\r\nHost a\r\n\r\n", 400),
     ] {

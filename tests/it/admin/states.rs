@@ -32,7 +32,7 @@ fn it_answers_at_once_while_every_worker_is_stuck_and_requests_queue() {
     // The fastest of some: the machine may have other work at any one of them.
     for path in ["/metrics", "/stats.json", "/connections.json?top=100", "/healthz", "/readyz"].repeat(4) {
         let asked_at = Instant::now();
-        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
         let answer = read_answer(&mut stream, &mut rest, true).unwrap();
         assert_eq!(answer.status, 200, "{answer:?}");
         if path.starts_with("/stats") || path.starts_with("/metrics") {
@@ -117,7 +117,7 @@ fn it_answers_while_the_server_drains_and_says_that_no_more_clients_should_come(
     assert_eq!(get(admin, "/readyz").status, 200);
     serving.signal(Signal::TERM);
     // On a connection from before as well as on new ones, until the end.
-    kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(read_answer(&mut kept, &mut Vec::new(), true).unwrap().status, 200);
     let mut drained = 0;
     eventually("it is not ready, with the reason", || {
@@ -166,7 +166,7 @@ fn a_stop_does_not_wait_for_it() {
     let admin = admin_of_program(&serving);
     let mut streams: Vec<_> = (0..10).map(|_| connect(admin)).collect();
     for stream in &mut streams {
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
         assert_eq!(read_answer(stream, &mut Vec::new(), true).unwrap().status, 200);
         stream.write_all(b"GET /metr").unwrap();
     }
@@ -201,7 +201,7 @@ fn after_a_hand_over_the_next_server_answers() {
     let mut peer = Peer::connect(old.local_addr());
     peer.send(b"x\n");
     let asks = |stream: &mut TcpStream| {
-        stream.write_all(b"GET /stats.json HTTP/1.1\r\nHost: a\r\n\r\n").ok()?;
+        stream.write_all(b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
         let answer = read_answer(stream, &mut Vec::new(), true)?;
         answer.json()["pool_max"].as_u64()
     };
@@ -213,7 +213,7 @@ fn after_a_hand_over_the_next_server_answers() {
     assert!(old.handle().lend());
     // Whoever comes now waits until it is known whose the listeners are.
     let mut waiting = connect(admin);
-    waiting.write_all(b"GET /stats.json HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    waiting.write_all(b"GET /stats.json HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     assert_eq!(asks(&mut kept), Some(2), "the old one has not stopped");
     next.handle().own();
     let answer = read_answer(&mut waiting, &mut Vec::new(), true).unwrap();
