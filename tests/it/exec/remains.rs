@@ -111,8 +111,7 @@ fn what_a_program_leaves_in_its_group_goes_with_it() {
 #[test]
 fn programs_do_not_outlive_a_server_that_is_killed() {
     // One that has a request does not read its input, and so does not see it end.
-    let server =
-        serve_script("while read -r line; do echo $$; sleep 1000; done", "--min-threads 2 --max-threads 2");
+    let server = serve_script("read -r line; echo $$; exec sleep 1000", "--min-threads 2 --max-threads 2");
     let programs = programs(&server, 3);
     let mut peer = server.connect();
     peer.send(b"x\n");

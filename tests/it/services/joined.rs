@@ -106,11 +106,11 @@ fn bytes_flow_both_ways_and_the_end_of_the_peer_is_passed_on() {
 #[test]
 fn what_the_other_side_does_not_take_is_held_back_each_way() {
     // One that does not read, and one that does not stop writing.
-    for script in ["sleep 1000", "yes"] {
+    for script in ["exec sleep 1000", "exec yes"] {
         let (server, gone) = shell(script);
         let mut peer = Peer::with_small_buffer(server.local_addr(), 4096);
         let stats = || server.handle().stats();
-        if script == "yes" {
+        if script == "exec yes" {
             let before = stats().written_bytes_total;
             eventually("the peer's buffers are full", || {
                 let written = stats().written_bytes_total;
@@ -183,7 +183,7 @@ fn a_stop_gives_the_program_what_was_received_and_waits_for_its_last_word() {
 #[test]
 fn a_stop_does_not_wait_for_a_program_beyond_its_deadline() {
     let gone = Arc::<AtomicUsize>::default();
-    let server = configure(Shell { script: "sleep 1000", gone: Arc::clone(&gone) }, |config| {
+    let server = configure(Shell { script: "exec sleep 1000", gone: Arc::clone(&gone) }, |config| {
         config.drain_timeout = Duration::from_millis(200);
     });
     let mut peer = Peer::connect(server.local_addr());
