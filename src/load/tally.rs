@@ -52,7 +52,7 @@ pub(crate) struct First {
     pub(crate) example: Example,
 }
 
-/// What happened since the last row.
+/// What happened since the last row, of what is measured: all rows together are the measured part, to the request.
 #[derive(Debug)]
 pub(crate) struct Recent {
     pub(crate) offered: u64,
@@ -79,6 +79,8 @@ pub(crate) struct Tally {
     pub(crate) connections: Connections,
     pub(crate) examples: BTreeMap<Kind, First>,
     pub(crate) recent: Recent,
+    /// Errors of the whole run, for whoever asks whether there was another one.
+    pub(crate) errors: u64,
     /// When the last reply came that answered a request.
     pub(crate) last_reply: u64,
     /// The longest that a right reply took since its request was sent.
@@ -94,6 +96,7 @@ impl Tally {
             connections: Connections::default(),
             examples: BTreeMap::new(),
             recent: Recent { offered: 0, sent: 0, right: 0, errors: 0, latencies: Latencies::new() },
+            errors: 0,
             last_reply: 0,
             slowest: 0,
         }
@@ -111,12 +114,18 @@ impl Tally {
 
     /// The books in which a request belongs that was due then.
     fn counts(&mut self, due: u64) -> &mut Requests {
-        if due >= self.measure_from { &mut self.measured } else { &mut self.warm_up }
+        if self.is_measured(due) { &mut self.measured } else { &mut self.warm_up }
+    }
+
+    fn is_measured(&self, due: u64) -> bool {
+        due >= self.measure_from
     }
 
     pub(crate) fn offered(&mut self, due: u64, count: u64) {
         self.counts(due).offered += count;
-        self.recent.offered += count;
+        if self.is_measured(due) {
+            self.recent.offered += count;
+        }
     }
 
     pub(crate) fn unsent(&mut self, due: u64) {
@@ -125,15 +134,17 @@ impl Tally {
 
     pub(crate) fn sent(&mut self, asked: Asked, count: u64) {
         self.counts(asked.due).sent += count;
-        self.recent.sent += count;
+        if self.is_measured(asked.due) {
+            self.recent.sent += count;
+        }
     }
 
     pub(crate) fn right(&mut self, asked: Asked, count: u64, now: u64) {
         self.counts(asked.due).right += count;
-        self.recent.right += count;
         self.last_reply = now;
         self.slowest = self.slowest.max(now.saturating_sub(asked.sent));
-        if asked.due >= self.measure_from {
+        if self.is_measured(asked.due) {
+            self.recent.right += count;
             self.recent.latencies.record_n(now.saturating_sub(asked.due), count);
         }
     }
@@ -171,7 +182,10 @@ impl Tally {
 
     /// An error, of which the first example is kept.
     pub(crate) fn error(&mut self, kind: Kind, now: u64, example: impl FnOnce() -> Example) {
-        self.recent.errors += 1;
+        self.errors += 1;
+        if self.is_measured(now) {
+            self.recent.errors += 1;
+        }
         self.examples.entry(kind).or_insert_with(|| First { at: now, example: example() });
     }
 }
@@ -193,8 +207,8 @@ mod tests {
             tally.sent(asked, 7);
             tally.unsent(due);
             tally.right(asked, 2, 300);
-            tally.wrong(asked, 301, || example("x"));
-            tally.lost(asked, 302, || example("x"));
+            tally.wrong(asked, due, || example("x"));
+            tally.lost(asked, due, || example("x"));
             tally.reordered(asked, 303, || example("x"));
             tally.unread(asked);
             tally.extra(Kind::Duplicated, due, || example("x"));
@@ -217,8 +231,9 @@ mod tests {
         assert_eq!((tally.measured(), tally.total()), (part, both));
         assert_eq!((part.errors(), both.errors()), (5, 10));
         let recent = &tally.recent;
-        assert_eq!((recent.offered, recent.sent, recent.right, recent.errors), (16, 14, 4, 10));
-        assert_eq!(recent.latencies.len(), 2, "of the warm-up there are none");
+        // An error of the warm-up that is found out later is one of the row in which it is.
+        assert_eq!((recent.offered, recent.sent, recent.right, recent.errors), (8, 7, 2, 6));
+        assert_eq!((recent.latencies.len(), tally.errors), (2, 10));
         assert_eq!((tally.last_reply, tally.slowest), (303, 300 - 104));
         tally.recent.reset();
         assert_eq!((tally.recent.sent, tally.recent.right, tally.recent.latencies.len()), (0, 0, 0));

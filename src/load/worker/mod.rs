@@ -233,7 +233,7 @@ impl<'a> Worker<'a> {
                 if measured_from.is_none() && now >= self.measure_from {
                     let usage = Usage::of_thread();
                     measured_from = Some(usage);
-                    self.start_row(now, usage);
+                    (self.row_began, self.row_usage) = (now, usage);
                 }
             }
             if self.offering && (now >= self.deadline || self.pace.is_used_up(now)) {

@@ -190,11 +190,11 @@ impl Worker<'_> {
         let said = connection.ledger.take_last_words();
         let stopped = self.plan.expect_stop && matches!(ending, Ending::Eof) && said.is_none();
         let how = if stopped { End::Stopped } else { End::Broken };
-        let before = self.tally.recent.errors;
+        let before = self.tally.errors;
         // Half a reply is wrong, unless it is us who do not wait for the other half.
         let held = if matches!(ending, Ending::Dropped) { Vec::new() } else { connection.take_held() };
         connection.ledger.close(how, &held, &mut self.protocol, now, &mut self.tally);
-        let clean = self.tally.recent.errors == before;
+        let clean = self.tally.errors == before;
         let (kind, got) = match (ending, said) {
             (Ending::Failed(error), _) => (Kind::Reset, error.to_string()),
             (Ending::Eof, Some(said)) => (Kind::ClosedEarly, shown(&said)),

@@ -156,7 +156,7 @@ impl Worker<'_> {
         }
         let (clock, usage) = (self.now(), Usage::of_thread());
         let recent = &mut self.tally.recent;
-        let any = recent.sent + recent.right + recent.errors > 0;
+        let any = recent.offered + recent.sent + recent.right + recent.errors > 0;
         if clock >= self.measure_from && (now != u64::MAX || any) {
             if usage.since(self.row_usage).is_never_idle(clock.saturating_sub(self.row_began)) {
                 self.right_while_busy += recent.right;
@@ -169,14 +169,10 @@ impl Worker<'_> {
                 connections: self.live as u64,
                 latencies: recent.latencies.sparse(),
             };
+            recent.reset();
             (self.rows)(Row { index: self.row, point });
         }
-        self.start_row(clock, usage);
+        (self.row_began, self.row_usage) = (clock, usage);
         self.row = row_now;
-    }
-
-    pub(super) fn start_row(&mut self, now: u64, usage: Usage) {
-        self.tally.recent.reset();
-        (self.row_began, self.row_usage) = (now, usage);
     }
 }
