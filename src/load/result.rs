@@ -459,10 +459,12 @@ mod tests {
             })
         };
         assert_eq!(unsent(EndedEarly::Interrupted).problems.len(), 0);
+        assert_eq!(unsent(EndedEarly::Interrupted).reasons(), ["ended early: interrupted"]);
         assert_eq!(unsent(EndedEarly::InterruptedTwice).verdict, Verdict::Ok);
         assert_eq!(unsent(EndedEarly::OutOf("ports")).problems, ["the generator is out of ports"]);
         let gone = unsent(EndedEarly::Gone);
         assert_eq!(gone.problems[1], "ended early: the server does not answer any more");
+        assert_eq!(gone.reasons(), gone.problems);
         assert_eq!(gone.ended_early.as_deref(), Some("the server does not answer any more"));
         let stopping = |stopped, refused| {
             report(|plan, outcome| {
@@ -472,7 +474,7 @@ mod tests {
                 outcome.total.unsent = 6;
             })
         };
-        assert_eq!(stopping(3, 9).problems.len(), 0);
+        assert_eq!(stopping(3, 9).reasons().len(), 0);
         assert_eq!(stopping(0, 0).problems, ["the server did not stop"]);
         let silent = |why: Option<EndedEarly>| {
             report(|_, outcome| {

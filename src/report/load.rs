@@ -396,6 +396,15 @@ impl LoadReport {
         ]
     }
 
+    /// Why the verdict is what it is, and that the run was cut short, where that is no reason.
+    pub(crate) fn reasons(&self) -> Vec<String> {
+        let is_told = |why: &&String| self.problems.iter().any(|problem| problem.contains(*why));
+        // What was to stop has.
+        let cut_short = self.ended_early.as_ref().filter(|why| !is_told(why) && !self.options.expect_stop);
+        let cut_short = cut_short.map(|why| format!("ended early: {why}"));
+        self.problems.iter().cloned().chain(cut_short).collect()
+    }
+
     /// What a terminal shows at the end.
     pub(crate) fn text(&self) -> String {
         let mut out = String::new();
@@ -455,8 +464,8 @@ impl LoadReport {
                 "INVALID: every reply was right, but rate and latency are the generator's own\n"
             }
         });
-        for problem in &self.problems {
-            out.push_str(&format!("  {problem}\n"));
+        for reason in self.reasons() {
+            out.push_str(&format!("  {reason}\n"));
         }
         out
     }

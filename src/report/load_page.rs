@@ -31,7 +31,7 @@ fn verdict(run: &LoadReport) -> page::Verdict {
         Verdict::Failed => ("Failed", Tone::Bad),
         Verdict::Invalid => ("Replies right, timing invalid", Tone::Doubtful),
     };
-    page::Verdict { text: text.to_owned(), tone, reasons: run.problems.clone() }
+    page::Verdict { text: text.to_owned(), tone, reasons: run.reasons() }
 }
 
 fn figures(run: &LoadReport, other: Option<&LoadReport>) -> Vec<Figure> {
