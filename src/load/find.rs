@@ -104,7 +104,12 @@ impl Search {
             self.reopened += 1;
             (self.low, self.high) = (self.high, None);
             self.rate = self.low.map_or(self.rate, |low| low * GROWTH);
-            self.is_generators_limit = false;
+            (self.is_generators_limit, self.nothing) = (false, 0);
+            return;
+        }
+        if said == Said::Nothing && self.nothing + 1 < TRIES {
+            // It may be somebody else's doing, as with any step.
+            self.nothing += 1;
             return;
         }
         self.is_generators_limit &= said != Said::Fails;
@@ -366,6 +371,11 @@ mod tests {
             [(true, Said::Fails, false), (true, Said::Nothing, true), (false, Said::Nothing, false)]
         {
             let mut search = narrow(was, 0);
+            // That nothing is said may be somebody else's doing, so it is asked again.
+            for _ in 1..if said == Said::Nothing { TRIES } else { 1 } {
+                search.learn(said);
+                assert_eq!(search.next(), Some(101.0));
+            }
             search.learn(said);
             assert_eq!((search.is_generators_limit, search.next()), (is, None), "{was} {said:?}");
         }
