@@ -369,10 +369,10 @@ fn a_bad_file_changes_nothing_and_is_logged() {
 fn what_needs_a_restart_is_named_each_time_and_the_rest_applies() {
     let file = ConfigFile::new("port = 0\n");
     let serving = file.serve("");
-    file.write("port = 1\nbind = \"127.0.0.2\"\nunix-mode = \"0666\"\nthread-stack = \"4MiB\"\nlog-format = \"json\"\nsend-buffer = \"system\"\nmax-line = 64\n");
+    file.write("port = 1\nbind = \"127.0.0.2\"\nunix-mode = \"0666\"\nthread-stack = \"4MiB\"\nsend-buffer = \"system\"\nmax-line = 64\n");
     for changed in ["max-line: 65536 -> 64", "nothing has changed"] {
         let said = reload(&serving, "a restart is needed");
-        for key in ["port: 0 -> 1", "bind", "unix-mode", "thread-stack", "log-format", "send-buffer"] {
+        for key in ["port: 0 -> 1", "bind", "unix-mode", "thread-stack", "send-buffer"] {
             assert!(said.contains(key), "{key} is not in {said}");
         }
         assert!(said.contains(changed), "{said}");
@@ -382,6 +382,56 @@ fn what_needs_a_restart_is_named_each_time_and_the_rest_applies() {
     peer.expect_rest(b"ERROR line too long (limit 64 bytes)\n");
     file.write("port = 0\nmax-line = 64\n");
     assert!(!reload(&serving, "nothing has changed").contains("restart"));
+}
+
+#[test]
+fn words_and_pace_of_the_service_change_for_connections_that_are_there() {
+    let file = ConfigFile::new("port = 0\n");
+    let write = |more: &str| file.write(&format!("port = 0\nmin-threads = 1\nmax-threads = 1\n{more}"));
+    write("");
+    let serving = file.serve("--drain-timeout 0s");
+    let mut peer = serving.connect();
+    peer.ask("x");
+    write("student-id = \"7\"\nadvertise-ip = \"192.0.2.1\"\nadvertise-port = 80\n");
+    let said = reload(&serving, "configuration reloaded");
+    assert!(said.contains("student-id: \"16336617\" -> \"7\"") && !said.contains("restart"), "{said}");
+    peer.send(b"HELO x\n");
+    peer.expect(b"HELO x\nIP:192.0.2.1\nPort:80\nStudentID:7\n");
+    // Its only worker is lost to this one.
+    write("handler-delay = \"1h\"\n");
+    assert!(!reload(&serving, "configuration reloaded").contains("restart"));
+    peer.send(b"HELO x\n");
+    eventually("the worker is busy", || serving.stats()["pool_busy"] == 1);
+    // What is handled on the event loop needs none.
+    write("inline = true\n");
+    assert!(!reload(&serving, "configuration reloaded").contains("restart"));
+    serving.connect().ask("on the loop");
+    write("inline = true\nhandler-delay = \"1s\"\n");
+    assert!(reload(&serving, "was not reloaded").contains("handler-delay"));
+    serving.connect().ask("as before");
+    write("");
+    reload(&serving, "configuration reloaded");
+    let mut waits = serving.connect();
+    waits.send(b"HELO x\n");
+    eventually("it waits for the worker again", || serving.stats()["requests_pending"] == 2);
+    serving.stop();
+}
+
+#[test]
+fn the_form_of_the_log_and_the_lines_of_statistics_change_while_it_runs() {
+    let file = ConfigFile::new("port = 0\n");
+    let serving = file.serve("");
+    file.write("port = 0\nlog-format = \"json\"\nstats-every = \"10ms\"\n");
+    let said = reload(&serving, "configuration reloaded");
+    let line: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+    assert!(line["changed"].as_str().unwrap().contains("log-format: \"text\" -> \"json\""), "{line}");
+    assert!(!said.contains("restart"), "{said}");
+    eventually("statistics are printed", || serving.output().contains("\n{\"unix_seconds\":"));
+    file.write("port = 0\n");
+    let said = reload(&serving, "configuration reloaded");
+    assert!(said.contains(" INFO configuration reloaded changed="), "{said}");
+    let ended = serving.stop();
+    ended.assert_clean();
 }
 
 #[test]

@@ -314,6 +314,13 @@ fn the_configuration_is_read_anew_and_a_bad_one_changes_nothing() {
     line.expect_failure("did not become ready (exit status: 2)");
     fs::remove_file(&file).unwrap();
     line.expect_failure("did not become ready (exit status: 2)");
+    // As the present one has read it, if it has.
+    fs::write(&file, "max-threads = 7\nupgrade-timeout = \"123ms\"\n").unwrap();
+    line.signal(Signal::HUP);
+    line.first.expect_log("upgrade-timeout: \"10s\" -> \"123ms\"");
+    line.put_script("exec sleep 1000");
+    line.expect_failure("was not ready within 123ms");
+    line.put_program();
     fs::write(&file, "max-threads = 9\n").unwrap();
     line.upgrade();
     let stats = line.stop();

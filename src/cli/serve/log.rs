@@ -1,12 +1,16 @@
 //! The log: which lines it has, their form, and what becomes of a panic.
 
-use std::io;
-use std::panic;
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{fmt, io, panic, thread};
 
+use tracing::{Event, Subscriber};
 use tracing_subscriber::Registry;
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{Format, Full, Json, Writer, format};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -17,15 +21,48 @@ use crate::cli::output::Output;
 /// what was dropped.
 pub(super) const ALWAYS: &str = "always";
 
-/// The level of the log, which can be changed.
+/// Which lines the log has and in what form, which can be changed.
 #[derive(Clone)]
-pub(super) struct Level(reload::Handle<Targets, Registry>);
+pub(super) struct Lines {
+    wanted: reload::Handle<Targets, Registry>,
+    is_json: Arc<AtomicBool>,
+}
 
-impl Level {
-    /// From now on only what is as severe is logged.
-    pub(super) fn set(&self, level: LogLevel) {
-        if let Err(error) = self.0.reload(wanted(level)) {
+impl Lines {
+    /// From now on what is as severe is logged, in the form that is wanted.
+    pub(super) fn set(&self, args: &ServeArgs) {
+        self.is_json.store(is_json(args), Relaxed);
+        if let Err(error) = self.wanted.reload(wanted(args.log_level)) {
             tracing::error!(%error, "the level of the log stays as it is");
+        }
+    }
+}
+
+fn is_json(args: &ServeArgs) -> bool {
+    matches!(args.log_format, LogFormat::Json)
+}
+
+/// The form of a line, as is wanted when it is written.
+struct Form {
+    text: Format<Full>,
+    json: Format<Json>,
+    is_json: Arc<AtomicBool>,
+}
+
+impl<S, N> FormatEvent<S, N> for Form
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match self.is_json.load(Relaxed) {
+            true => self.json.format_event(context, writer, event),
+            false => self.text.format_event(context, writer, event),
         }
     }
 }
@@ -49,20 +86,22 @@ fn wanted(level: LogLevel) -> Targets {
 ///
 /// # Errors
 /// What the system said when it refused the thread that writes.
-pub(super) fn start(args: &ServeArgs) -> io::Result<(Output, Level)> {
+pub(super) fn start(args: &ServeArgs) -> io::Result<(Output, Lines)> {
     let output = Output::start("tidemill-log", io::stderr(), tell_dropped)?;
     let (wanted, level) = reload::Layer::new(wanted(args.log_level));
-    let lines = tracing_subscriber::fmt::layer().with_target(false).with_ansi(false).with_writer({
+    let is_json = Arc::new(AtomicBool::new(is_json(args)));
+    let form = Form {
+        text: format().with_target(false),
+        json: format().with_target(false).json().flatten_event(true),
+        is_json: Arc::clone(&is_json),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).event_format(form).with_writer({
         let output = output.clone();
         move || output.clone()
     });
-    let registry = tracing_subscriber::registry();
-    match args.log_format {
-        LogFormat::Text => registry.with(lines.with_filter(wanted)).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_filter(wanted)).init(),
-    }
+    tracing_subscriber::registry().with(lines.with_filter(wanted)).init();
     panic::set_hook(Box::new(log_panic));
-    Ok((output, Level(level)))
+    Ok((output, Lines { wanted: level, is_json }))
 }
 
 /// Says that lines are missing: `dropped` since the start.

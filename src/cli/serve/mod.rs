@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 mod layers;
 mod log;
 mod reload;
+mod served;
 mod signals;
 pub(crate) mod starter;
 mod statistics;
@@ -23,15 +24,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use tidemill::exec::ProgramsHandle;
-use tidemill::{Address, Builder, Config, Delay, Error, Helo, Listener, Outcome, Server, ServerHandle};
+use tidemill::{Address, Builder, Config, Error, Listener, Outcome, Server, ServerHandle};
 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files, print};
 pub(crate) use arguments::ServeArgs;
 use exec::Fixed;
 use layers::{Layers, Options};
-use log::{ALWAYS, Level};
-use reload::{Reload, Reloader};
+use log::{ALWAYS, Lines};
+use reload::{Live, Reload, Reloader};
+use served::Served;
 use signals::{DrainDelay, Subject, Watcher};
 use statistics::{Reporter, Running};
 use systemd::Notifier;
@@ -78,12 +80,12 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let args = &options.args;
     // Whatever the system refuses is known before anybody can connect.
-    let (log, level) = match log::start(args) {
+    let (log, lines) = match log::start(args) {
         Ok(log) => log,
         Err(error) => return fail(FAILED, &format!("cannot start the log's thread: {error}")),
     };
     // A panic is in the log; it must not decide on the exit status.
-    let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, level, sockets, &log)))
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| serve(layers, &options, lines, sockets, &log)))
         .unwrap_or(Ok((FAILED, args.drain_timeout)));
     log.begin_last_lines();
     let (status, drain_timeout) = ended.unwrap_or_else(|(status, message)| {
@@ -110,7 +112,7 @@ fn check(options: &Options) -> ExitCode {
 fn serve(
     layers: Layers,
     options: &Options,
-    level: Level,
+    lines: Lines,
     sockets: OpenSockets,
     log: &Output,
 ) -> Result<(u8, Duration), Refusal> {
@@ -119,7 +121,9 @@ fn serve(
     let output = Output::start("tidemill-output", io::stdout(), |_| ())
         .map_err(|error| (FAILED, format!("cannot start standard output's thread: {error}")))?;
     let watcher = Watcher::start(args.config.is_some()).map_err(|message| (FAILED, message))?;
-    let reporter = args.stats_every.0.map(|every| Reporter::start(every, output.clone()));
+    // A reload may ask for what is not asked for now.
+    let reports = args.stats_every.0.is_some() || args.config.is_some();
+    let reporter = reports.then(|| Reporter::start(args.stats_every.0, output.clone()));
     let reporter = reporter
         .transpose()
         .map_err(|error| (FAILED, format!("cannot start the statistics thread: {error}")))?;
@@ -127,7 +131,7 @@ fn serve(
         .map_err(|error| (FAILED, format!("cannot start the thread that notifies: {error}")))?;
     let upgrader = Upgrader::new(args.upgrade_timeout, notifier.clone(), exec::never_upgraded(args));
     let OpenSockets { passed, inherited, predecessor } = sockets;
-    let Started { server, programs, descriptors } = start(options, passed, inherited)?;
+    let Started { server, served, programs, descriptors } = start(options, passed, inherited)?;
     let handle = server.handle();
     let drain_delay = DrainDelay::new(args.drain_delay);
     let reloader = args.config.is_some().then(|| {
@@ -136,8 +140,13 @@ fn serve(
         let reload = Reload {
             layers,
             values,
-            level,
-            drain_delay: drain_delay.clone(),
+            live: Live {
+                lines,
+                drain_delay: drain_delay.clone(),
+                upgrader: upgrader.clone(),
+                reports: reporter.as_ref().map(Reporter::setter),
+                served,
+            },
             descriptors,
             notifier,
             programs,
@@ -265,6 +274,8 @@ fn config_of(args: &ServeArgs) -> Config {
 /// A server that has been started, and what belongs to it.
 struct Started {
     server: Server,
+    /// Unless requests are handed to programs.
+    served: Option<Served>,
     programs: Option<ProgramsHandle>,
     descriptors: Descriptors,
 }
@@ -275,7 +286,7 @@ fn start(options: &Options, passed: Vec<OwnedFd>, inherited: Vec<Listener>) -> R
     if !passed.is_empty() || inherited.iter().any(|listener| listener.address().is_none()) {
         config.listen = Vec::new();
     }
-    let (builder, programs) = service(options)?;
+    let (builder, served, programs) = service(options)?;
     let of_admin = args.admin.as_ref().map_or(0, |_| config.admin_connections);
     let wanted = config.max_connections;
     let descriptors = Descriptors::reserve(wanted, of_admin, own_descriptors(args, &config))?;
@@ -296,7 +307,7 @@ fn start(options: &Options, passed: Vec<OwnedFd>, inherited: Vec<Listener>) -> R
     if let Some(address) = server.handle().agent_addr() {
         tracing::info!(%address, "agent address");
     }
-    Ok(Started { server, programs, descriptors })
+    Ok(Started { server, served, programs, descriptors })
 }
 
 fn refusal(options: &Options, error: &Error) -> Refusal {
@@ -307,21 +318,15 @@ fn refusal(options: &Options, error: &Error) -> Refusal {
 }
 
 /// What is served: programs, or HELO.
-fn service(options: &Options) -> Result<(Builder, Option<ProgramsHandle>), Refusal> {
+fn service(options: &Options) -> Result<(Builder, Option<Served>, Option<ProgramsHandle>), Refusal> {
     let args = &options.args;
     if let Some(command) = &args.exec {
         let programs = exec::start(command, options).map_err(|error| refusal(options, &error))?;
         let handle = programs.handle();
-        return Ok((Server::builder(programs), Some(handle)));
+        return Ok((Server::builder(programs), None, Some(handle)));
     }
-    let mut service = Helo::new().student_id(&args.student_id).inline(args.inline);
-    if let Some(ip) = args.advertise_ip {
-        service = service.advertise_ip(ip);
-    }
-    if let Some(port) = args.advertise_port {
-        service = service.advertise_port(port);
-    }
-    Ok((Server::builder(Delay::new(service, args.handler_delay)), None))
+    let served = Served::new(args);
+    Ok((Server::builder(served.clone()), Some(served), None))
 }
 
 /// Descriptors that the server needs for itself, besides those that are in use at the start.

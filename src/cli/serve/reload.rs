@@ -11,22 +11,30 @@ use tidemill::ServerHandle;
 
 use super::exec::Fixed;
 use super::layers::{Layers, Options, Value};
-use super::log::Level;
+use super::log::Lines;
+use super::served::Served;
 use super::signals::DrainDelay;
+use super::statistics::Reports;
 use super::systemd::Notifier;
-use super::{Descriptors, arguments, config_of, own_descriptors};
+use super::upgrade::Upgrader;
+use super::{Descriptors, ServeArgs, arguments, config_of, own_descriptors};
 
 /// The options that can be changed while the server runs, besides what `ServerHandle::reconfigure` says that it kept. The others
 /// need a restart, one that is added is among these until somebody applies it.
-const LIVE: [&str; 21] = [
+const LIVE: [&str; 29] = [
+    "advertise-ip",
+    "advertise-port",
     // Changes the defaults of others.
     "assignment",
     "drain-delay",
     "drain-timeout",
+    "handler-delay",
     "idle-timeout",
+    "inline",
     "keep-alive",
     "kill-from",
     "line-timeout",
+    "log-format",
     "log-level",
     "max-connections",
     "max-connections-per-peer",
@@ -39,7 +47,10 @@ const LIVE: [&str; 21] = [
     "request-timeout",
     "send-buffer",
     "slow-log",
+    "stats-every",
+    "student-id",
     "tolerance",
+    "upgrade-timeout",
     "write-timeout",
 ];
 
@@ -48,11 +59,33 @@ pub(super) struct Reload {
     pub(super) layers: Layers,
     /// What is in force: of options that need a restart, what they were at the start.
     pub(super) values: Vec<Value>,
-    pub(super) level: Level,
-    pub(super) drain_delay: DrainDelay,
+    pub(super) live: Live,
     pub(super) descriptors: Descriptors,
     pub(super) notifier: Notifier,
     pub(super) programs: Fixed,
+}
+
+/// What obeys besides the server. None of it can refuse, so it comes behind what may.
+pub(super) struct Live {
+    pub(super) lines: Lines,
+    pub(super) drain_delay: DrainDelay,
+    pub(super) upgrader: Upgrader,
+    pub(super) reports: Option<Reports>,
+    pub(super) served: Option<Served>,
+}
+
+impl Live {
+    fn set(&self, args: &ServeArgs) {
+        self.lines.set(args);
+        self.drain_delay.set(args.drain_delay);
+        self.upgrader.set_timeout(args.upgrade_timeout);
+        if let Some(reports) = &self.reports {
+            reports.set(args.stats_every.0);
+        }
+        if let Some(served) = &self.served {
+            served.set(args);
+        }
+    }
 }
 
 /// The way to the thread that reloads. It ends once the last of them is dropped.
@@ -116,8 +149,7 @@ impl Reload {
         if possible < wanted {
             tracing::warn!(wanted, possible, "the limit of open files lowers --max-connections");
         }
-        self.level.set(options.args.log_level);
-        self.drain_delay.set(options.args.drain_delay);
+        self.live.set(&options.args);
         let kept = kept.into_iter().map(arguments::option_of);
         Ok((options, kept.chain(of_programs.into_iter().map(str::to_owned)).collect()))
     }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidemill::exec::{ProgramsHandle, ProgramsStats};
-use tidemill::{Decision, ServerHandle, Stats};
+use tidemill::{Decision, MAX_DURATION, ServerHandle, Stats};
 
 use crate::cli::output::{ATOMIC_BYTES, Output};
 
@@ -31,11 +31,32 @@ impl Running {
     }
 }
 
-/// Prints the statistics periodically until it is dropped, and then once more.
+/// Prints the statistics periodically, if it is to, until it is dropped, and then once more.
 pub(super) struct Reporter {
-    /// `None` once it is dropped.
-    server: Option<mpsc::Sender<Running>>,
+    reports: Reports,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+/// How often the statistics are printed, which can be changed.
+#[derive(Clone)]
+pub(super) struct Reports(mpsc::Sender<Said>);
+
+/// What is said to the thread that prints.
+enum Said {
+    Begin(Running),
+    Every(Option<Duration>),
+    End,
+}
+
+impl Reports {
+    pub(super) fn set(&self, every: Option<Duration>) {
+        self.say(Said::Every(every));
+    }
+
+    fn say(&self, said: Said) {
+        // The thread may have ended before whoever still changes it.
+        drop(self.0.send(said));
+    }
 }
 
 impl Reporter {
@@ -43,26 +64,27 @@ impl Reporter {
     ///
     /// # Errors
     /// What the system said when it refused the thread.
-    pub(super) fn start(every: Duration, output: Output) -> io::Result<Reporter> {
-        let (server, started) = mpsc::channel();
+    pub(super) fn start(every: Option<Duration>, output: Output) -> io::Result<Reporter> {
+        let (reports, said) = mpsc::channel();
         let thread = thread::Builder::new()
             .name("tidemill-stats".to_owned())
-            .spawn(move || print_every(every, &started, &output))?;
-        Ok(Reporter { server: Some(server), thread: Some(thread) })
+            .spawn(move || print_every(every, &said, &output))?;
+        Ok(Reporter { reports: Reports(reports), thread: Some(thread) })
+    }
+
+    pub(super) fn setter(&self) -> Reports {
+        self.reports.clone()
     }
 
     /// Begins to print.
     pub(super) fn begin(&self, server: Running) {
-        if let Some(sender) = &self.server {
-            // The thread waits for it.
-            drop(sender.send(server));
-        }
+        self.reports.say(Said::Begin(server));
     }
 }
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        drop(self.server.take());
+        self.reports.say(Said::End);
         if let Some(thread) = self.thread.take() {
             // It only formats, and leaves its lines to an output that never blocks. A panic there is in the log.
             drop(thread.join());
@@ -70,13 +92,31 @@ impl Drop for Reporter {
     }
 }
 
-/// The thread of a [`Reporter`], until the other end of `started` is dropped.
-fn print_every(every: Duration, started: &Receiver<Running>, output: &Output) {
-    let Ok(server) = started.recv() else { return };
-    let mut printer = Printer { server, output, shown: Duration::ZERO, warned: None };
-    while matches!(started.recv_timeout(every), Err(RecvTimeoutError::Timeout)) {
-        printer.print();
+/// The thread of a [`Reporter`], until it is told to end.
+fn print_every(mut every: Option<Duration>, said: &Receiver<Said>, output: &Output) {
+    let (mut printer, mut due): (Option<Printer<'_>>, Option<Instant>) = (None, None);
+    let next = |every: Option<Duration>| every.map(|every| Instant::now() + every.min(MAX_DURATION));
+    loop {
+        let wait = due.map_or(MAX_DURATION, |due| due.saturating_duration_since(Instant::now()));
+        match said.recv_timeout(wait) {
+            Ok(Said::Begin(server)) => {
+                printer = Some(Printer { server, output, shown: Duration::ZERO, warned: None });
+                due = next(every);
+            }
+            // Also told where something else was changed.
+            Ok(Said::Every(same)) if same == every => {}
+            Ok(Said::Every(changed)) => {
+                every = changed;
+                due = next(every).filter(|_| printer.is_some());
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                printer.as_mut().filter(|_| due.is_some()).map(Printer::print);
+                due = next(every);
+            }
+            Ok(Said::End) | Err(RecvTimeoutError::Disconnected) => break,
+        }
     }
+    let Some(mut printer) = printer.filter(|_| every.is_some()) else { return };
     output.begin_last_lines();
     while printer.print() {}
 }

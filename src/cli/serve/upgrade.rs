@@ -73,7 +73,6 @@ pub(super) struct Upgrader(Arc<Shared>);
 struct Shared {
     /// The program, for what stands there later; or why that is not known.
     program: Result<PathBuf, String>,
-    timeout: Duration,
     notifier: Notifier,
     /// Why this server is never replaced.
     refusal: Option<&'static str>,
@@ -82,6 +81,9 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    /// How long the new process may take: of the upgrade that is under way, and of the next one.
+    timeout: Duration,
+    next_timeout: Duration,
     /// An upgrade is under way.
     thread: Option<thread::JoinHandle<()>>,
     /// This process's end of the socket pair, while it waits for the new one.
@@ -97,8 +99,13 @@ struct State {
 impl Upgrader {
     /// `refusal`: why this server is never replaced, if it is not.
     pub(super) fn new(timeout: Duration, notifier: Notifier, refusal: Option<&'static str>) -> Upgrader {
-        let (program, state) = (program(), Mutex::default());
-        Upgrader(Arc::new(Shared { program, timeout, notifier, refusal, state }))
+        let (program, state) = (program(), Mutex::new(State { next_timeout: timeout, ..State::default() }));
+        Upgrader(Arc::new(Shared { program, notifier, refusal, state }))
+    }
+
+    /// The next upgrade may take so long.
+    pub(super) fn set_timeout(&self, timeout: Duration) {
+        self.0.lock().next_timeout = timeout;
     }
 
     /// From now on the listeners are this process's own.
@@ -174,7 +181,12 @@ impl Shared {
     /// The thread of an upgrade.
     fn upgrade(&self, server: &ServerHandle) {
         let begun = Instant::now();
-        match self.try_upgrade(server, begun + self.timeout) {
+        let timeout = {
+            let mut state = self.lock();
+            state.timeout = state.next_timeout;
+            state.timeout
+        };
+        match self.try_upgrade(server, begun + timeout) {
             Ok(id) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 tracing::info!(target: ALWAYS, process = id, seconds, "upgraded: another process has taken over");
@@ -236,7 +248,8 @@ impl Shared {
     fn why_not(&self, error: io::Error) -> String {
         match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                format!("the new process was not ready within {}", humantime::format_duration(self.timeout))
+                let timeout = self.lock().timeout;
+                format!("the new process was not ready within {}", humantime::format_duration(timeout))
             }
             ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset => {
                 let stops = self.lock().over;
