@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::unix::pipe::Receiver;
 use mio::{Events, Interest, Poll, Token};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
@@ -27,7 +26,7 @@ use super::leased::Mode;
 use super::log::{Lines, Notice};
 use super::look::{self, Doing};
 use super::program::{Card, Program};
-use super::shared::{End, Shared};
+use super::shared::{End, Gone, Shared};
 use super::terminal;
 
 /// A program that ends so soon after its start, and has served nobody, says something about all of them.
@@ -43,6 +42,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(1);
 const MAX_LOOK: Duration = Duration::from_millis(50);
 /// A program that is never seen to wait for input counts as ready at this age: it may do so in a way that does not show.
 const READY_AFTER: Duration = Duration::from_secs(5);
+/// A program whose streams are closed has mostly ended, which shows microseconds later, or so long where CPUs are short. One that was
+/// not asked anything yet has no successor started until then.
+const EXIT_GRACE: Duration = Duration::from_millis(250);
 /// How long a process may take to be gone behind SIGKILL before a stop goes on without it.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// Bytes of a program's standard error that are read at a time: one that writes without end does not hold up the others.
@@ -71,8 +73,10 @@ struct Kept {
 enum Phase {
     /// It was started and has not been seen to wait for input.
     Starts { program: Program, inode: Option<u64>, look_at: Instant },
-    /// It is a spare, or a worker's.
+    /// It is idle, or has a request.
     Runs,
+    /// It has failed: what it is counted as depends on whether it ends by itself, which shows within [`EXIT_GRACE`].
+    Fails { since: Instant, gone: Gone },
     /// It is to end: since when, as what that is counted, and the signals it got.
     Ends { since: Instant, end: End, signals: usize },
 }
@@ -109,13 +113,7 @@ impl Kept {
     /// It stays.
     fn is_sound(&self, now: Instant) -> bool {
         let stays = now.duration_since(self.card.started) >= EARLY || self.card.served.load(Relaxed) > 0;
-        stays && !matches!(self.phase, Phase::Ends { .. })
-    }
-
-    /// Its process has ended, and waits to be reaped.
-    fn has_exited(&self) -> bool {
-        let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        poll(&mut pidfd, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        stays && !matches!(self.phase, Phase::Fails { .. } | Phase::Ends { .. })
     }
 }
 
@@ -178,28 +176,16 @@ impl Keeper {
         }
     }
 
-    /// Takes in what workers gave back, and whether it is time to stop.
+    /// Takes in what is to end, and whether it is time to stop.
     fn take_in(&mut self) {
         let (gone, stops) = self.shared.take_gone();
-        for (number, end, is_first) in gone {
-            let Some(kept) = self.kept.get(&number) else { continue };
-            let why = match end {
-                End::Broke if is_first => {
-                    "writes to its standard output before it was asked anything, which cannot be told from a reply. Have it write \
-                     only replies there, and the rest to standard error"
+        for gone in gone {
+            match self.kept.get_mut(&gone.number) {
+                Some(kept) if gone.program.is_some() && matches!(kept.phase, Phase::Runs) => {
+                    kept.phase = Phase::Fails { since: Instant::now(), gone };
                 }
-                // Where it has ended, its status says more.
-                End::Died if is_first && !kept.has_exited() => {
-                    "closes its standard input or output as soon as it is started"
-                }
-                _ => {
-                    self.begin_end(number, end);
-                    continue;
-                }
-            };
-            let card = Arc::clone(&kept.card);
-            self.begin_end(number, End::Broke);
-            self.failed_early(&card, why.to_owned());
+                _ => self.begin_end(gone.number, gone.end),
+            }
         }
         if stops && self.stop.is_none() {
             self.stop = Some(Instant::now());
@@ -211,15 +197,52 @@ impl Keeper {
     /// A program is to end: it is not used any more, so its input has ended.
     fn begin_end(&mut self, number: u64, end: End) {
         let Some(kept) = self.kept.get_mut(&number) else { return };
-        if !matches!(kept.phase, Phase::Ends { .. }) {
-            kept.phase = Phase::Ends { since: Instant::now(), end, signals: 0 };
+        let end = match &kept.phase {
+            Phase::Ends { .. } => return,
+            // It is not for this that it ends.
+            Phase::Fails { gone, .. } if end == End::Surplus => gone.end,
+            _ => end,
+        };
+        kept.phase = Phase::Ends { since: Instant::now(), end, signals: 0 };
+    }
+
+    /// Those that have failed and do not end by themselves.
+    fn end_failed(&mut self, now: Instant) {
+        let lives_on = |kept: &Kept| match &kept.phase {
+            Phase::Fails { since, gone } if now >= *since + EXIT_GRACE => {
+                Some((Arc::clone(&kept.card), gone.end, gone.is_first))
+            }
+            _ => None,
+        };
+        let failed: Vec<_> = self.kept.values().filter_map(lives_on).collect();
+        for (card, end, is_first) in failed {
+            self.begin_end(card.number, End::Broke);
+            let why = match end {
+                End::Broke => {
+                    "writes to its standard output before it was asked anything, which cannot be told from a reply. Have it write \
+                     only replies there, and the rest to standard error"
+                }
+                _ => "closes its standard input or output as soon as it is started",
+            };
+            if is_first {
+                self.failed_early(&card, why.to_owned());
+            }
         }
     }
 
     fn start_missing(&mut self) {
         let now = Instant::now();
-        let starting = self.kept.values().filter(|kept| matches!(kept.phase, Phase::Starts { .. })).count();
-        let mut missing = self.shared.wanted().saturating_sub(starting);
+        let (mut starting, mut aged) = (0, 0);
+        for kept in self.kept.values() {
+            match &kept.phase {
+                // Whether others would do better is not known yet.
+                Phase::Fails { gone, .. } if gone.is_first => return,
+                Phase::Starts { .. } => starting += 1,
+                Phase::Runs => aged += usize::from(self.shared.is_aged(&kept.card)),
+                Phase::Fails { .. } | Phase::Ends { .. } => {}
+            }
+        }
+        let mut missing = self.shared.missing(aged).saturating_sub(starting);
         // While others serve nobody is refused, but those that do not stay are not started without end.
         if !self.shared.is_in_trouble() && self.trouble.early >= MAX_EARLY && now < self.trouble.until {
             return;
@@ -228,7 +251,7 @@ impl Keeper {
             let has_young = self.kept.values().any(|kept| {
                 !matches!(kept.phase, Phase::Ends { .. }) && now.duration_since(kept.card.started) < EARLY
             });
-            missing = usize::from(now >= self.trouble.until && !has_young && !self.shared.has_spare());
+            missing = usize::from(now >= self.trouble.until && !has_young && !self.shared.has_idle());
         }
         if missing > 0 && self.holds_back(missing, now) {
             return;
@@ -344,14 +367,16 @@ impl Keeper {
     /// Does what is due for each program. Returns how soon there is more to do.
     fn step(&mut self) -> Option<Duration> {
         let now = Instant::now();
+        self.end_failed(now);
         let stop_timeout = self.shared.grace();
+        let max_age = self.shared.settings.max_age;
         let mut due: Option<Instant> = None;
         let mut at = |moment: Instant| due = Some(due.map_or(moment, |due| due.min(moment)));
         let in_trouble = self.shared.is_in_trouble();
         let mut survivor = false;
         for kept in self.kept.values_mut() {
             let age = now.duration_since(kept.card.started);
-            if in_trouble && !matches!(kept.phase, Phase::Ends { .. }) {
+            if in_trouble && !matches!(kept.phase, Phase::Fails { .. } | Phase::Ends { .. }) {
                 survivor |= kept.is_sound(now);
                 at(kept.card.started + EARLY);
             }
@@ -366,10 +391,19 @@ impl Keeper {
                     {
                         program.watch();
                         self.shared.is_ready(program);
+                        // It may be of age already.
+                        max_age.into_iter().for_each(|most| at(kept.card.started + most));
                     }
                 }
                 Phase::Starts { look_at, .. } => at(*look_at),
-                Phase::Runs => {}
+                // The successor of one that is of age was seen to before.
+                Phase::Runs => {
+                    max_age
+                        .filter(|most| age < *most)
+                        .into_iter()
+                        .for_each(|most| at(kept.card.started + most));
+                }
+                Phase::Fails { since, .. } => at(*since + EXIT_GRACE),
                 Phase::Ends { since, signals, .. } => {
                     let steps: [_; SIGNALS] =
                         [(stop_timeout / 4, Signal::TERM), (stop_timeout, Signal::KILL)];
@@ -403,7 +437,7 @@ impl Keeper {
 
     /// The process of this program has ended.
     fn reap(&mut self, number: u64) {
-        // Where it was told to end, that was said before.
+        // Where it was told to end, or has failed, that was said before.
         self.take_in();
         let Some(kept) = self.kept.get(&number) else { return };
         // What it has left in its group goes with it. It is not reaped yet, so the group is still its own.
@@ -427,24 +461,24 @@ impl Keeper {
             drop(self.poll.registry().deregister(&mut stderr));
         }
         kept.lines.end(number);
-        let end = match &kept.phase {
+        let served = kept.card.served.load(Relaxed);
+        let (idle, end) = self.shared.has_ended(number, |idle| match &kept.phase {
             Phase::Ends { end, .. } => *end,
-            Phase::Starts { .. } | Phase::Runs => End::Died,
-        };
-        // A worker may have seen the end of its output first.
-        let by_itself = end == End::Died;
-        let was_spare = self.shared.has_ended(number, end);
+            // What it wrote behind its reply, before it ended, would have been found out by the next request.
+            Phase::Runs if served > 0 && idle.is_some_and(Program::has_written) => End::Broke,
+            Phase::Starts { .. } | Phase::Runs | Phase::Fails { .. } => End::Died,
+        });
+        let (by_itself, was_idle) = (end == End::Died, idle.is_some());
         if !by_itself || self.stop.is_some() {
             return;
         }
         let settings = &self.shared.settings;
         let age = kept.card.started.elapsed();
-        let served = kept.card.served.load(Relaxed);
         let last = kept.lines.last();
         let said = if last.is_empty() { String::new() } else { format!("; it said last: {last}") };
-        tracing::debug!(program = number, %status, ?age, served, was_spare, "a program ended by itself{said}");
+        tracing::debug!(program = number, %status, ?age, served, was_idle, "a program ended by itself{said}");
         // What a client has to itself may be over soon.
-        let is_given = settings.mode == Mode::Leased && matches!(kept.phase, Phase::Runs) && !was_spare;
+        let is_given = settings.mode == Mode::Leased && matches!(kept.phase, Phase::Runs) && !was_idle;
         if is_given && age >= EARLY {
             self.shared.served.fetch_add(1, Relaxed);
         }

@@ -1,7 +1,7 @@
 //! Programs as handlers: requests go to co-processes, in any language, that read lines and write lines.
 //!
-//! [`Programs`] is a [`Service`]: give it to [`Server::builder`](crate::Server::builder). Each worker of the pool owns one program, started
-//! before its first request, so the pool's rule sizes both: a worker that waits for its program is a worker that blocks. Programs
+//! [`Programs`] is a [`Service`]: give it to [`Server::builder`](crate::Server::builder). For each worker of the pool there is a program, started
+//! before its first request, so the pool's rule sizes both: a worker that waits for a program is a worker that blocks. Programs
 //! are shared: any of them takes the next request of anybody, one at a time, and gives one reply.
 //!
 //! ```
@@ -124,7 +124,8 @@ pub struct ExecConfig {
     pub least: usize,
     /// A program is replaced after so many requests. At least 1. Default: `None`.
     pub max_requests: Option<u64>,
-    /// A program is replaced at this age, between two requests. Default: `None`.
+    /// A program is replaced at this age, whether it is asked or not, between two requests: it ends when its successor is ready, and
+    /// of many that come of age together a quarter at a time. Default: `None`.
     pub max_age: Option<Duration>,
     /// Gives programs a terminal for their output, against those that hold back what they write to a pipe. Default: off.
     pub pty: bool,
@@ -187,10 +188,9 @@ pub struct ProgramsHandle {
     keeper: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
-/// What a worker has of its own: a program, or none yet.
+/// What a worker has of its own: a place among those for whom programs are kept.
 pub struct Seat {
     shared: Arc<Shared>,
-    program: Option<Program>,
     /// The request as the program gets it. Kept for its capacity.
     request: Vec<u8>,
 }
@@ -387,9 +387,8 @@ impl Service for Programs {
 
 impl Seat {
     fn new(shared: &Arc<Shared>) -> Seat {
-        shared.is_missing();
-        let program = shared.take_at_start(Instant::now() + shared.settings.timeout);
-        Seat { shared: Arc::clone(shared), program, request: Vec::new() }
+        shared.enter(Instant::now() + shared.settings.timeout);
+        Seat { shared: Arc::clone(shared), request: Vec::new() }
     }
 
     fn serve(&mut self, request: &Request<'_>, reply: &mut Reply<'_>) {
@@ -401,7 +400,7 @@ impl Seat {
         extent::write_lines(request.frame(), &mut self.request);
         let until = Instant::now() + settings.timeout;
         loop {
-            let Some(mut program) = self.take(until) else {
+            let Some(mut program) = shared.take(until) else {
                 reply.push(UNAVAILABLE.as_bytes());
                 return;
             };
@@ -415,7 +414,7 @@ impl Seat {
                     let more = answer.more;
                     shared.served.fetch_add(1, Relaxed);
                     let served = program.has_served();
-                    self.keep(program, more, served);
+                    keep(&shared, program, more, served);
                     return;
                 }
                 Err(failed) => {
@@ -427,7 +426,7 @@ impl Seat {
                     if !failed.untouched {
                         tell_failed(&shared, &program, failed.why, end);
                     }
-                    shared.retire(program, end);
+                    shared.retire(program, end, failed.untouched);
                     // Where it had not read any of it another one may have it.
                     if !failed.untouched || Instant::now() >= until {
                         reply.push(FAILED.as_bytes());
@@ -437,55 +436,37 @@ impl Seat {
             }
         }
     }
+}
 
-    /// The program of this worker, or another if that is too old.
-    fn take(&mut self, until: Instant) -> Option<Program> {
-        let max_age = self.shared.settings.max_age;
-        loop {
-            let program = self.program.take().or_else(|| self.shared.take(until))?;
-            match max_age {
-                Some(age) if program.card.started.elapsed() >= age => {
-                    self.shared.retire(program, End::Replaced)
-                }
-                _ => return Some(program),
-            }
+/// The program has served so many requests. Those that are not to serve another end now, so that their successor starts before it
+/// is needed.
+fn keep(shared: &Shared, program: Program, wrote_more: bool, served: u64) {
+    if wrote_more {
+        if let Some(since) = shared.notice(Notice::Trailing) {
+            let number = program.card.number;
+            tracing::warn!(
+                program = number,
+                since,
+                "a program writes more than one reply to a request, and is replaced each time: does --exec-reply say where its replies end?"
+            );
         }
-    }
-
-    /// The program has served so many requests. Those that are not to serve another end now, so that their successor starts before it
-    /// is needed.
-    fn keep(&mut self, program: Program, wrote_more: bool, served: u64) {
-        let shared = &self.shared;
-        if wrote_more {
-            if let Some(since) = shared.notice(Notice::Trailing) {
-                let number = program.card.number;
-                tracing::warn!(
-                    program = number,
-                    since,
-                    "a program writes more than one reply to a request, and is replaced each time: does --exec-reply say where its replies end?"
-                );
-            }
-            shared.retire(program, End::Broke);
-        } else if shared.settings.max_requests.is_some_and(|most| served >= most) {
-            shared.retire(program, End::Replaced);
-        } else {
-            self.program = Some(program);
-        }
+        shared.retire(program, End::Broke, false);
+    } else if shared.settings.max_requests.is_some_and(|most| served >= most) {
+        shared.retire(program, End::Replaced, false);
+    } else {
+        shared.give_back(program);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        match self.program.take() {
-            Some(program) => self.shared.give_back(program),
-            None => self.shared.is_not_missing(),
-        }
+        self.shared.leave();
     }
 }
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").field("program", &self.program).finish_non_exhaustive()
+        f.debug_struct("Seat").finish_non_exhaustive()
     }
 }
 
@@ -510,7 +491,9 @@ fn name_held_back(shared: &Shared, program: &Program) {
 fn tell_failed(shared: &Shared, program: &Program, why: Failure, end: End) {
     let Some(since) = Notice::of(end).and_then(|notice| shared.notice(notice)) else { return };
     let what = match why {
-        Failure::Ended => "ended with a request inside, which is answered ERROR program failed",
+        Failure::Ended => {
+            "ended, or closed its output, with a request inside, which is answered ERROR program failed"
+        }
         Failure::TimedOut => {
             "did not reply in time (--exec-timeout) and is replaced; its request is answered ERROR program failed"
         }

@@ -261,6 +261,11 @@ impl Program {
         ioctl_fionread(&self.input).is_ok_and(|unread| unread == 0)
     }
 
+    /// Whether it has written what nobody has read.
+    pub(super) fn has_written(&self) -> bool {
+        self.output.as_ref().is_some_and(|output| ioctl_fionread(output).is_ok_and(|unread| unread > 0))
+    }
+
     /// It has served a request.
     pub(super) fn has_served(&self) -> u64 {
         self.card.served.fetch_add(1, Relaxed) + 1

@@ -1,4 +1,8 @@
-//! What workers and keeper share: the spares, how many programs are missing, what was given back, and the counts.
+//! What workers and keeper share: the programs that are ready, how many there are to be, what failed, and the counts.
+//!
+//! A worker has a program while it has a request, no longer: whoever has one is served by any that is ready, and those that wait for one
+//! get it in the order in which they came. So no request waits for a start while programs are idle, and what is to be done about idle
+//! ones, of age or dead, is done by the keeper. Held by `exec::replaced` in `tests/it`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
@@ -20,6 +24,8 @@ use crate::sync::lock_std;
 
 /// Processes that are looked at for what all of them occupy, the oldest: each takes some 10 µs.
 const MAX_LOOKS: usize = 64;
+/// Programs that have reached their age have successors started so many at a time, a part of all: they take the CPUs from those that serve.
+const SUCCESSORS_SHARE: usize = 4;
 
 /// What was set, checked.
 #[derive(Debug)]
@@ -55,10 +61,27 @@ pub(super) enum End {
     Surplus,
 }
 
+/// A program that nobody uses any more.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub(super) number: u64,
+    pub(super) end: End,
+    /// It failed before it had served anybody.
+    pub(super) is_first: bool,
+    /// Where it is to be seen whether it ends by itself: until then its input does not.
+    pub(super) program: Option<Program>,
+}
+
+impl Gone {
+    fn because(program: &Program, end: End) -> Gone {
+        Gone { number: program.card.number, end, is_first: false, program: None }
+    }
+}
+
 pub(super) struct Shared {
     pub(super) settings: Settings,
     state: Mutex<State>,
-    /// There is a spare, or none is to be waited for.
+    /// There is a program, or none is to be waited for.
     news: Condvar,
     /// Of the keeper.
     waker: Waker,
@@ -77,18 +100,27 @@ type Watcher = Box<dyn Fn(bool) + Send>;
 
 #[derive(Debug, Default)]
 struct State {
-    /// Ready, the oldest first, so that the next one that is taken has had the most time to start.
-    spares: VecDeque<Program>,
-    /// Workers without a program.
-    empty: usize,
-    /// Connections that wait for one, in the order in which they came. While a spare is there none does.
+    /// Programs that wait for a request. The last is taken next: the one that was used last, or, of those that were not used yet, the
+    /// oldest, which has had the most time to start.
+    idle: VecDeque<Program>,
+    /// Programs that have a request.
+    busy: usize,
+    /// Those that there may be beyond what is wanted, as others are to be replaced by them.
+    successors: usize,
+    /// Workers, and of them those that take requests.
+    workers: usize,
+    seated: usize,
+    /// Requests that wait for a program, in the order in which they came, by a number of their own.
+    waiting: VecDeque<u64>,
+    last_waiting: u64,
+    /// Connections that wait for one, in the order in which they came. While one is ready none does.
     leases: VecDeque<Lease>,
     /// Connections that have one.
     leased: usize,
     /// What programs may know of the client that was refused last: for the one that is tried, where all are started for a client.
     last_known: Vec<(&'static str, OsString)>,
-    /// Given back to be ended: as what, and whether it has served nobody.
-    gone: Vec<(u64, End, bool)>,
+    /// To be ended.
+    gone: Vec<Gone>,
     /// None stays: nobody waits for one.
     in_trouble: bool,
     /// The server stops: who starts does not wait.
@@ -101,6 +133,28 @@ struct State {
     started: u64,
     ends: ProgramEnds,
     notices: Notices,
+}
+
+impl State {
+    /// Programs that are ready or have a request.
+    fn there(&self) -> usize {
+        self.idle.len() + self.busy
+    }
+
+    /// The programs are to end, or nobody keeps them any more.
+    fn refuses(&self) -> bool {
+        self.stopping.is_some() || self.over
+    }
+
+    /// The next program, for a request.
+    fn pop(&mut self) -> Option<Program> {
+        if self.refuses() {
+            return None;
+        }
+        let program = self.idle.pop_back()?;
+        self.busy += 1;
+        Some(program)
+    }
 }
 
 impl Shared {
@@ -134,25 +188,45 @@ impl Shared {
         self.requests.fetch_add(1, Relaxed) + 1
     }
 
-    /// A worker has no program yet, or has lost its own: one is started for it, besides the spares.
-    pub(super) fn is_missing(&self) {
-        self.state().empty += 1;
+    /// A worker starts: a program is started for it, besides the spares. Blocks until that is ready, or until `until`, so that the pool
+    /// does not take it for one that waits for nothing.
+    pub(super) fn enter(&self, until: Instant) {
+        let mut state = self.state();
+        state.workers += 1;
         self.wake();
+        while !state.refuses() && !state.hurries && !state.in_trouble && state.seated >= state.there() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.seated += 1;
     }
 
-    /// A worker without a program is gone.
-    pub(super) fn is_not_missing(&self) {
+    /// A worker is gone, and one program fewer is needed.
+    pub(super) fn leave(&self) {
         let mut state = self.state();
-        debug_assert!(state.empty > 0, "a worker without a program was counted when it lost it");
-        state.empty = state.empty.saturating_sub(1);
+        debug_assert!(state.seated > 0, "a worker that leaves has entered");
+        (state.workers, state.seated) = (state.workers.saturating_sub(1), state.seated.saturating_sub(1));
         self.end_surplus(state);
     }
 
-    /// Ends spares that nobody needs any more.
+    /// Ends idle programs that nobody needs any more, or whose successor is there.
     fn end_surplus(&self, mut state: MutexGuard<'_, State>) {
-        let most = self.kept_ready(&state).min(state.spares.len());
-        let surplus: Vec<Program> = state.spares.drain(most..).collect();
-        state.gone.extend(surplus.iter().map(|program| (program.card.number, End::Surplus, false)));
+        let mut surplus = Vec::new();
+        let wanted = self.wanted_in_all(&state);
+        while state.there() > wanted && !state.idle.is_empty() {
+            let aged = state.idle.iter().position(|program| self.is_aged(&program.card));
+            if aged.is_none() && state.there() <= wanted + state.successors {
+                break;
+            }
+            let Some(program) = state.idle.remove(aged.unwrap_or(0)) else { break };
+            let end = if aged.is_some() { End::Replaced } else { End::Surplus };
+            state.successors -= usize::from(aged.is_some() && state.successors > 0);
+            state.gone.push(Gone::because(&program, end));
+            surplus.push(program);
+        }
         drop(state);
         if !surplus.is_empty() {
             // Only now their input ends: whoever is told to end them knows already why.
@@ -161,69 +235,83 @@ impl Shared {
         }
     }
 
-    /// Programs that are to be ready now, for those who have none and as spares.
-    fn kept_ready(&self, state: &State) -> usize {
+    /// It is to be replaced for its age.
+    pub(super) fn is_aged(&self, card: &Card) -> bool {
+        self.settings.max_age.is_some_and(|age| card.started.elapsed() >= age)
+    }
+
+    /// Programs that are to be there, of those that no connection has.
+    fn wanted_in_all(&self, state: &State) -> usize {
         let (spare, least) = (self.settings.spare, self.settings.least);
         // With no spares programs are started for clients that are known: none goes before.
         let spares = if spare == 0 { 0 } else { spare.max(least.saturating_sub(state.leased)) };
-        state.empty + spares
+        state.workers + spares
     }
 
-    /// A program for a worker without one, which it then has. Blocks until one is ready, or until `until`. `None`: there is none.
+    /// A program for a request. Blocks until one is ready, behind those that wait already, or until `until`. `None`: there is none.
     pub(super) fn take(&self, until: Instant) -> Option<Program> {
-        self.take_unless(until, |_| false)
-    }
-
-    /// The same for a worker that starts, which nobody waits for while the server stops.
-    pub(super) fn take_at_start(&self, until: Instant) -> Option<Program> {
-        self.take_unless(until, |state| state.hurries)
-    }
-
-    fn take_unless(&self, until: Instant, gives_up: impl Fn(&State) -> bool) -> Option<Program> {
         let mut state = self.state();
-        loop {
-            if state.stopping.is_some() || state.over || gives_up(&state) {
-                return None;
-            }
-            if let Some(program) = state.spares.pop_front() {
-                state.empty = state.empty.saturating_sub(1);
-                drop(state);
-                self.wake();
-                return Some(program);
+        if state.waiting.is_empty()
+            && let Some(program) = state.pop()
+        {
+            return Some(program);
+        }
+        state.last_waiting += 1;
+        let me = state.last_waiting;
+        state.waiting.push_back(me);
+        let taken = loop {
+            if state.waiting.front() == Some(&me)
+                && let Some(program) = state.pop()
+            {
+                break Some(program);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if state.in_trouble || left.is_zero() {
-                return None;
+            if state.refuses() || state.in_trouble || left.is_zero() {
+                break None;
             }
             state = self.news.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        state.waiting.retain(|waiting| *waiting != me);
+        if !state.waiting.is_empty() && !state.idle.is_empty() {
+            self.news.notify_all();
         }
+        taken
     }
 
-    /// A worker that leaves gives its program back, as a spare if one is missing.
+    /// A program has answered its request and may have another.
     pub(super) fn give_back(&self, program: Program) {
         let mut state = self.state();
+        state.busy -= 1;
         // One that has ended meanwhile is in no list any more.
-        let is_alive = state.listed.contains_key(&program.card.number);
-        let is_missing = state.spares.len() < self.kept_ready(&state);
-        if state.stopping.is_none() && !state.over && is_alive && is_missing {
-            state.spares.push_back(program);
-            self.news.notify_all();
-            return;
+        if state.refuses() || !state.listed.contains_key(&program.card.number) {
+            drop(state);
+            drop(program);
+            return self.wake();
         }
-        state.gone.push((program.card.number, End::Surplus, false));
-        drop(state);
-        self.wake();
+        state.idle.push_back(program);
+        if !state.waiting.is_empty() {
+            self.news.notify_all();
+        }
+        self.end_surplus(state);
     }
 
-    /// A worker's program is to end; the worker has none then.
-    pub(super) fn retire(&self, program: Program, end: End) {
-        let is_first = program.card.served.load(Relaxed) == 0;
+    /// A program that had a request is to end. `untouched`: it has read nothing of that.
+    pub(super) fn retire(&self, program: Program, end: End, untouched: bool) {
+        let mut gone = Gone::because(&program, end);
+        gone.is_first = program.card.served.load(Relaxed) == 0 && (untouched || end == End::Died);
+        // Whether it ends by itself shows only while its input does not end.
+        let (kept, ended) = match end {
+            End::Died => (Some(program), None),
+            End::Broke if gone.is_first => (Some(program), None),
+            _ => (None, Some(program)),
+        };
+        gone.program = kept;
         let mut state = self.state();
-        state.gone.push((program.card.number, end, is_first));
-        state.empty += 1;
+        state.busy -= 1;
+        state.gone.push(gone);
         drop(state);
         // Only now its input ends: whoever is told to end it knows already why.
-        drop(program);
+        drop(ended);
         self.wake();
     }
 
@@ -237,7 +325,7 @@ impl Shared {
             drop(state);
             return lease.refuse();
         }
-        match state.spares.pop_front() {
+        match state.idle.pop_back() {
             Some(program) => {
                 state.leased += 1;
                 drop(state);
@@ -267,7 +355,7 @@ impl Shared {
     pub(super) fn end_lease(&self, number: u64, end: End) {
         let mut state = self.state();
         state.leased -= 1;
-        state.gone.push((number, end, false));
+        state.gone.push(Gone { number, end, is_first: false, program: None });
         drop(state);
         self.wake();
     }
@@ -279,10 +367,10 @@ impl Shared {
 
     // For the keeper.
 
-    pub(super) fn take_gone(&self) -> (Vec<(u64, End, bool)>, bool) {
+    pub(super) fn take_gone(&self) -> (Vec<Gone>, bool) {
         let mut state = self.state();
         let stops = state.stopping.is_some();
-        let left = stops.then(|| (mem::take(&mut state.spares), mem::take(&mut state.leases)));
+        let left = stops.then(|| (mem::take(&mut state.idle), mem::take(&mut state.leases)));
         let gone = mem::take(&mut state.gone);
         drop(state);
         // Not under the lock: a connection that waits is told.
@@ -295,23 +383,25 @@ impl Shared {
         self.state().stopping.unwrap_or(self.settings.stop_timeout)
     }
 
-    /// Programs that are missing, those that are being started among them.
-    pub(super) fn wanted(&self) -> usize {
+    /// Programs that are missing, those that are being started among them, where so many are of age: successors of a part of them
+    /// are wanted, too, so that not all of them start at once.
+    pub(super) fn missing(&self, aged: usize) -> usize {
         let mut state = self.state();
         let mut gone = VecDeque::new();
         if !state.leases.is_empty() {
             (state.leases, gone) = mem::take(&mut state.leases).into_iter().partition(Lease::is_there);
         }
-        let wanted = state.leases.len() + self.kept_ready(&state);
-        let missing = wanted.saturating_sub(state.spares.len());
+        let wanted = self.wanted_in_all(&state);
+        state.successors = aged.min((wanted / SUCCESSORS_SHARE).max(1));
+        let missing = (state.leases.len() + wanted + state.successors).saturating_sub(state.there());
         drop(state);
         // Not under the lock: it says so to the event loop.
         drop(gone);
         missing
     }
 
-    pub(super) fn has_spare(&self) -> bool {
-        !self.state().spares.is_empty()
+    pub(super) fn has_idle(&self) -> bool {
+        !self.state().idle.is_empty()
     }
 
     pub(super) fn has_started(&self, card: &Arc<Card>) {
@@ -331,7 +421,7 @@ impl Shared {
                 lease.give(self, program);
             }
             None => {
-                state.spares.push_back(program);
+                state.idle.push_front(program);
                 self.news.notify_all();
                 // What it was started for may have gone. While none stays, one that does is what shows that they do again.
                 if !state.in_trouble {
@@ -356,10 +446,17 @@ impl Shared {
         state.leases.push_front(lease);
     }
 
-    /// The process of program `number` is gone, and why. Whether it was a spare.
-    pub(super) fn has_ended(&self, number: u64, end: End) -> bool {
+    /// A process is gone. `end_of` says what it is counted as, from its program if that was idle; returns both.
+    pub(super) fn has_ended(
+        &self,
+        number: u64,
+        end_of: impl FnOnce(Option<&Program>) -> End,
+    ) -> (Option<Program>, End) {
         let mut state = self.state();
         state.listed.remove(&number);
+        let at = state.idle.iter().position(|idle| idle.card.number == number);
+        let program = at.and_then(|at| state.idle.remove(at));
+        let end = end_of(program.as_ref());
         *match end {
             End::Died => &mut state.ends.died,
             End::TimedOut => &mut state.ends.timed_out,
@@ -367,9 +464,7 @@ impl Shared {
             End::Replaced => &mut state.ends.replaced,
             End::Surplus => &mut state.ends.surplus,
         } += 1;
-        let before = state.spares.len();
-        state.spares.retain(|spare| spare.card.number != number);
-        state.spares.len() < before
+        (program, end)
     }
 
     pub(super) fn is_in_trouble(&self) -> bool {
@@ -416,7 +511,7 @@ impl Shared {
         let was_stopping = state.stopping.is_some();
         state.over = true;
         state.in_trouble |= !was_stopping;
-        let left = (mem::take(&mut state.spares), mem::take(&mut state.leases));
+        let left = (mem::take(&mut state.idle), mem::take(&mut state.leases), mem::take(&mut state.gone));
         drop(state);
         drop(left);
         self.news.notify_all();
@@ -447,7 +542,7 @@ impl Shared {
         let ids: Vec<u32> = state.listed.values().map(|card| card.id).take(MAX_LOOKS).collect();
         let mut stats = ProgramsStats {
             available: !state.in_trouble,
-            ready: state.spares.len() as u64,
+            ready: state.idle.len() as u64,
             running: state.listed.len() as u64,
             resident_bytes: 0,
             started_total: state.started,
@@ -465,7 +560,7 @@ impl Shared {
     /// Those that run, the oldest first, `most` at the most.
     pub(super) fn programs(&self, most: usize) -> Vec<ProgramStats> {
         let state = self.state();
-        let is_ready = |card: &Card| state.spares.iter().any(|spare| spare.card.number == card.number);
+        let is_ready = |card: &Card| state.idle.iter().any(|idle| idle.card.number == card.number);
         let mut programs: Vec<ProgramStats> = state
             .listed
             .values()

@@ -10,7 +10,7 @@ pub struct ProgramsStats {
     /// Whether programs stay where they are started. While they do not, requests are refused: a server behind a balancer is not
     /// ready.
     pub available: bool,
-    /// Programs that wait for a worker.
+    /// Programs that wait for a request.
     pub ready: u64,
     /// Programs ever started.
     pub started_total: u64,
@@ -27,11 +27,11 @@ pub struct ProgramsStats {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ProgramEnds {
-    /// By themselves.
+    /// By themselves, whatever they did before.
     pub died: u64,
     /// They had not replied in time.
     pub timed_out: u64,
-    /// They wrote something that was no reply.
+    /// They wrote something that was no reply, or closed their input or output and lived on.
     pub broke_framing: u64,
     /// They had served as many requests, or lived as long, as they may.
     pub replaced: u64,
@@ -54,7 +54,7 @@ pub struct ProgramStats {
     pub requests: u64,
     /// Memory that its process occupies, without its children. 0 where the system does not say.
     pub resident_bytes: u64,
-    /// It waits for a worker.
+    /// It waits for a request.
     pub ready: bool,
 }
 

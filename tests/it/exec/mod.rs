@@ -5,6 +5,7 @@ mod mixups;
 mod pipe;
 mod real;
 mod remains;
+mod replaced;
 mod shared;
 mod usage;
 

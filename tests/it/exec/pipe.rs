@@ -141,7 +141,7 @@ while (<STDIN>) {
 "#;
     let path = super::file("tool.pl", program);
     let server = super::serve_exec(&format!("perl {}", path.display()), "--exec-spare 20 --min-threads 1");
-    eventually("the programs are ready", || server.stats()["programs"]["ready"] == 20);
+    eventually("the programs are ready", || server.stats()["programs"]["ready"] == 21);
     for id in 0..20 {
         let mut pipe = pipe(&server.address.to_string());
         let (mut input, output) = (pipe.input(), pipe.output());
