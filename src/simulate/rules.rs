@@ -34,8 +34,8 @@ pub enum Rule {
     Squid,
     /// The dynamic allocator of RoadRunner's pool (`pool/static_pool/dyn_allocator.go`) with its default `allocate_timeout` of 60 s and
     /// `spawn_rate` of 5: workers are added once a request has waited in vain for all of that, one batch a second; a batch of
-    /// idle ones leaves at each end of the keep-alive (its `idle_timeout`) in which none was added. That request waits once more as
-    /// long; what it fails with then is not shown: it waits on.
+    /// idle ones leaves at each end of the keep-alive (its `idle_timeout`), counted from when the first were added, in which no request
+    /// wanted more. That request waits once more as long; what it fails with then is not shown: it waits on.
     RoadRunner,
     /// The assignment that tidemill began as: a pool of `clients` threads, resized only when clients and threads differ
     /// by more than the tolerance.

@@ -390,6 +390,12 @@ fn other_rules_do_what_their_sources_say() {
     );
     let longer = "burst=20@1s block=1h + burst=1@200s block=1h";
     assert_eq!(steps(Rule::RoadRunner, longer), [(61, 7)], "one batch a second, for those that waited 60 s");
+    let one_in_vain = "burst=3@1s block=90s + burst=1@200s block=1ms";
+    assert_eq!(
+        steps(Rule::RoadRunner, one_in_vain)[..2],
+        [(61, 7), (61 + KEEP_ALIVE.as_secs(), 3)],
+        "those of the batch that are idle leave at the end of the idle timeout that began with it"
+    );
     assert_eq!(steps(Rule::Squid, long).len(), 19, "one for each that found none free");
 }
 

@@ -208,7 +208,7 @@ impl<'a> Engine<'a> {
         for (number, (at, _)) in self.setup.core_changes.iter().enumerate() {
             self.at(nanos(*at), Event::Cores(number));
         }
-        if let Some(first) = self.setup.rule.looks_every(&self.policy) {
+        if let Some(first) = self.setup.rule.looks_every() {
             self.at(first, Event::Look);
         }
         let end = nanos(self.setup.duration);

@@ -3,7 +3,7 @@
 
 use super::{Engine, Event, Rule};
 use crate::clock::{Nanos, nanos};
-use crate::controller::{Policy, Reason};
+use crate::controller::Reason;
 
 /// .NET: the gate looks this often (`GateActivitiesPeriodMs`).
 const GATE: Nanos = 500_000_000;
@@ -27,17 +27,19 @@ pub(super) struct Others {
     spawn_rate: u32,
     /// RoadRunner: an event is due for a request that waits.
     awaits: bool,
-    /// RoadRunner: when workers were added last.
+    /// RoadRunner: when workers were added last, and when a request would have had some added last.
     added_at: Option<Nanos>,
+    tried_at: Nanos,
+    /// RoadRunner: it looks whether some can leave. It begins when the first ones are added.
+    listens: bool,
 }
 
 impl Rule {
     /// How often it looks.
-    pub(super) fn looks_every(self, policy: &Policy) -> Option<Nanos> {
+    pub(super) fn looks_every(self) -> Option<Nanos> {
         match self {
             Rule::DotNet => Some(GATE),
             Rule::PhpFpm => Some(MAINTENANCE),
-            Rule::RoadRunner => Some(nanos(policy.keep_alive())),
             _ => None,
         }
     }
@@ -45,8 +47,9 @@ impl Rule {
 
 impl Engine<'_> {
     pub(super) fn look(&mut self) {
-        let Some(after) = self.setup.rule.looks_every(&self.policy) else { return };
-        self.at(self.now + after, Event::Look);
+        if let Some(after) = self.setup.rule.looks_every() {
+            self.at(self.now + after, Event::Look);
+        }
         match self.setup.rule {
             Rule::DotNet => self.look_through_gate(),
             Rule::PhpFpm => self.maintain(),
@@ -118,19 +121,29 @@ impl Engine<'_> {
         let now = self.now;
         let some = until_now.checked_sub(1).and_then(|last| self.waiting.get(last));
         let fails = some.is_some_and(|waiting| in_vain(waiting.arrived) == now);
+        if fails {
+            self.others.tried_at = now;
+        }
         if fails && self.others.added_at.is_none_or(|at| now >= at + RATE_LIMIT) {
             self.others.added_at = Some(now);
+            if !std::mem::replace(&mut self.others.listens, true) {
+                self.at(now + nanos(self.policy.keep_alive()), Event::Look);
+            }
             self.resize((self.live + SPAWN_RATE).min(self.policy.max()), self.jobs(), Reason::Valve, None);
         }
     }
 
-    /// As RoadRunner at the end of its idle timeout.
+    /// As RoadRunner at each end of its idle timeout, until none is left of those that were added.
     fn take_batch_away(&mut self) {
         let (keep_alive, now) = (nanos(self.policy.keep_alive()), self.now);
-        let additional = self.live.saturating_sub(self.policy.min());
-        let leave = additional.min(SPAWN_RATE).min(self.idle.len());
-        if self.others.added_at.is_some_and(|at| now.saturating_sub(at) >= keep_alive) && leave > 0 {
+        let added = |engine: &Engine<'_>| engine.live.saturating_sub(engine.policy.min());
+        if now.saturating_sub(self.others.tried_at) >= keep_alive {
+            let leave = added(self).min(SPAWN_RATE).min(self.idle.len());
             self.resize(self.live - leave, self.jobs(), Reason::Surplus, None);
+            self.others.listens = added(self) > 0;
+        }
+        if self.others.listens {
+            self.at(now + keep_alive, Event::Look);
         }
     }
 }
