@@ -5,7 +5,6 @@
 //! both have ended, the connection does.
 
 use std::any::Any;
-use std::io::{ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
@@ -14,6 +13,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
+use super::serve::read_raw;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::connection::{Connection, Phase, Role};
@@ -272,26 +272,15 @@ impl Reactor {
             if share == 0 || !connection.is_readable() {
                 return true;
             }
-            match stream.read(&mut self.buffer[..left]) {
-                Ok(0) => connection.set_ended(),
-                Ok(read) => {
-                    if read < left {
-                        connection.set_read_short();
-                    }
-                    connection.count_drained(read);
-                    share = share.saturating_sub(read);
-                    self.counters.read_bytes += read as u64;
-                    self.budget.bytes(read);
-                    // Read also where nobody takes it any more, so that the peer's end is seen.
-                    joint.write(&self.buffer[..read], self.poll.registry());
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => connection.set_read_empty(),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.close(id, CloseReason::Reset);
-                    return false;
-                }
-            }
+            let Ok(read) = read_raw(stream, connection, &mut self.buffer[..left]) else {
+                self.close(id, CloseReason::Reset);
+                return false;
+            };
+            share = share.saturating_sub(read);
+            self.counters.read_bytes += read as u64;
+            self.budget.bytes(read);
+            // Read also where nobody takes it any more, so that the peer's end is seen.
+            joint.write(&self.buffer[..read], self.poll.registry());
         }
     }
 

@@ -3,9 +3,10 @@
 //! Until then it is nobody's: it has no session, no place among those of an address, and may stop nothing. What was read
 //! behind the header is there as if it had been read ahead. Held by `front::proxy` tests.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::Write;
 
 use super::Reactor;
+use super::serve::read_raw;
 use super::table::Entry;
 use crate::address::Address;
 use crate::connection::{Inbound, Phase, Role};
@@ -45,25 +46,15 @@ impl Reactor {
         if limit == 0 {
             return true;
         }
-        match stream.read(&mut self.buffer[..limit]) {
-            Ok(0) => connection.set_ended(),
-            Ok(read) => {
-                if read < limit {
-                    connection.set_read_short();
-                }
-                connection.count_drained(read);
-                // What is here is no frame of the service's, whole or not.
-                connection.inbound_mut().append(&self.buffer[..read], Some(here + read), now);
-                self.counters.read_bytes += read as u64;
-                self.budget.bytes(read);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => connection.set_read_empty(),
-            // It is readable still, and comes again in the next turn.
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => {
-                self.close(id, CloseReason::Reset);
-                return false;
-            }
+        let Ok(read) = read_raw(stream, connection, &mut self.buffer[..limit]) else {
+            self.close(id, CloseReason::Reset);
+            return false;
+        };
+        if read > 0 {
+            // What is here is no frame of the service's, whole or not.
+            connection.inbound_mut().append(&self.buffer[..read], Some(here + read), now);
+            self.counters.read_bytes += read as u64;
+            self.budget.bytes(read);
         }
         true
     }

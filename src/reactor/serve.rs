@@ -1,6 +1,6 @@
 //! What is done for one connection in a turn: write, hand out a job, read, and take a job back. All of it within the budget.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::time::Instant;
 
 use mio::{Interest, Token};
@@ -10,7 +10,7 @@ use super::joined::Joint;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
-use crate::connection::{End, Inbound, Output, Phase, Role, Taken, Turn};
+use crate::connection::{Connection, End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{Job, JobEnd};
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
@@ -420,6 +420,35 @@ impl Reactor {
         }
         true
     }
+}
+
+/// Reads once what is not frames, and has `connection` remember how its receiving side is then. Returns how many bytes came: 0 also
+/// where none is there, or the stream has ended.
+///
+/// # Errors
+/// The connection is broken.
+pub(super) fn read_raw(
+    stream: &mut impl Read,
+    connection: &mut Connection,
+    buffer: &mut [u8],
+) -> io::Result<usize> {
+    match stream.read(buffer) {
+        Ok(0) => connection.set_ended(),
+        Ok(read) => {
+            if read < buffer.len() {
+                connection.set_read_short();
+            }
+            connection.count_drained(read);
+            return Ok(read);
+        }
+        Err(error) => match error.kind() {
+            ErrorKind::WouldBlock => connection.set_read_empty(),
+            // It is readable still.
+            ErrorKind::Interrupted => {}
+            _ => return Err(error),
+        },
+    }
+    Ok(0)
 }
 
 /// What came of [`write`].
