@@ -1,6 +1,6 @@
 //! What the server is doing makes no difference to the admin address: stuck, full, draining. And it makes none to the server.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -171,6 +171,13 @@ fn a_stop_does_not_wait_for_it() {
         stream.write_all(b"GET /metr").unwrap();
     }
     serving.stop().assert_clean();
+    for mut stream in streams {
+        // After five seconds it would have been told that it does not finish.
+        let mut said = Vec::new();
+        // A reset ends it, too.
+        drop(stream.read_to_end(&mut said));
+        assert_eq!(String::from_utf8_lossy(&said), "");
+    }
 }
 
 #[test]

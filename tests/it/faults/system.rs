@@ -258,21 +258,23 @@ fn a_process_that_was_stopped_for_longer_than_its_timeouts() {
     const PEERS: usize = 300;
     const REQUESTS: usize = 3000;
     allow_files(4000);
-    let serving = serve("--line-timeout 6s --idle-timeout 6s --write-timeout 6s --send-buffer 16KiB");
-    let mut readers: Vec<Peer> =
-        (0..PEERS).map(|_| Peer::with_small_buffer(serving.address, 16 << 10)).collect();
+    let serving = serve("--line-timeout 4s --idle-timeout 4s --write-timeout 4s --send-buffer 16KiB");
     let replies = helo_reply(b"x", serving.address).repeat(REQUESTS);
-    readers.iter_mut().for_each(|peer| peer.send(&b"HELO x\n".repeat(REQUESTS)));
-    let mut halves: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
-    let mut idle: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
-    idle.iter_mut().for_each(|peer| peer.ask("x"));
-    halves.iter_mut().for_each(|peer| peer.send(b"HELO ha"));
     beside(&serving, Once, || {
+        // At once, and not before the polite client is served: their clocks run.
+        let mut readers: Vec<Peer> =
+            (0..PEERS).map(|_| Peer::with_small_buffer(serving.address, 16 << 10)).collect();
+        let mut halves: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
+        let mut idle: Vec<Peer> = (0..PEERS).map(|_| serving.connect()).collect();
+        idle.iter_mut().for_each(|peer| peer.send(b"HELO x\n"));
+        readers.iter_mut().for_each(|peer| peer.send(&b"HELO x\n".repeat(REQUESTS)));
+        idle.iter_mut().for_each(|peer| peer.expect_reply("x"));
+        halves.iter_mut().for_each(|peer| peer.send(b"HELO ha"));
         serving.freeze();
         let read: Vec<usize> = readers.iter_mut().map(|peer| peer.expect_what_is_there(&replies)).collect();
         halves.iter_mut().for_each(|peer| peer.send(b"lf\n"));
         idle.iter_mut().for_each(|peer| peer.send(b"HELO y\n"));
-        thread::sleep(6100 * MS);
+        thread::sleep(4100 * MS);
         serving.resume();
         for (peer, read) in readers.iter_mut().zip(read) {
             peer.expect(&replies[read..]);
@@ -280,7 +282,6 @@ fn a_process_that_was_stopped_for_longer_than_its_timeouts() {
         halves.iter_mut().for_each(|peer| peer.expect_reply("half"));
         idle.iter_mut().for_each(|peer| peer.expect_reply("y"));
     });
-    drop((readers, halves, idle));
     let (_, stats) = settle(serving);
     let closed = &stats["connections_closed_total"];
     assert_eq!((&closed["line_timeout"], &closed["write_timeout"]), (&0.into(), &0.into()));

@@ -274,7 +274,7 @@ fn slow_server_is_found_to_carry_what_it_can() {
     let find = &run.json["find"];
     let (rate, high) = (find["rate"].as_f64(), find["high"].as_f64());
     // How much less is up to what else goes on here.
-    assert!(rate.is_some_and(|rate| (100.0..440.0).contains(&rate)), "{find}");
+    assert!(rate.is_some_and(|rate| (10.0..440.0).contains(&rate)), "{find}");
     assert!(high > rate && high <= rate.map(|rate| rate * 1.021), "{find}");
     assert_eq!(run.status, 0, "{}", run.json["problems"]);
     assert_eq!(run.json["options"]["rate"].as_f64(), rate, "the report is of the run that holds");
