@@ -84,8 +84,10 @@ struct State {
     /// How long the new process may take: of the upgrade that is under way, and of the next one.
     timeout: Duration,
     next_timeout: Duration,
-    /// An upgrade is under way.
+    /// An upgrade is under way, or ends with a line of the log.
     thread: Option<thread::JoinHandle<()>>,
+    /// It is under way: from when that line is told on another one may begin.
+    is_under_way: bool,
     /// This process's end of the socket pair, while it waits for the new one.
     waits: Option<OwnedFd>,
     /// The listeners are this process's own to hand over.
@@ -133,7 +135,7 @@ impl Upgrader {
             state.is_wanted = true;
             return;
         }
-        if state.over || state.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        if state.over || state.is_under_way {
             tracing::debug!("an upgrade is under way already");
             return;
         }
@@ -142,7 +144,7 @@ impl Upgrader {
             .name("tidemill-upgrade".to_owned())
             .spawn(move || upgrader.0.upgrade(&server));
         match thread {
-            Ok(thread) => state.thread = Some(thread),
+            Ok(thread) => (state.thread, state.is_under_way) = (Some(thread), true),
             Err(error) => tell_refused(&format!("no thread can be started: {error}")),
         }
     }
@@ -186,7 +188,9 @@ impl Shared {
             state.timeout = state.next_timeout;
             state.timeout
         };
-        match self.try_upgrade(server, begun + timeout) {
+        let upgraded = self.try_upgrade(server, begun + timeout);
+        self.lock().is_under_way = false;
+        match upgraded {
             Ok(id) => {
                 let seconds = begun.elapsed().as_secs_f64();
                 tracing::info!(target: ALWAYS, process = id, seconds, "upgraded: another process has taken over");
