@@ -24,7 +24,7 @@ const MAX_OWED: usize = 64;
 const LONG_JOB: Nanos = 20_000;
 /// Most requests of a job that are timed together, which they are while they take less than [`SHORT_REQUEST`] each:
 /// reading the clock costs about as much as the shortest of them.
-const MAX_LAP: usize = 4;
+const MAX_LAP: usize = 16;
 
 pub(super) struct Slices<W: Wake> {
     hub: Arc<Hub<W>>,
@@ -48,7 +48,7 @@ pub(crate) struct Laps {
     laps: Vec<Lap>,
     /// When the present lap began.
     begun: Nanos,
-    /// Requests in it, and how many there may be.
+    /// Requests in it, and how many there may be: as many as were short before, of any job.
     requests: usize,
     most: usize,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Laps {
 impl Laps {
     /// The next request is handled from `now` on.
     pub(crate) fn begin(&mut self, now: Nanos) {
-        (self.begun, self.requests, self.most) = (now, 0, 1);
+        (self.begun, self.requests) = (now, 0);
     }
 
     /// When the present lap began.
@@ -83,7 +83,8 @@ impl Laps {
             Some(last) if last.is_like(&lap) => last.append(&lap),
             _ => self.laps.push(lap),
         }
-        self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
+        self.most =
+            if took < SHORT_REQUEST * requests as u64 { (self.most * 2).clamp(1, MAX_LAP) } else { 1 };
         (self.begun, self.requests) = (self.begun + took, 0);
         lap
     }

@@ -18,6 +18,7 @@ use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
 use crate::slow::MAX_LOGGED_BYTES as MAX_SLOW_BYTES;
+use crate::timings::Lap;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
@@ -87,7 +88,7 @@ impl Inline {
     /// and how many times they held up the loop.
     fn end(&mut self, service: &Served, job: &Job, aside: bool) -> (usize, u64) {
         if self.laps.is_open() {
-            self.overruns += u64::from(self.end_lap(service, job) > nanos(MAX_HELD));
+            self.overruns += u64::from(self.end_lap(service, job).took > nanos(MAX_HELD));
         }
         match aside {
             true => drop(self.laps.drain()),
@@ -96,14 +97,14 @@ impl Inline {
         (self.handled, self.overruns)
     }
 
-    /// The present lap ends. Returns what it took.
-    fn end_lap(&mut self, service: &Served, job: &Job) -> Nanos {
+    /// The present lap ends. Returns it.
+    fn end_lap(&mut self, service: &Served, job: &Job) -> Lap {
         let now = self.hub.clock.now();
         let lap = self.laps.end(now, job.accepted_at);
         if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
             self.hub.slow.tell_lap(now, &service.name, job, lap, &self.first, self.pool.pick_up());
         }
-        lap.took
+        lap
     }
 
     /// Makes the session of the job's connection, or gives it back.
@@ -111,7 +112,8 @@ impl Inline {
         open_or_close(job, &self.services, &mut self.states, &self.post);
     }
 
-    fn has_held_up(&mut self, service: &Served, took: Nanos, job: &Job, frame: &[u8]) {
+    /// A lap did, whose last request is `frame`.
+    fn has_held_up(&mut self, service: &Served, lap: Lap, job: &Job, frame: &[u8]) {
         self.overruns += 1;
         if self.warned.admit(self.hub.clock.now()).is_some() {
             let shown = frame[..frame.len().min(MAX_LOGGED_BYTES)].escape_ascii();
@@ -119,7 +121,8 @@ impl Inline {
                 service = service.name,
                 peer = %job.origin.peer,
                 frame = %shown,
-                took = ?Duration::from_nanos(took),
+                took = ?Duration::from_nanos(lap.took),
+                requests = lap.requests,
                 "a request held up the event loop"
             );
         }
@@ -157,9 +160,9 @@ impl HandleInline for Inline {
         // What others push may come between this reply and the next.
         let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
         if self.laps.count() || full || alone || end != JobEnd::Done {
-            let took = self.end_lap(service, job);
-            if took > nanos(MAX_HELD) {
-                self.has_held_up(service, took, job, frame);
+            let lap = self.end_lap(service, job);
+            if lap.took > nanos(MAX_HELD) {
+                self.has_held_up(service, lap, job, frame);
             }
             if end == JobEnd::Done
                 && (full || alone || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE)

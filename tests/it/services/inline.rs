@@ -1,10 +1,13 @@
 //! Requests that are handled on the event loop.
 
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tidemill::{Handler, Kind, Reply, Request};
+use tracing::Level;
+use tracing_subscriber::fmt;
 
 use crate::support::{Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel, serve};
 
@@ -116,16 +119,41 @@ fn its_ends_are_those_of_any_request() {
     assert_adds_up(&stats);
 }
 
+/// What servers of this process have warned of since this was first asked.
+fn warnings() -> String {
+    static WARNINGS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    struct Warnings;
+    impl io::Write for Warnings {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            WARNINGS.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = fmt().with_max_level(Level::WARN).with_ansi(false).with_writer(|| Warnings);
+    // Once for all; from then on it is there.
+    log.try_init().unwrap_or_default();
+    String::from_utf8_lossy(&WARNINGS.lock().unwrap()).into_owned()
+}
+
 #[test]
-fn one_that_holds_up_the_loop_is_counted() {
+fn one_that_holds_up_the_loop_is_counted_and_named() {
+    warnings();
     let server = embed(Both);
     let mut peer = Peer::connect(server.local_addr());
+    let from = format!("peer={} frame=i slow ", peer.local());
     let before = server.handle().stats().inline_overruns_total;
     for _ in 0..5 {
         peer.send(b"i slow\n");
         peer.expect(b"loop i slow\n");
     }
     eventually("they are counted", || server.handle().stats().inline_overruns_total >= before + 5);
+    let warned = warnings();
+    let named = |line: &&str| line.contains("a request held up the event loop") && line.contains(&from);
+    let mut named = warned.lines().filter(named).peekable();
+    assert!(named.peek().is_some() && named.all(|line| line.ends_with("requests=1")), "{warned}");
 }
 
 #[test]
