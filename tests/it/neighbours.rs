@@ -122,9 +122,10 @@ fn a_long_reply_to_a_fast_reader_keeps_nobody_waiting_for_all_of_it() {
         drop(is_over);
         (polite.join().unwrap(), before)
     });
-    // In each turn a part of it, and one for the polite one: many of them, whatever the machine.
+    // In each turn a part of it, and one for the polite one, of whom a busy machine makes less. Written at once, it would let
+    // one pass.
     let parts = (LONG as u64 - before) / (256 << 10);
-    assert!(asked > 30 && parts > 100, "{asked} requests were answered meanwhile");
+    assert!(asked > 3 && parts > 100, "{asked} requests were answered meanwhile");
 }
 
 /// Sends lines without a pause until it is told to stop, and reads what comes.

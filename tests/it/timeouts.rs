@@ -279,6 +279,11 @@ fn idle_connections_wake_nobody_while_all_clocks_are_on() {
         std::thread::sleep(500 * MS);
         serving.context_switches() - before < 10
     });
+    // And stays there.
+    let (before, since) = (serving.context_switches(), Instant::now());
+    std::thread::sleep(500 * MS);
+    let (more, silence) = (serving.context_switches() - before, since.elapsed());
+    assert!(u128::from(more) < silence.as_millis() / 25, "{more} context switches in {silence:?}");
     peers.iter_mut().for_each(|peer| peer.ask("y"));
 }
 

@@ -321,6 +321,9 @@ fn the_configuration_is_read_anew_and_a_bad_one_changes_nothing() {
     line.put_script("exec sleep 1000");
     line.expect_failure("was not ready within 123ms");
     line.put_program();
+    fs::write(&file, "max-threads = 7\n").unwrap();
+    line.signal(Signal::HUP);
+    line.first.expect_log("upgrade-timeout: \"123ms\" -> \"10s\"");
     fs::write(&file, "max-threads = 9\n").unwrap();
     line.upgrade();
     let stats = line.stop();

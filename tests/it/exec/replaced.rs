@@ -56,7 +56,7 @@ fn programs_that_nobody_asks_are_replaced_at_their_age() {
 #[test]
 fn a_program_of_age_serves_until_its_successor_is_ready() {
     // No successor ever is, for as long as this takes.
-    let first_alone = "[ $TIDEMILL_PROGRAM -gt 1 ] && sleep 1000; while read -r line; do echo $$; done";
+    let first_alone = "[ $TIDEMILL_PROGRAM -gt 1 ] && exec sleep 1000; while read -r line; do echo $$; done";
     let server = serve_script(first_alone, &format!("{ONE} --exec-spare 0 --exec-max-age 50ms"));
     let mut peer = server.connect();
     let mut ask = || {
@@ -74,7 +74,7 @@ fn a_request_is_served_by_a_program_that_is_there() {
     // Programs that are never seen to wait for input count as ready behind this.
     const START: Duration = Duration::from_secs(5);
     const ROUNDS: usize = 10;
-    let two_start = "[ $TIDEMILL_PROGRAM -gt 2 ] && sleep 1000; while read -r word; do [ $word = exit ] && exit; echo $$; done";
+    let two_start = "[ $TIDEMILL_PROGRAM -gt 2 ] && exec sleep 1000; while read -r word; do [ $word = exit ] && exit; echo $$; done";
     let server = serve_script(two_start, "--min-threads 2 --max-threads 2 --exec-spare 0");
     eventually("both are ready", || server.stats()["programs"]["ready"] == 2);
     let begun = Instant::now();

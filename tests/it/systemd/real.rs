@@ -327,6 +327,7 @@ fn a_restart_beside_an_upgrade_loses_nobody() {
     let socket = systemd.path("/run/tidemill.sock");
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         for _ in 0..2 {
             scope.spawn(|| ask_on(&socket, &over, &asked));
         }
@@ -339,7 +340,6 @@ fn a_restart_beside_an_upgrade_loses_nobody() {
             systemd.control(&["restart", "tidemill"]);
             assert_eq!(systemd.show("ActiveState"), "active");
         }
-        over.store(true, Relaxed);
     });
     systemd.control(&["stop", "tidemill.socket", "tidemill"]);
 }
