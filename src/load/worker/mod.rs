@@ -237,6 +237,10 @@ impl<'a> Worker<'a> {
                 }
             }
             if self.offering && (now >= self.deadline || self.pace.is_used_up(now)) {
+                if let Pace::Open(open) = &mut self.pace {
+                    // What became due since the last turn, which may be long ago.
+                    open.collect(now, &mut self.tally);
+                }
                 self.offering = false;
                 self.wind_up(now);
             }

@@ -171,6 +171,24 @@ fn replies_that_came_while_it_was_stopped_are_read_before_they_are_called_lost()
     }
 }
 
+/// It had offered what was due when it last looked, and forgot the rest.
+#[test]
+fn what_became_due_while_it_was_stopped_at_the_end_is_offered_too() {
+    for arguments in [&["-P", "8"][..], &["--reconnect"], &["--threads", "2"]] {
+        let (server, begun) = (WrongServer::start(Fault::None), Instant::now());
+        let arguments = [&["-c", "4", "-r", "500", "-d", "1s", "--timeout", "1h"], arguments].concat();
+        let flood = Flood::start(&server.address(), &arguments);
+        eventually("requests are sent", || server.requests() > 20);
+        freeze(flood.pid());
+        eventually("its time is over", || begun.elapsed() > Duration::from_millis(1500));
+        flood.signal(Signal::CONT);
+        let run = flood.end();
+        // One every 2 ms, but not at the end of the second.
+        assert_eq!((run.count("total", "offered"), run.count("total", "right")), (499, 499), "{}", run.json);
+        assert_eq!((run.errors(), run.status), (vec![], 0), "{arguments:?}: {}", run.json);
+    }
+}
+
 #[test]
 fn frozen_server_is_not_waited_for_once_interrupted() {
     for arguments in [&["-P", "8"][..], &["-r", "2000"], &["-P", "8", "--threads", "2"]] {
