@@ -1,5 +1,8 @@
 //! How a run ends: in time whatever the server does, early by its own limits, by an interrupt, by an expected stop.
 
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+
 use super::*;
 
 #[test]
@@ -143,6 +146,55 @@ fn duration_ends_a_run_without_losing_anything() {
         assert!(run.count("requests", "right") > 0 && run.json["seconds"].as_f64().unwrap() >= 0.29);
         assert!(run.json["series"].as_array().is_some_and(|rows| rows.len() >= 2), "{}", run.json["series"]);
     }
+}
+
+/// The last row has replies and nothing else.
+#[test]
+fn replies_after_the_last_request_are_in_the_rows() {
+    let server = serve("--handler-delay 250ms");
+    for way in [&["-n", "4"][..], &["-r", "100", "-d", "50ms"]] {
+        let arguments = [&["-c", "4", "--timeout", PATIENT], way].concat();
+        let run = Run::new(&server.address.to_string(), &arguments);
+        assert_eq!(
+            (run.errors(), run.count("requests", "right"), run.status),
+            (vec![], 4, 0),
+            "{}",
+            run.json
+        );
+    }
+}
+
+/// It says something first, and is late with it.
+#[test]
+fn requests_that_wait_for_a_connection_when_the_time_is_over_are_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let greet_and_echo = |stream: TcpStream| {
+        thread::sleep(Duration::from_millis(600));
+        let (mut input, mut output) = (&stream, &stream);
+        output.write_all(b"hi\n").and_then(|()| std::io::copy(&mut input, &mut output))
+    };
+    // Both end with the connections, or with the tests.
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || greet_and_echo(stream));
+        }
+    });
+    let texts = ["--request", "x{n}", "--expect", "{line}", "--greeting", "hi"];
+    let ways = ["-c", "2", "-r", "100", "-d", "300ms", "--timeout", PATIENT];
+    let run = Run::new(&address, &[&texts[..], &ways].concat());
+    assert_eq!((run.errors(), run.count("requests", "right")), (vec![], 29), "{}", run.json);
+}
+
+#[test]
+fn server_that_comes_back_within_the_timeout_is_not_given_up() {
+    let server = WrongServer::start(Fault::Away(10));
+    let run = Run::new(&server.address(), &["-c", "1", "-n", "200", "--timeout", PATIENT]);
+    // Whether what is sent meanwhile is lost, and how the connections end, is chance.
+    run.errors();
+    assert_eq!((run.count("connections", "opened"), run.status), (12, 1), "{}", run.json);
+    assert_eq!((run.count("requests", "sent"), &run.json["ended_early"]), (200, &Value::Null));
+    assert!(run.count("requests", "right") >= 189, "{}", run.json);
 }
 
 #[test]

@@ -58,6 +58,13 @@ impl Run {
             let count = |name| self.count(group, name);
             assert_eq!(count("offered"), count("sent") + count("unsent"), "{group}: {}", self.json);
         }
+        // Rows and latencies are of the measured part, to the request.
+        let rows = self.json["series"].as_array().unwrap();
+        let in_rows = |what: &str| rows.iter().filter_map(|row| row[what].as_u64()).sum::<u64>();
+        let offered = if self.json["options"]["rate"].is_null() { 0 } else { count("offered") };
+        assert_eq!((in_rows("sent"), in_rows("offered")), (count("sent"), offered), "{}", self.json);
+        let answered = (in_rows("right"), self.count("latency_us", "count"));
+        assert_eq!(answered, (count("right"), count("right")), "{}", self.json);
         let mut errors = Vec::new();
         for (group, names) in [
             ("requests", &["wrong", "reordered", "duplicated", "lost", "unread", "unasked", "unsent"][..]),

@@ -66,11 +66,6 @@ fn every_way_of_sending_sends_what_was_asked_for() {
         let run = Run::new(&server.address(), &[arguments, &["-n", "203", "--timeout", PATIENT]].concat());
         assert_eq!((run.errors(), run.status), (vec![], 0), "{arguments:?}: {}", run.json);
         assert_eq!(run.count("requests", "right"), 203, "{arguments:?}");
-        // None of those between the end of the warm-up and the next look at the clock is missing.
-        let rows = run.json["series"].as_array().unwrap();
-        let in_rows = |what: &str| rows.iter().map(|row| row[what].as_u64().unwrap()).sum::<u64>();
-        let sums = (in_rows("sent"), in_rows("right"), run.count("latency_us", "count"));
-        assert_eq!(sums, (203, 203, 203), "{arguments:?}: {}", run.json);
         if arguments.contains(&"--reconnect") {
             assert_eq!(run.count("connections", "opened"), 203, "{arguments:?}");
         }

@@ -68,6 +68,8 @@ pub(crate) enum Fault {
     StopInside,
     /// The server disappears with all connections.
     Die,
+    /// The connection ends instead of the reply, and so many that come then as soon as they are there.
+    Away(usize),
 }
 
 /// The server; it ends when dropped.
@@ -150,6 +152,13 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
     }
     match shared.fault {
         Fault::CloseAtOnce => return Ok(()),
+        // Each counts as a request.
+        Fault::Away(connections)
+            if (4..4 + connections).contains(&shared.requests.load(Ordering::SeqCst)) =>
+        {
+            shared.requests.fetch_add(1, Ordering::SeqCst);
+            return Ok(());
+        }
         Fault::Deaf => {
             while !shared.ended.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(10));
@@ -175,7 +184,7 @@ fn serve(shared: &Shared, mut stream: TcpStream) -> std::io::Result<()> {
             }
             Fault::Swap if !held_back.is_empty() => right + &std::mem::take(&mut held_back),
             Fault::Truncate if fourth => right[..right.len() / 2].to_owned(),
-            Fault::Close if fourth => return finish(&mut stream),
+            Fault::Close | Fault::Away(_) if fourth => return finish(&mut stream),
             Fault::Reset if fourth => {
                 // Seldom seen in between: the reset is mostly there when the replies are read, and a write is told of it.
                 stream.write_all(held_back.as_bytes())?;
