@@ -138,7 +138,7 @@ fn redis_cli_is_served() {
 fn redis_benchmark_is_served() {
     in_both_ways(|kv| {
         let port = kv.address.port().to_string();
-        let flood = ["-t", "ping,set,get,incr", "-P", "16", "-c", "50", "-n", "20000", "-r", "1000", "--csv"];
+        let flood = ["-t", "ping,set,get,incr", "-P", "16", "-c", "50", "-n", "5000", "-r", "1000", "--csv"];
         let Some(ended) = client(Command::new("redis-benchmark").args(["-p", &port]).args(flood)) else {
             return;
         };
