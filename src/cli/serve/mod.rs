@@ -23,8 +23,9 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tidemill::exec::ProgramsHandle;
-use tidemill::{Address, Builder, Config, Error, Listener, Outcome, Server, ServerHandle};
+use serde::Serialize;
+use tidemill::exec::{ProgramsHandle, ProgramsStats};
+use tidemill::{Address, Builder, Config, Error, Listener, Outcome, Server, ServerHandle, Stats};
 
 use super::output::Output;
 use super::{FAILED, USAGE, fail, files, print};
@@ -182,10 +183,11 @@ fn serve(
     }
 
     let outcome = server.wait();
-    if let Some(programs) = programs {
+    let programs = programs.map(|programs| {
         // They are gone, unless a worker is left behind that waits for one.
         programs.end(Duration::ZERO);
-    }
+        programs.stats()
+    });
     upgrader.end();
     let drain_timeout = handle.config().drain_timeout;
     if let Some(predecessor) = predecessor {
@@ -197,7 +199,7 @@ fn serve(
     log.begin_last_lines();
     let status = match &outcome {
         Ok(outcome) => {
-            conclude(outcome);
+            conclude(outcome, programs);
             if outcome.is_clean() { 0 } else { FAILED }
         }
         Err(error) => {
@@ -393,9 +395,18 @@ fn announce(handle: &ServerHandle, output: &Output) {
     }
 }
 
+/// The final statistics.
+#[derive(Serialize)]
+struct Last<'a> {
+    #[serde(flatten)]
+    stats: &'a Stats,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    programs: Option<ProgramsStats>,
+}
+
 /// The last log line, with the final statistics.
-fn conclude(outcome: &Outcome) {
-    let stats = serde_json::to_string(&outcome.stats).unwrap_or_default();
+fn conclude(outcome: &Outcome, programs: Option<ProgramsStats>) {
+    let stats = serde_json::to_string(&Last { stats: &outcome.stats, programs }).unwrap_or_default();
     if outcome.is_clean() {
         tracing::info!(%stats, "stopped; nothing was dropped");
     } else {

@@ -188,4 +188,10 @@ fn the_last_statistics_of_a_good_run_say_so() {
     ended.assert_clean();
     let last: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
     assert_eq!(last["programs"]["available"], true, "{last}");
+    // Those of the log know how each of them has ended, too.
+    let log = ended.stderr.lines().last().unwrap();
+    let stats: serde_json::Value = serde_json::from_str(log.split_once("stats=").unwrap().1).unwrap();
+    let programs = &stats["programs"];
+    assert_eq!((&programs["available"], &programs["running"]), (&true.into(), &0.into()), "{log}");
+    assert_eq!(programs["started_total"], crate::support::total(&programs["ended_total"]), "{log}");
 }
