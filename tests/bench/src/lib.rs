@@ -10,6 +10,7 @@ mod compare;
 mod elasticity;
 mod fanout;
 mod flood;
+mod gateways;
 mod goal;
 mod machine;
 mod measure;

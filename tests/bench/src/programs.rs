@@ -1,10 +1,12 @@
 //! What it costs to serve requests by programs: `serve --exec` beside a bare pipe and a bare TCP echo, in turns.
 //!
-//! Three questions: one request at a time, what comes on top of a pipe's round trip and a socket's; many connections, what share of the rate
-//! of bare programs is left; a burst on a pool that is too small, how long beside starting the missing programs bare.
+//! Four questions: one request at a time, what comes on top of a pipe's round trip and a socket's; many connections, what share of the rate
+//! of bare programs is left, and of a thread and a program for each connection and nothing else; a burst on a pool that is too small, how
+//! long beside starting the missing programs bare; a command that reaches a program that is ready, how soon that answers.
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
@@ -14,13 +16,31 @@ use clap::Parser;
 use procfs::process::Process;
 
 use crate::flood::{self, load};
+use crate::gateways;
 use crate::machine::signed;
 use crate::server::{OURS, Server, ServerSpec};
 use crate::stats::Estimate;
 
 /// Whatever takes longer has failed.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 const LINE: &[u8] = b"thirty bytes, their newline too\n";
+/// Requests that a client sends at once where it does not wait for each reply.
+const PACK: usize = 16;
+/// Commands that reach a program, and programs kept ready for them.
+const COMMANDS: usize = 20;
+/// A program that speaks newline-delimited JSON-RPC, as a tool server does.
+pub(crate) const TOOL: &str = r#"use JSON::PP; $| = 1; my $json = JSON::PP->new->canonical;
+select undef, undef, undef, $ARGV[0] // 0;
+while (my $line = <STDIN>) {
+    my $call = $json->decode($line);
+    next unless defined $call->{id};
+    my $result = $call->{method} eq 'initialize'
+        ? { protocolVersion => $call->{params}{protocolVersion}, capabilities => { tools => {} }, serverInfo => { name => 'tool', version => '1' } }
+        : $call->{method} eq 'tools/list' ? { tools => [ { name => 'echo', inputSchema => { type => 'object' } } ] }
+        : { content => [ { type => 'text', text => $call->{params}{arguments}{text} } ] };
+    print $json->encode({ jsonrpc => '2.0', id => $call->{id}, result => $result }), "\n";
+}
+"#;
 
 /// Measures what programs as handlers cost
 #[derive(Debug, Parser)]
@@ -28,7 +48,7 @@ const LINE: &[u8] = b"thirty bytes, their newline too\n";
 pub(crate) struct Args {
     /// The server
     #[arg(long, value_name = "FILE")]
-    tidemill: String,
+    pub(crate) tidemill: String,
     /// A program that answers each line with itself, and costs nothing
     #[arg(long, value_name = "COMMAND", default_value = "cat")]
     trivial: String,
@@ -55,10 +75,12 @@ const SLOW: &str = r#"perl -e '$| = 1; my $until = 10 + (times)[0]; $n += $_ for
 pub(crate) fn run(args: &Args) -> Result<bool> {
     if args.others {
         beside_others(args)?;
+        gateways::measure(args)?;
     } else {
         one_at_a_time(args)?;
         many(args)?;
         burst(args)?;
+        commands(args)?;
     }
     Ok(true)
 }
@@ -100,7 +122,7 @@ fn serve(args: &Args, command: &str, options: &[&str]) -> Result<Server> {
     Server::start(server.args(["serve", "0", "--log-level", "error", "--exec", command]).args(options))
 }
 
-fn connect(address: SocketAddr) -> Result<TcpStream> {
+pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -125,23 +147,12 @@ fn median(requests: usize, mut one: impl FnMut() -> Result<()>) -> Result<f64> {
     Ok(middle(&took))
 }
 
-fn middle(values: &[f64]) -> f64 {
+pub(crate) fn middle(values: &[f64]) -> f64 {
     Estimate::of(values).map_or(f64::NAN, |estimate| estimate.median)
 }
 
 fn one_at_a_time(args: &Args) -> Result<()> {
-    let echo = TcpListener::bind("127.0.0.1:0")?;
-    let address = echo.local_addr()?;
-    thread::spawn(move || {
-        let Ok((mut stream, _)) = echo.accept() else { return };
-        drop(stream.set_nodelay(true));
-        let mut buffer = [0; 4096];
-        while let Ok(read) = stream.read(&mut buffer)
-            && read > 0
-            && stream.write_all(&buffer[..read]).is_ok()
-        {}
-    });
-    let mut socket = connect(address)?;
+    let mut socket = connect(serve_bare(None)?)?;
     let mut bare = Bare::start(&args.trivial)?;
     let server = serve(args, &args.trivial, &["--min-threads", "1", "--max-threads", "1"])?;
     let mut client = connect(server.address)?;
@@ -180,22 +191,76 @@ fn rate<T: Send>(of: Vec<T>, one: impl Fn(&mut T) -> Result<()> + Sync) -> Resul
     })
 }
 
+/// A server without what makes one: a thread for each connection, and a program if `command` says one, the two ends of a socket and of
+/// a pipe one behind the other.
+fn serve_bare(command: Option<String>) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let serve = move |mut stream: TcpStream| -> Result<()> {
+        stream.set_nodelay(true)?;
+        let mut program = command.as_deref().map(Bare::start).transpose()?;
+        let mut buffer = [0; 4096];
+        loop {
+            let read = stream.read(&mut buffer)?;
+            if read == 0 {
+                return program.map_or(Ok(()), Bare::end);
+            }
+            match &mut program {
+                Some(program) => {
+                    program.ask(&buffer[..read])?;
+                    stream.write_all(&program.line)?;
+                }
+                None => stream.write_all(&buffer[..read])?,
+            }
+        }
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            thread::spawn(move || serve(stream).map_err(|error| eprintln!("a bare server: {error}")));
+        }
+    });
+    Ok(address)
+}
+
 fn many(args: &Args) -> Result<()> {
     let count = args.connections;
     let threads = count.to_string();
     let server = serve(args, &args.trivial, &["--max-threads", &threads])?;
-    let (mut bare, mut served) = (Vec::new(), Vec::new());
+    let (echo, hop) = (serve_bare(None)?, serve_bare(Some(args.trivial.clone()))?);
+    // Those of a bare server are there behind the first reply.
+    let clients = |address| {
+        let client = || {
+            let mut client = connect(address)?;
+            ask(&mut client, LINE)?;
+            Ok(client)
+        };
+        (0..count).map(|_| client()).collect::<Result<Vec<_>>>()
+    };
+    let (mut bare, mut echoed, mut hopped, mut served, mut packed) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let pack = LINE.repeat(PACK);
     for _ in 0..args.turns {
         let programs = (0..count).map(|_| Bare::start(&args.trivial)).collect::<Result<Vec<_>>>()?;
         bare.push(rate(programs, |program| program.ask(LINE))?);
-        let clients = (0..count).map(|_| connect(server.address)).collect::<Result<Vec<_>>>()?;
-        served.push(rate(clients, |client| ask(client, LINE))?);
+        echoed.push(rate(clients(echo)?, |client| ask(client, LINE))?);
+        hopped.push(rate(clients(hop)?, |client| ask(client, LINE))?);
+        served.push(rate(clients(server.address)?, |client| ask(client, LINE))?);
+        packed.push(rate(clients(server.address)?, |client| ask(client, &pack))? * PACK as f64);
     }
-    let (bare, served) = (middle(&bare), middle(&served));
-    println!(
-        "{count} at a time, requests/s: bare programs {bare:.0}, served {served:.0}: {:.2}",
-        served / bare
-    );
+    let [bare, echoed, hopped, served, packed] =
+        [bare, echoed, hopped, served, packed].map(|rates| middle(&rates));
+    println!("{count} at a time, requests/s: bare programs {bare:.0}");
+    let rows = [
+        ("sockets alone, a thread each", echoed),
+        ("a thread and a program each, socket and pipe", hopped),
+        ("served", served),
+        ("served, each client 16 requests at once", packed),
+    ];
+    for (what, rate) in rows {
+        println!("  {what}: {rate:.0}: {:.2}", rate / bare);
+    }
+    println!("  served, of a thread and a program each: {:.2}", served / hopped);
     Ok(())
 }
 
@@ -241,6 +306,63 @@ fn burst(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// A file that is gone with this.
+pub(crate) struct Script(pub(crate) PathBuf);
+
+impl Script {
+    pub(crate) fn new(name: &str, content: &str) -> Result<Script> {
+        let path = std::env::temp_dir().join(format!("programs-{}-{name}", std::process::id()));
+        std::fs::write(&path, content)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        Ok(Script(path))
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+/// From the start of a command to its first reply, in milliseconds.
+fn first_reply(command: &str) -> Result<f64> {
+    let begun = Instant::now();
+    let mut program = Bare::start(command)?;
+    program.input.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\",\"params\":{}}\n")?;
+    program.output.read_until(b'\n', &mut program.line)?;
+    let took = begun.elapsed();
+    if !program.line.starts_with(b"{\"id\":1,") {
+        return Err(Error::other("a wrong reply of a command"));
+    }
+    program.end()?;
+    Ok(took.as_secs_f64() * 1e3)
+}
+
+/// Clients that only know how to start a command, which reaches a program that was started before.
+fn commands(args: &Args) -> Result<()> {
+    let tool = Script::new("tool.pl", TOOL)?;
+    let command = format!("perl {} 0.5", tool.0.display());
+    let bare = (0..3).map(|_| first_reply(&command)).collect::<Result<Vec<_>>>()?;
+    let bare = middle(&bare);
+    for mode in ["shared", "leased"] {
+        let spare = COMMANDS.to_string();
+        let limits = ["--min-threads", "1", "--max-threads", "64"];
+        let options = [&["--exec-mode", mode, "--exec-spare", &spare], &limits[..]].concat();
+        let server = serve(args, &command, &options)?;
+        // By then all of them wait for input.
+        thread::sleep(Duration::from_secs_f64(bare / 1e3 * 5.0));
+        let reach = format!("{} client --pipe {}", args.tidemill, server.address);
+        let mut took = (0..COMMANDS).map(|_| first_reply(&reach)).collect::<Result<Vec<_>>>()?;
+        took.sort_by(f64::total_cmp);
+        println!(
+            "a command that reaches a program ({mode}), first reply: p50 {:.1} ms, most {:.1} ms; the program alone {bare:.0} ms",
+            took[COMMANDS / 2],
+            took[COMMANDS - 1]
+        );
+    }
+    Ok(())
+}
+
 /// Servers that start a program for each connection, and ours, which starts one for each worker.
 const OTHERS: [(&str, &str); 4] = [
     (OURS, "{tidemill} serve {port} --log-level error --exec"),
@@ -253,15 +375,13 @@ const SCRIPT: &str = "#!/bin/sh\nexec perl -ne 'BEGIN { $| = 1 } print'\n";
 /// What they are asked.
 const ASKS: &str = "--request a-line-of-thirty-bytes-and-one --expect {line} --timeout 60s";
 /// Clients at a time.
-const CLIENTS: [usize; 3] = [1, 64, 500];
+pub(crate) const CLIENTS: [usize; 3] = [1, 64, 500];
 /// First replies at least, one after the other where there are fewer clients.
-const FIRSTS: usize = 21;
+pub(crate) const FIRSTS: usize = 21;
 
 fn beside_others(args: &Args) -> Result<()> {
-    let script = std::env::temp_dir().join(format!("programs-{}.sh", std::process::id()));
-    std::fs::write(&script, SCRIPT)?;
-    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let script = script.to_string_lossy().into_owned();
+    let file = Script::new("echo.sh", SCRIPT)?;
+    let script = file.0.display().to_string();
     println!("| server | clients | first reply, p50 | requests/s | processes | memory |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for clients in CLIENTS {
@@ -291,11 +411,11 @@ fn beside_others(args: &Args) -> Result<()> {
             println!("| {name} | {clients} | {first:.1} ms | {rate:.0} | {processes} | {mib:.0} MiB |");
         }
     }
-    std::fs::remove_file(script)
+    Ok(())
 }
 
 /// Process `pid` and all that it has started: how many there are, and the memory that they have to themselves, in MiB.
-fn weight(pid: u32) -> Result<(usize, f64)> {
+pub(crate) fn weight(pid: u32) -> Result<(usize, f64)> {
     let (mut next, mut count, mut bytes) = (vec![pid], 0, 0);
     while let Some(pid) = next.pop() {
         // One that ends meanwhile is none of them.
