@@ -203,6 +203,7 @@ fn what_is_wrong_in_a_file_is_one_line_with_file_line_key_and_what_was_meant() {
         ("bind = [\"localhost\"]\n", &[".toml:1: ", "bind", "localhost"]),
         ("bind = [[\"::1\"]]\n", &[".toml:1: ", "bind", "strings"]),
         ("kill-from = \"\"\n", &[".toml:1: ", "kill-from"]),
+        ("kill-from = [\"loopback\", \"10.0.0.0/8\"]\n", &[".toml:1: ", "kill-from", "stands alone"]),
         // What only the library knows to be wrong.
         ("max-line = 0\n", &[".toml:1: ", "max-line is 0"]),
         ("\nmin-threads = 9\nmax-threads = 8\n", &[".toml:2: ", "min-threads is 9", "max-threads"]),

@@ -242,14 +242,13 @@ pub(super) fn stop_from(list: &str) -> Result<StopFrom, String> {
         _ => {}
     }
     let network = |text: &str| {
-        network(text.trim()).ok_or_else(|| {
-            format!(
-                "'{}' is not any, none, loopback, an address, or a network such as 10.0.0.0/8",
-                text.trim()
-            )
+        network(text).ok_or_else(|| match text {
+            "any" | "none" => format!("'{text}' stands alone"),
+            "loopback" => "'loopback' stands alone; in a list it is 127.0.0.0/8,::1".to_owned(),
+            _ => format!("'{text}' is not any, none, loopback, an address, or a network such as 10.0.0.0/8"),
         })
     };
-    list.split(',').map(network).collect::<Result<_, _>>().map(StopFrom::Networks)
+    list.split(',').map(str::trim).map(network).collect::<Result<_, _>>().map(StopFrom::Networks)
 }
 
 /// A network, or one of a single address.
