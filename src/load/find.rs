@@ -29,6 +29,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(60);
 const SAMPLES_BEYOND: f64 = 12.0;
 /// From one rate to the next while none has failed.
 const GROWTH: f64 = std::f64::consts::SQRT_2;
+/// The same above an upper end that held after all, at first: mostly that was only a little too low.
+const SMALL_GROWTH: f64 = RESOLUTION * RESOLUTION;
 /// The interval of the answer, as the ratio of its ends.
 const RESOLUTION: f64 = 1.02;
 /// Below this rate, in requests a second, no server is of use.
@@ -56,6 +58,8 @@ struct Search {
     /// The highest rate that holds, and the lowest that does not.
     low: Option<f64>,
     high: Option<f64>,
+    /// To the next rate while there is no `high`.
+    growth: f64,
     /// From `high` on it is the generator that does not keep up.
     is_generators_limit: bool,
     /// The upper end has been tried once more, after the search had come to it.
@@ -73,6 +77,7 @@ impl Search {
             rate: first.max(LOWEST_RATE),
             low: None,
             high: None,
+            growth: GROWTH,
             is_generators_limit: false,
             is_confirmed: false,
             reopened: 0,
@@ -103,7 +108,8 @@ impl Search {
         if said == Said::Holds && self.reopened < MOST_REOPENED {
             self.reopened += 1;
             (self.low, self.high) = (self.high, None);
-            self.rate = self.low.map_or(self.rate, |low| low * GROWTH);
+            self.growth = SMALL_GROWTH;
+            self.rate = self.low.map_or(self.rate, |low| low * self.growth);
             (self.is_generators_limit, self.nothing) = (false, 0);
             return;
         }
@@ -138,7 +144,11 @@ impl Search {
         (self.holds, self.fails, self.nothing) = (0, 0, 0);
         self.rate = match (self.low, self.high) {
             (Some(low), Some(high)) => (low * high).sqrt(),
-            (Some(low), None) => low * GROWTH,
+            (Some(low), None) => {
+                let rate = low * self.growth;
+                self.growth = (self.growth * self.growth).min(GROWTH);
+                rate
+            }
             (None, Some(high)) => (high / 2.0).max(LOWEST_RATE),
             (None, None) => self.rate,
         };
@@ -328,6 +338,22 @@ mod tests {
         }
     }
 
+    /// One step that fails twice near the limit: what fails far above is not tried again.
+    #[test]
+    fn upper_end_that_was_a_little_too_low_costs_few_steps() {
+        let (mut search, mut steps) = (Search::new(3000.0), 0);
+        let mut odd = 2;
+        while let Some(rate) = search.next() {
+            steps += 1;
+            let is_odd = (6200.0..6400.0).contains(&rate) && odd > 0;
+            odd -= u32::from(is_odd);
+            search.learn(if rate >= 6400.0 || is_odd { Said::Fails } else { Said::Holds });
+        }
+        let (low, high) = (search.low.unwrap(), search.high.unwrap());
+        assert!(low < 6400.0 && 6400.0 <= high && search.reopened == 1, "{search:?}");
+        assert!(steps <= 20, "{steps}");
+    }
+
     #[test]
     fn generator_that_does_not_keep_up_gives_no_answer() {
         let (search, _) = search(1000.0, 6400.0, 3000.0, usize::MAX);
@@ -364,7 +390,7 @@ mod tests {
             assert_eq!(search.is_confirmed, is_confirmed, "{reopened}");
             if !is_confirmed {
                 assert_eq!((search.low, search.high, search.reopened), (Some(101.0), None, reopened + 1));
-                assert_eq!((search.next(), search.is_generators_limit), (Some(101.0 * GROWTH), false));
+                assert_eq!((search.next(), search.is_generators_limit), (Some(101.0 * SMALL_GROWTH), false));
             }
         }
         for (was, said, is) in
