@@ -1,9 +1,9 @@
 //! How a process that is to take this one's place is started: by one in between, which is gone by the time it takes over.
 //!
 //! A service manager waits, in a stop, for a main process that is its own child, and kills any other at once (systemd: "is not our
-//! child"). So the new process is started by a process in between, this very program, which ends as soon as the new one is ready: it
-//! is whose the service manager's children are then, as this process is. Until that the one in between waits for it, so that how it ended
-//! can be told. Not in here: what the two say to each other (`upgrade`). Held by `tests/it/systemd/real.rs`.
+//! child"). So the new process is started by one in between, this very program, which ends as soon as the new one is ready: that is
+//! the service manager's child then, as all are whose parent has gone. Until then the one in between waits for it, so that how it
+//! ended can be told. Not in here: what old and new say to each other (`upgrade`). Held by `tests/it/systemd/real.rs`.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -132,7 +132,7 @@ impl Successor {
         self.id
     }
 
-    /// It is ready: from now on it is a child of whoever this process is one of, or of who stands in for that.
+    /// It is ready: from now on it is a child of the service manager, or of whoever else adopts those whose parent has gone.
     pub(super) fn adopt_out(&mut self) {
         if let Some(mut between) = self.between.take() {
             // It has not been waited for. What it would tell is of no account any more.
