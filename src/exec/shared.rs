@@ -2,7 +2,8 @@
 //!
 //! A worker has a program while it has a request, no longer: whoever has one is served by any that is ready, and those that wait for one
 //! get it in the order in which they came. So no request waits for a start while programs are idle, and what is to be done about idle
-//! ones, of age or dead, is done by the keeper. Held by `exec::replaced` in `tests/it`.
+//! ones, of age or dead, is done by the keeper. Held by `exec::replaced` in `tests/it`, but for the order: without it whoever waits is
+//! mostly awake before the next request is taken, so that no test from outside tells.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
