@@ -39,8 +39,14 @@ const LOWEST_RATE: f64 = 1.0;
 const TRIES: u32 = 3;
 /// So often the search goes on above an upper end that holds after all.
 const MOST_REOPENED: u32 = 4;
+/// After so many steps in a row of which nothing can be said, at three rates, this machine has no answer: lower rates only take
+/// longer.
+const MOST_SILENT: usize = 3 * TRIES as usize;
 /// A search that has not ended by then does not converge.
 const MOST_STEPS: usize = 60;
+
+/// What is shown of a step of which nothing can be said.
+const NOTHING: &str = "says nothing";
 
 /// What a step says of its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,7 +184,7 @@ pub(crate) fn find(
     let mut search = Search::new(first);
     let mut gone = best.ended_early.is_some() || best.requests.right == 0;
     let mut is_wrong = is_wrong(&best);
-    while let Some(rate) = search.next().filter(|_| !gone && !is_wrong && find.steps.len() < MOST_STEPS) {
+    while let Some(rate) = search.next().filter(|_| !gone && !is_wrong && is_worth_going_on(&find.steps)) {
         let samples = asserts.iter().map(Assert::samples_needed).fold(0.0, f64::max) * SAMPLES_BEYOND;
         let length = length.max(Duration::from_secs_f64(samples / rate)).min(LONGEST_STEP);
         plan = Plan { rate: Some(Curve::constant(rate)), duration: Some(length), ..plan };
@@ -203,7 +209,7 @@ pub(crate) fn find(
             said: match said {
                 Said::Holds => "holds",
                 Said::Fails => "fails",
-                Said::Nothing => "says nothing",
+                Said::Nothing => NOTHING,
             }
             .to_owned(),
             why: report.problems.first().cloned().unwrap_or_default(),
@@ -220,6 +226,12 @@ pub(crate) fn find(
     find.rate = find.low.filter(|_| done && find.high.is_some());
     conclude(&mut best, find, done, gone);
     Ok(best)
+}
+
+/// Whether the search, after these steps, may still come to an end.
+fn is_worth_going_on(steps: &[FindStep]) -> bool {
+    let silent = steps.iter().rev().take_while(|step| step.said == NOTHING).count();
+    steps.len() < MOST_STEPS && silent < MOST_SILENT
 }
 
 /// Whether the server gave a reply that it must not give at any rate.
@@ -405,6 +417,27 @@ mod tests {
             search.learn(said);
             assert_eq!((search.is_generators_limit, search.next()), (is, None), "{was} {said:?}");
         }
+    }
+
+    #[test]
+    fn search_that_learns_nothing_is_given_up() {
+        let step = |said: &str| FindStep {
+            rate: 1.0,
+            seconds: 1.0,
+            values: Vec::new(),
+            p99_us: None,
+            said: said.to_owned(),
+            why: String::new(),
+        };
+        let mut steps: Vec<FindStep> = (1..MOST_SILENT).map(|_| step(NOTHING)).collect();
+        steps.insert(0, step("fails"));
+        assert!(is_worth_going_on(&steps) && is_worth_going_on(&[]));
+        steps.push(step(NOTHING));
+        assert!(!is_worth_going_on(&steps));
+        steps.push(step("holds"));
+        assert!(is_worth_going_on(&steps));
+        steps.extend((0..MOST_STEPS).map(|_| step("fails")));
+        assert!(!is_worth_going_on(&steps));
     }
 
     #[test]
