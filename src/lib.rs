@@ -38,6 +38,7 @@
 //! # Features
 //!
 //! - `cli` (default): the `tidemill` program. An embedder turns it off with `default-features = false`.
+//! - `top` (default): `tidemill top`, a terminal screen; needs `cli`.
 //! - `exec`: the module `exec`, programs in any language as handlers. Part of `cli`.
 //! - `simulate`: the modules `simulate` and `schedule`, which play the pool's rule in simulated time. Part of `cli`.
 //! - `admin`: the server tells about itself by HTTP, `Builder::admin`. Part of `cli`.
