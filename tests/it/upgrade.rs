@@ -381,6 +381,24 @@ fn a_second_request_is_ignored_while_one_is_under_way_and_a_stop_ends_both() {
 }
 
 #[test]
+fn a_stop_at_any_moment_of_an_upgrade_leaves_no_process_behind() {
+    for round in 0..60 {
+        let line = Line::start("--upgrade-timeout 1h");
+        let told = line.program.with_file_name("number");
+        line.put_script(&format!("echo $$ >{}; exec sleep 1000 >&- 2>&-", told.display()));
+        line.signal(Signal::USR2);
+        // In another phase of it each time.
+        thread::sleep(Duration::from_micros(250 * round));
+        line.signal(Signal::TERM);
+        line.first.wait().assert_clean();
+        let Ok(number) = fs::read_to_string(&told) else { continue };
+        let Ok(number) = number.trim().parse() else { continue };
+        let new = Pid::from_raw(number).unwrap();
+        eventually("it has ended, too", || test_kill_process(new).is_err());
+    }
+}
+
+#[test]
 fn kill_service_ends_a_process_that_is_not_ready_too() {
     let line = Line::start("--upgrade-timeout 1h");
     line.put_script("exec sleep 1000");

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
+use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal};
 
 use super::upgrade::{far, receive, send};
@@ -97,7 +98,7 @@ impl Successor {
         let spawned = command.spawn();
         // It holds the other end of the pair, whose closing is how the end of the new process is noticed.
         drop(command);
-        let mut between = spawned.map_err(|error| refused(&error.to_string()))?;
+        let between = spawned.map_err(|error| refused(&error.to_string()))?;
         let mut is_unasked = false;
         let told = loop {
             match receive(pair, deadline) {
@@ -116,7 +117,12 @@ impl Successor {
         match told {
             Ok((id, process)) => Ok(Successor { id, process, between: Some(between), is_unasked }),
             Err(reason) => {
-                between.kill().and_then(|()| between.wait()).map(drop).unwrap_or_default();
+                // It may have started it, and not have told: who cannot tell ends what it has started. What it told since is here.
+                let _ = shutdown(pair, Shutdown::Both);
+                while let Ok((_, process)) = receive(pair, Instant::now() + LAST_MOMENT) {
+                    let _ = process.map(|process| pidfd_send_signal(&process, Signal::KILL));
+                }
+                wait_or_kill(between);
                 Err(reason)
             }
         }
@@ -156,13 +162,17 @@ impl Successor {
                 let _ = pidfd_send_signal(&self.process, Signal::KILL);
             }
         }
-        let mut between = self.between.take()?;
-        let process = pidfd_open(Pid::from_child(&between), PidfdFlags::empty()).ok()?;
-        if !ended(&process, LAST_MOMENT) {
-            between.kill().unwrap_or_default();
-        }
-        between.wait().ok().filter(|status| by_itself && !status.success())
+        wait_or_kill(self.between.take()?).filter(|status| by_itself && !status.success())
     }
+}
+
+/// Waits a moment for the one in between to end by itself.
+fn wait_or_kill(mut between: Child) -> Option<ExitStatus> {
+    let process = pidfd_open(Pid::from_child(&between), PidfdFlags::empty());
+    if !process.is_ok_and(|process| ended(&process, LAST_MOMENT)) {
+        between.kill().unwrap_or_default();
+    }
+    between.wait().ok()
 }
 
 /// Whether a process ends within `timeout`.
