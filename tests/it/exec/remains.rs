@@ -106,6 +106,8 @@ fn what_a_program_leaves_in_its_group_goes_with_it() {
     eventually("its child is known", || server.log().contains("program=1"));
     let child = digits(server.log().lines().find(|line| line.contains("program=1")).unwrap());
     is_gone(child);
+    // So does that of its successor, which would outlive a server that is killed.
+    server.stop().assert_clean();
 }
 
 #[test]
