@@ -13,4 +13,6 @@ export CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom"
 # It would win over the flag, and no model would be run.
 unset CARGO_ENCODED_RUSTFLAGS
 export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}"
+# Optimized, as models are slow otherwise, but not as a whole: that takes longer than it saves.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0
 exec cargo test --locked --release --lib --no-default-features -- "${1:-loom_tests}"
