@@ -5,8 +5,9 @@
 #   scripts/weights.sh [PERCENT [SECONDS]]     load in percent of what both can do, 90; how long is counted, 20
 #
 # The handlers only wait, so it measures the shares and not the machine. Needs haproxy. Exit status 1 if it is below 95 % of ideal.
-# On two busy cores it said 97 % at a load of 90, 99 at 110, and 89 at 200: where both servers have nothing left both say so, and are
-# given equal parts, until the smaller one holds most of the connections. Against that there is a maxconn for each server.
+# On two quiet cores it said 100 % at a load of 90 and 99 at 110, and on busy ones 89 at 200: where both servers have nothing left
+# both say so, and are given equal parts, until the smaller one holds most of the connections. Against that there is a maxconn for
+# each server.
 set -euo pipefail
 unset CDPATH
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
