@@ -13,7 +13,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -23,7 +23,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::command::Streams;
 use super::leased::Mode;
-use super::log::{Lines, Notice};
+use super::log::Lines;
 use super::look::{self, Doing};
 use super::program::{Card, Program};
 use super::shared::{End, Gone, Shared};
@@ -581,26 +581,8 @@ impl Drop for Keeper {
     }
 }
 
-impl Card {
-    fn new(number: u64, id: u32) -> Card {
-        Card { number, id, started: Instant::now(), served: AtomicU64::new(0) }
-    }
-}
-
 /// To the process group of `child`, which was not reaped.
 fn signal_group(child: &Child, signal: Signal) {
     // Refused where nobody is left in it.
     let _ = kill_process_group(Pid::from_child(child), signal);
-}
-
-impl Notice {
-    /// What is told of a program that failed a request.
-    pub(super) fn of(end: End) -> Option<Notice> {
-        match end {
-            End::Died => Some(Notice::Died),
-            End::TimedOut => Some(Notice::TimedOut),
-            End::Broke => Some(Notice::Broke),
-            End::Replaced | End::Surplus => None,
-        }
-    }
 }

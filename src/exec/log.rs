@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use memchr::memchr;
 
+use super::shared::End;
+
 /// Longest part of a line of standard error that is logged as one, in bytes.
 const MAX_LINE_BYTES: usize = 1024;
 /// So often one kind of failure is told at most; how often it came meanwhile is told with the next.
@@ -65,6 +67,18 @@ pub(super) enum Notice {
     TimedOut,
     Broke,
     Trailing,
+}
+
+impl Notice {
+    /// What is told of a program that failed a request.
+    pub(super) fn of(end: End) -> Option<Notice> {
+        match end {
+            End::Died => Some(Notice::Died),
+            End::TimedOut => Some(Notice::TimedOut),
+            End::Broke => Some(Notice::Broke),
+            End::Replaced | End::Surplus => None,
+        }
+    }
 }
 
 /// When each kind was told last, and how many came since.

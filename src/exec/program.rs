@@ -46,6 +46,13 @@ pub(super) struct Card {
     pub(super) served: AtomicU64,
 }
 
+impl Card {
+    /// It has just been started.
+    pub(super) fn new(number: u64, id: u32) -> Card {
+        Card { number, id, started: Instant::now(), served: AtomicU64::new(0) }
+    }
+}
+
 /// A program that is ready, or thought to be.
 #[derive(Debug)]
 pub(super) struct Program {

@@ -30,7 +30,8 @@
 //! | `reconfigure` | settings changed while it runs: connections that are there obey, nothing is lost |
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
-//! | `config` | `--config`: layers, errors, `--check`, the example, SIGHUP |
+//! | `config` | `--config`: layers, errors, `--check`, the example |
+//! | `reload` | SIGHUP: what changes, what needs a restart, what is refused; under load |
 //! | `manual` | manual pages and completions, as `man` and shells take them |
 //! | `architecture` | every module of the crate has its place in the order, and uses only what stands to its left |
 //! | `operating` | what the page for operators names is there |
@@ -80,6 +81,7 @@ mod pool;
 mod protocol;
 mod reconfigure;
 mod regressions;
+mod reload;
 mod scripts;
 mod services;
 mod simulate_tool;

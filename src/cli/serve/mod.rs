@@ -7,6 +7,7 @@ mod file;
 pub(crate) mod fuzzing;
 mod layers;
 mod log;
+mod records;
 mod reload;
 mod served;
 mod signals;

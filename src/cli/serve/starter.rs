@@ -20,7 +20,7 @@ use rustix::io::retry_on_intr;
 use rustix::net::{Shutdown, shutdown};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process, pidfd_open, pidfd_send_signal};
 
-use super::upgrade::{far, receive, send};
+use super::records::{far, receive, send};
 
 /// The first argument of the process in between. Not a subcommand: it is nobody's to type.
 const NAME: &str = "--starts";
