@@ -24,7 +24,7 @@ const MAX_OWED: usize = 64;
 const LONG_JOB: Nanos = 20_000;
 /// Most requests of a job that are timed together, which they are while they take less than [`SHORT_REQUEST`] each:
 /// reading the clock costs about as much as the shortest of them.
-const MAX_LAP: usize = 16;
+const MAX_LAP: usize = 4;
 
 pub(super) struct Slices<W: Wake> {
     hub: Arc<Hub<W>>,
@@ -48,15 +48,16 @@ pub(crate) struct Laps {
     laps: Vec<Lap>,
     /// When the present lap began.
     begun: Nanos,
-    /// Requests in it, and how many there may be: as many as were short before, of any job.
+    /// Requests in it, and how many there may be.
     requests: usize,
     most: usize,
 }
 
 impl Laps {
-    /// The next request is handled from `now` on.
+    /// The first request of a job is handled from `now` on. Alone in its lap, whatever was short before: within one nobody looks
+    /// whether its slice is over, or who asked is gone.
     pub(crate) fn begin(&mut self, now: Nanos) {
-        (self.begun, self.requests) = (now, 0);
+        (self.begun, self.requests, self.most) = (now, 0, 1);
     }
 
     /// When the present lap began.
@@ -83,8 +84,7 @@ impl Laps {
             Some(last) if last.is_like(&lap) => last.append(&lap),
             _ => self.laps.push(lap),
         }
-        self.most =
-            if took < SHORT_REQUEST * requests as u64 { (self.most * 2).clamp(1, MAX_LAP) } else { 1 };
+        self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
         (self.begun, self.requests) = (self.begun + took, 0);
         lap
     }
@@ -281,5 +281,26 @@ impl<W: Wake> Drop for Held<'_, W> {
             job.fail();
             self.hub.replies.push(Mail::Job(job));
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_request_of_a_job_is_timed_alone_whatever_was_short_before() {
+        let mut laps = Laps::default();
+        laps.begin(0);
+        let mut now = 0;
+        for _ in 0..100 {
+            now += 1;
+            if laps.count() {
+                laps.end(now, 0);
+            }
+        }
+        assert!(!laps.count(), "short ones are timed together");
+        laps.begin(now);
+        assert!(laps.count());
     }
 }

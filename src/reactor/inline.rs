@@ -17,13 +17,11 @@ use crate::pool::{JobPool, Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
-use crate::slow::MAX_LOGGED_BYTES as MAX_SLOW_BYTES;
+use crate::slow::MAX_LOGGED_BYTES;
 use crate::timings::Lap;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
-/// Bytes of a frame that are logged.
-const MAX_LOGGED_BYTES: usize = 64;
 /// Where the times of this thread are recorded: workers count from 1.
 const OWN_NUMBER: u64 = 0;
 
@@ -45,7 +43,7 @@ pub(super) struct Inline {
     overruns: u64,
     warned: Rate,
     pool: Arc<JobPool>,
-    /// What the first request of the present lap began with, where slow ones are told of.
+    /// What the first request of the present lap began with.
     first: Vec<u8>,
 }
 
@@ -88,7 +86,7 @@ impl Inline {
     /// and how many times they held up the loop.
     fn end(&mut self, service: &Served, job: &Job, aside: bool) -> (usize, u64) {
         if self.laps.is_open() {
-            self.overruns += u64::from(self.end_lap(service, job).took > nanos(MAX_HELD));
+            self.end_lap(service, job);
         }
         match aside {
             true => drop(self.laps.drain()),
@@ -97,14 +95,16 @@ impl Inline {
         (self.handled, self.overruns)
     }
 
-    /// The present lap ends. Returns it.
-    fn end_lap(&mut self, service: &Served, job: &Job) -> Lap {
+    /// The present lap ends. Tells of it if it held up the loop, or was slow.
+    fn end_lap(&mut self, service: &Served, job: &Job) {
         let now = self.hub.clock.now();
         let lap = self.laps.end(now, job.accepted_at);
         if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
             self.hub.slow.tell_lap(now, &service.name, job, lap, &self.first, self.pool.pick_up());
         }
-        lap
+        if lap.took > nanos(MAX_HELD) {
+            self.has_held_up(now, service, lap, job);
+        }
     }
 
     /// Makes the session of the job's connection, or gives it back.
@@ -112,17 +112,17 @@ impl Inline {
         open_or_close(job, &self.services, &mut self.states, &self.post);
     }
 
-    /// A lap did, whose last request is `frame`.
-    fn has_held_up(&mut self, service: &Served, lap: Lap, job: &Job, frame: &[u8]) {
+    #[cold]
+    fn has_held_up(&mut self, now: Nanos, service: &Served, lap: Lap, job: &Job) {
         self.overruns += 1;
-        if self.warned.admit(self.hub.clock.now()).is_some() {
-            let shown = frame[..frame.len().min(MAX_LOGGED_BYTES)].escape_ascii();
+        if let Some(left_out) = self.warned.admit(now) {
             tracing::warn!(
                 service = service.name,
                 peer = %job.origin.peer,
-                frame = %shown,
+                frame = %self.first.escape_ascii(),
                 took = ?Duration::from_nanos(lap.took),
                 requests = lap.requests,
+                left_out,
                 "a request held up the event loop"
             );
         }
@@ -142,9 +142,9 @@ impl HandleInline for Inline {
             self.laps.begin(self.begun);
         }
         self.handled += 1;
-        if !self.laps.is_open() && service.slow().is_some() {
+        if !self.laps.is_open() {
             self.first.clear();
-            self.first.extend_from_slice(&frame[..frame.len().min(MAX_SLOW_BYTES)]);
+            self.first.extend_from_slice(&frame[..frame.len().min(MAX_LOGGED_BYTES)]);
         }
         let connection = Connection::new(&job.origin, &self.post);
         let request = Request::new(frame, &connection, &self.waits);
@@ -160,10 +160,7 @@ impl HandleInline for Inline {
         // What others push may come between this reply and the next.
         let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
         if self.laps.count() || full || alone || end != JobEnd::Done {
-            let lap = self.end_lap(service, job);
-            if lap.took > nanos(MAX_HELD) {
-                self.has_held_up(service, lap, job, frame);
-            }
+            self.end_lap(service, job);
             if end == JobEnd::Done
                 && (full || alone || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE)
             {

@@ -146,6 +146,11 @@ fn one_that_holds_up_the_loop_is_counted_and_named() {
     let from = format!("peer={} frame=i slow ", peer.local());
     let before = server.handle().stats().inline_overruns_total;
     for _ in 0..5 {
+        // What was short before changes nothing for who comes by itself.
+        for _ in 0..10 {
+            peer.send(b"i\n");
+            peer.expect(b"loop i\n");
+        }
         peer.send(b"i slow\n");
         peer.expect(b"loop i slow\n");
     }
@@ -153,7 +158,7 @@ fn one_that_holds_up_the_loop_is_counted_and_named() {
     let warned = warnings();
     let named = |line: &&str| line.contains("a request held up the event loop") && line.contains(&from);
     let mut named = warned.lines().filter(named).peekable();
-    assert!(named.peek().is_some() && named.all(|line| line.ends_with("requests=1")), "{warned}");
+    assert!(named.peek().is_some() && named.all(|line| line.contains(" requests=1 ")), "{warned}");
 }
 
 #[test]
