@@ -12,7 +12,6 @@ use super::table::Entry;
 use crate::clock::{Nanos, nanos};
 use crate::connection::{Phase, Role};
 use crate::reason::CloseReason;
-use crate::service;
 use crate::slots::ConnId;
 use crate::state::ServerState;
 use crate::sync::lock_std;
@@ -137,7 +136,7 @@ impl Reactor {
     pub(super) fn begin_drain(&mut self, now: Instant) {
         let until = now + self.settings.drain_timeout;
         for served in &*self.services {
-            service::stopping(&*served.service);
+            served.stop();
         }
         let is_lent = self.shared.lent.is_set();
         let is_shared = is_lent || self.listeners.has_given();

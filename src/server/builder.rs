@@ -220,7 +220,8 @@ impl Builder {
             move || run(Reactor::new(sockets, settings, services, shared))
         };
 
-        inner.start_threads(services, stack_bytes, turns).inspect_err(|_| drop(inner.end_threads()))?;
+        let started = inner.start_threads(Arc::clone(&services), stack_bytes, turns);
+        started.inspect_err(|_| drop(inner.end_threads(&services)))?;
         Ok(Server { handle: ServerHandle { inner } })
     }
 }
@@ -242,7 +243,7 @@ fn open_sockets(
     let mut inherited = Inherited::new(inherited);
     let sockets = reactor::bind(settings, names, &mut inherited, lent)?;
     let unused = inherited.into_unused().map(|listener| ListenSocket::inherited(listener.into(), lent));
-    // One whose file has gone needs no more than to be closed.
+    // What cannot even be opened needs no more than to be closed.
     let unused = unused.filter_map(Result::ok).collect();
     let asked = settings.listen.iter().cloned().map(Some).zip(settings.listen_services.iter().copied());
     let bound = sockets.into_iter().zip(asked);

@@ -208,12 +208,14 @@ impl Inner {
     }
 
     /// Ends workers and tuner, and joins them. Blocks until the pool's deadline at the latest. Returns who is left behind.
-    fn end_threads(&self) -> Vec<String> {
+    fn end_threads(&self, services: &[Served]) -> Vec<String> {
+        // Where there was no stop: workers may wait for what nobody does any more.
+        services.iter().for_each(Served::stop);
         self.overview.pool.stop();
         self.overview.tuner.stop();
         let tuner = lock_std(&self.tuner_thread).take();
         if tuner.is_none() {
-            // It was refused, and with it everything that workers could be busy with.
+            // It was refused: workers are busy with their start at the most.
             self.overview.pool.join_workers();
         }
         let (left_behind, joined) = self.overview.pool.wait_until_joined();
@@ -293,7 +295,7 @@ impl Inner {
         };
         self.overview.stop.abort();
         self.overview.hub.end();
-        let mut left = self.end_threads();
+        let mut left = self.end_threads(&services);
         left.extend(self.close_sessions(&services));
         if let End::Stopped { left_behind, .. } = &mut end {
             *left_behind = left;
@@ -333,8 +335,11 @@ impl Inner {
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
     use crate::reactor::Reactor;
-    use crate::service::{Reply, Request};
+    use crate::service::{Connection, Reply, Request, Service};
 
     fn builder() -> Builder {
         let silent = |_: &Request<'_>, _: &mut Reply<'_>| ();
@@ -350,5 +355,38 @@ mod tests {
             assert!(matches!(error, Error::PollFailed { .. }), "{error:?}");
             assert_eq!(error.to_string(), "waiting for events failed: Bad file descriptor (os error 9)");
         }
+    }
+
+    /// Its worker waits, before its first job, until the server stops. With how often it was told so.
+    struct Waits(mpsc::Sender<()>, Mutex<mpsc::Receiver<()>>, Mutex<usize>);
+
+    impl Service for Waits {
+        type State = ();
+        type Worker = ();
+
+        fn start_worker(&self) {
+            // For a while only, or a fault here would never end.
+            lock_std(&self.1).recv_timeout(Duration::from_secs(20)).unwrap();
+        }
+
+        fn open(&self, (): &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {}
+
+        fn handle(&self, (): &mut (), (): &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+
+        fn stopping(&self) {
+            *lock_std(&self.2) += 1;
+            self.0.send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_that_ends_without_a_stop_tells_its_services_once() {
+        let (bring, brought) = mpsc::channel();
+        let service = Arc::new(Waits(bring, Mutex::new(brought), Mutex::default()));
+        let fail = |_: Reactor| Err(io::Error::from_raw_os_error(9));
+        let builder = Server::builder(Arc::clone(&service)).listen("127.0.0.1:0".parse().unwrap());
+        let server = builder.threads(1, 1).start_with(fail).unwrap();
+        server.wait().unwrap_err();
+        assert_eq!(*lock_std(&service.2), 1);
     }
 }

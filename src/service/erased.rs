@@ -245,7 +245,7 @@ pub(crate) fn busy_line(service: &dyn Erased, waited: Duration) -> Option<Vec<u8
 }
 
 /// Tells `service` that the server stops, whether it panics or not.
-pub(crate) fn stopping(service: &dyn Erased) {
+pub(super) fn stopping(service: &dyn Erased) {
     // Unwind safety: it only had a shared reference to itself.
     panic::catch_unwind(AssertUnwindSafe(|| service.stopping())).unwrap_or_else(discard);
 }

@@ -16,8 +16,8 @@ mod workers;
 
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use memchr::memmem::Finder;
@@ -29,9 +29,7 @@ use crate::framing::{Found, Framing, Lines};
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
-pub(crate) use erased::{
-    Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open, stopping,
-};
+pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open};
 pub use handler::Handler;
 pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};
@@ -57,6 +55,8 @@ pub(crate) struct Served {
     pub(crate) joins: bool,
     /// Where sessions are opened and closed.
     pub(crate) place: Place,
+    /// It was told that the server stops.
+    stops: Once,
     /// Frames are lines, always: it need not be asked.
     only_lines: bool,
     /// A line that means a stop wherever it stands, so that it is looked for ahead of what waits.
@@ -88,12 +88,18 @@ impl Served {
             joins: service.joins().is_some(),
             place: service.place(),
             only_lines: !service.has_sessions() && service.framing(None).is_none(),
+            stops: Once::new(),
             stop_line: service.stop_line().map(|line| Finder::new(line).into_owned()),
             limits: Limits::default(),
             service,
         };
         served.obey(settings);
         served
+    }
+
+    /// The server stops, or ends without: it is told so, the first time.
+    pub(crate) fn stop(&self) {
+        self.stops.call_once(|| erased::stopping(&*self.service));
     }
 
     /// It is set like this from now on.
