@@ -85,7 +85,7 @@ use log::Notice;
 use look::Doing;
 use prefix::Prefix;
 use program::{Failure, Program};
-use shared::{End, Settings, Shared};
+use shared::{Busy, End, Settings, Shared};
 pub use stats::{ProgramEnds, ProgramStats, ProgramsStats};
 
 /// What a request is answered whose program ended or broke the framing, in place of a reply.
@@ -273,7 +273,7 @@ fn check(command: &str, config: ExecConfig) -> Result<Settings, Error> {
         timeout,
         spare,
         max_requests,
-        max_age,
+        max_age: max_age.filter(|_| mode == Mode::Shared),
         pty,
         stop_timeout,
         mode,
@@ -392,29 +392,28 @@ impl Seat {
     }
 
     fn serve(&mut self, request: &Request<'_>, reply: &mut Reply<'_>) {
-        let shared = Arc::clone(&self.shared);
+        let Seat { shared, request: line } = self;
         let settings = &shared.settings;
-        self.request.clear();
-        self.request.shrink_to(program::KEPT_BYTES);
-        settings.prefix.write(request, || shared.next_request(), &mut self.request);
-        extent::write_lines(request.frame(), &mut self.request);
+        line.clear();
+        line.shrink_to(program::KEPT_BYTES);
+        settings.prefix.write(request, || shared.next_request(), line);
+        extent::write_lines(request.frame(), line);
         let until = Instant::now() + settings.timeout;
         loop {
-            let Some(mut program) = shared.take(until) else {
+            let Some((mut program, busy)) = shared.take(until) else {
                 reply.push(UNAVAILABLE.as_bytes());
                 return;
             };
             let id = program.card.id;
-            let silent = |program: &Program| name_held_back(&shared, program);
-            let asked = request
-                .awaiting(id, || program.ask(&self.request, &settings.reply, settings.timeout, silent));
+            let silent = |program: &Program| name_held_back(shared, program);
+            let asked = request.awaiting(id, || program.ask(line, &settings.reply, settings.timeout, silent));
             match asked {
                 Ok(answer) => {
                     reply.push(answer.reply);
                     let more = answer.more;
                     shared.served.fetch_add(1, Relaxed);
                     let served = program.has_served();
-                    keep(&shared, program, more, served);
+                    keep(shared, program, busy, more, served);
                     return;
                 }
                 Err(failed) => {
@@ -424,9 +423,9 @@ impl Seat {
                         Failure::Spoke | Failure::TooLong => End::Broke,
                     };
                     if !failed.untouched {
-                        tell_failed(&shared, &program, failed.why, end);
+                        tell_failed(shared, &program, failed.why, end);
                     }
-                    shared.retire(program, end, failed.untouched);
+                    shared.retire(program, busy, end, failed.untouched);
                     // Where it had not read any of it another one may have it.
                     if !failed.untouched || Instant::now() >= until {
                         reply.push(FAILED.as_bytes());
@@ -440,7 +439,7 @@ impl Seat {
 
 /// The program has served so many requests. Those that are not to serve another end now, so that their successor starts before it
 /// is needed.
-fn keep(shared: &Shared, program: Program, wrote_more: bool, served: u64) {
+fn keep(shared: &Shared, program: Program, busy: Busy<'_>, wrote_more: bool, served: u64) {
     if wrote_more {
         if let Some(since) = shared.notice(Notice::Trailing) {
             let number = program.card.number;
@@ -450,11 +449,11 @@ fn keep(shared: &Shared, program: Program, wrote_more: bool, served: u64) {
                 "a program writes more than one reply to a request, and is replaced each time: does --exec-reply say where its replies end?"
             );
         }
-        shared.retire(program, End::Broke, false);
+        shared.retire(program, busy, End::Broke, false);
     } else if shared.settings.max_requests.is_some_and(|most| served >= most) {
-        shared.retire(program, End::Replaced, false);
+        shared.retire(program, busy, End::Replaced, false);
     } else {
-        shared.give_back(program);
+        shared.give_back(program, busy);
     }
 }
 

@@ -136,6 +136,23 @@ struct State {
     notices: Notices,
 }
 
+/// A program has a request. Dropped, where something panicked, it has none any more, and is in no list: its input has ended.
+pub(super) struct Busy<'a>(&'a Shared);
+
+impl Busy<'_> {
+    fn end(self, state: &mut State) {
+        state.busy -= 1;
+        mem::forget(self);
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.state().busy -= 1;
+        self.0.wake();
+    }
+}
+
 impl State {
     /// Programs that are ready or have a request.
     fn there(&self) -> usize {
@@ -210,6 +227,8 @@ impl Shared {
         let mut state = self.state();
         debug_assert!(state.seated > 0, "a worker that leaves has entered");
         (state.workers, state.seated) = (state.workers.saturating_sub(1), state.seated.saturating_sub(1));
+        // Its seat is for one that waits for one.
+        self.news.notify_all();
         self.end_surplus(state);
     }
 
@@ -218,7 +237,10 @@ impl Shared {
         let mut surplus = Vec::new();
         let wanted = self.wanted_in_all(&state);
         while state.there() > wanted && !state.idle.is_empty() {
-            let aged = state.idle.iter().position(|program| self.is_aged(&program.card));
+            // The one that was started first: a successor may be of age itself by the time that it is ready.
+            let idle = state.idle.iter().enumerate();
+            let aged = idle.filter(|(_, program)| self.is_aged(&program.card));
+            let aged = aged.min_by_key(|(_, program)| program.card.number).map(|(place, _)| place);
             if aged.is_none() && state.there() <= wanted + state.successors {
                 break;
             }
@@ -249,13 +271,14 @@ impl Shared {
         state.workers + spares
     }
 
-    /// A program for a request. Blocks until one is ready, behind those that wait already, or until `until`. `None`: there is none.
-    pub(super) fn take(&self, until: Instant) -> Option<Program> {
+    /// A program for a request. Blocks until one is ready, behind those that wait already, or until `until`. `None`: there is none. It
+    /// has to be given back, or retired.
+    pub(super) fn take(&self, until: Instant) -> Option<(Program, Busy<'_>)> {
         let mut state = self.state();
         if state.waiting.is_empty()
             && let Some(program) = state.pop()
         {
-            return Some(program);
+            return Some((program, Busy(self)));
         }
         state.last_waiting += 1;
         let me = state.last_waiting;
@@ -276,13 +299,14 @@ impl Shared {
         if !state.waiting.is_empty() && !state.idle.is_empty() {
             self.news.notify_all();
         }
-        taken
+        drop(state);
+        taken.map(|program| (program, Busy(self)))
     }
 
     /// A program has answered its request and may have another.
-    pub(super) fn give_back(&self, program: Program) {
+    pub(super) fn give_back(&self, program: Program, busy: Busy<'_>) {
         let mut state = self.state();
-        state.busy -= 1;
+        busy.end(&mut state);
         // One that has ended meanwhile is in no list any more.
         if state.refuses() || !state.listed.contains_key(&program.card.number) {
             drop(state);
@@ -297,7 +321,7 @@ impl Shared {
     }
 
     /// A program that had a request is to end. `untouched`: it has read nothing of that.
-    pub(super) fn retire(&self, program: Program, end: End, untouched: bool) {
+    pub(super) fn retire(&self, program: Program, busy: Busy<'_>, end: End, untouched: bool) {
         let mut gone = Gone::because(&program, end);
         gone.is_first = program.card.served.load(Relaxed) == 0 && (untouched || end == End::Died);
         // Whether it ends by itself shows only while its input does not end.
@@ -308,7 +332,7 @@ impl Shared {
         };
         gone.program = kept;
         let mut state = self.state();
-        state.busy -= 1;
+        busy.end(&mut state);
         state.gone.push(gone);
         drop(state);
         // Only now its input ends: whoever is told to end it knows already why.

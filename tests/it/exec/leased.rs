@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use super::shared::in_parallel_all;
 use super::{file, is_gone, is_there, number, serve_exec, serve_script};
-use crate::support::{Ended, eventually, program};
+use crate::support::{Ended, Serving, eventually, program};
 
 /// Says its number, and then sends everything back.
 const NUMBERED: &str = "echo $$; exec cat";
@@ -122,6 +122,15 @@ fn one_that_goes_on_at_the_end_is_ended() {
     drop(peer);
 }
 
+fn comes_back(server: &Serving) {
+    eventually("it is back", || {
+        let mut peer = server.connect();
+        peer.send_what_goes(b"hello");
+        peer.finish();
+        peer.rest() == b"hello"
+    });
+}
+
 #[test]
 fn programs_that_cannot_stay_are_refused_and_come_back() {
     let flag = file("flag", "");
@@ -131,12 +140,7 @@ fn programs_that_cannot_stay_are_refused_and_come_back() {
     eventually("it is noticed", || server.log().contains("ends as soon as it is started"));
     server.connect().expect_rest(b"ERROR program unavailable\n");
     fs::write(&flag, "").unwrap();
-    eventually("it is back", || {
-        let mut peer = server.connect();
-        peer.send_what_goes(b"hello");
-        peer.finish();
-        peer.rest() == b"hello"
-    });
+    comes_back(&server);
 }
 
 #[test]
@@ -182,12 +186,7 @@ fn programs_that_are_started_for_a_client_are_refused_and_come_back_too() {
     eventually("clients are refused", || server.connect().rest() == b"ERROR program unavailable\n");
     server.expect_log("ends as soon as it is started");
     fs::write(&flag, "").unwrap();
-    eventually("it is back", || {
-        let mut peer = server.connect();
-        peer.send_what_goes(b"hello");
-        peer.finish();
-        peer.rest() == b"hello"
-    });
+    comes_back(&server);
     // What was tried knew another client, and is nobody's.
     eventually("none is left", || server.stats()["programs"]["running"] == 0);
 }

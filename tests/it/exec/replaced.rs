@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use super::{OBEDIENT, number, serve_script};
+use super::{OBEDIENT, children, number, serve_script};
 use crate::support::{eventually, in_parallel};
 
 const ONE: &str = "--min-threads 1 --max-threads 1";
@@ -40,17 +40,29 @@ fn programs_that_nobody_asks_are_replaced_at_their_age() {
     let server =
         serve_script(OBEDIENT, "--min-threads 2 --max-threads 2 --exec-spare 4 --exec-max-age 100ms");
     eventually("all are ready", || server.stats()["programs"]["ready"] == THERE);
+    let first = children(server.pid().as_raw_nonzero().get().unsigned_abs());
     eventually("each has been replaced, and more", || {
         let stats = server.stats();
         let programs = &stats["programs"];
         assert!(programs["ready"].as_u64().unwrap() >= THERE, "{stats}");
         programs["ended_total"]["replaced"].as_u64().unwrap() > 2 * THERE
     });
+    first.into_iter().for_each(super::is_gone);
     let stats = server.stats();
     // Those that are replaced are not more than a part of them at a time.
     assert!(stats["programs"]["running"].as_u64().unwrap() < 2 * THERE, "{stats}");
     assert_eq!(stats["programs"]["ended_total"]["surplus"], 0, "{stats}");
     server.stop().assert_clean();
+}
+
+/// It is the one that was started first that is replaced, though its successor is of age too by the time that it is ready.
+#[test]
+fn a_program_that_takes_longer_to_start_than_it_may_live_is_replaced_too() {
+    let slow = "sleep 0.3; while read -r line; do echo $$; done";
+    let server = serve_script(slow, &format!("{ONE} --exec-spare 0 --exec-max-age 100ms"));
+    let mut peer = server.connect();
+    peer.send(b"x\n");
+    super::is_gone(number(&peer.line()));
 }
 
 #[test]
