@@ -7,11 +7,12 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
 use crate::logs::{about, in_json};
 use crate::support::{DEADLINE, Ended, Serving, eventually, program, program_at, scratch};
+use crate::upgrade::Present;
 
 const PAGE: &str = include_str!("../../src/OPERATING.md");
 
@@ -151,6 +152,7 @@ fn an_upgrade_and_a_stop_with_losses() -> String {
     let log = in_json(&serving.log());
     let id = about(&log, "upgraded")[0]["process"].as_i64().unwrap();
     let new = Pid::from_raw(id.try_into().unwrap()).unwrap();
+    let _present = Present(new);
     let mut peer = serving.connect();
     peer.send(b"HELO x\n");
     eventually("it has the request", || {
@@ -161,6 +163,7 @@ fn an_upgrade_and_a_stop_with_losses() -> String {
         kill_process(new, Signal::TERM).unwrap();
         eventually(said, || serving.log().contains(&format!("\"{said}")));
     }
+    eventually("it has ended", || test_kill_process(new).is_err());
     serving.wait().stderr
 }
 

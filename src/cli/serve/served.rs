@@ -1,11 +1,11 @@
 //! What `serve` serves where it hands requests to no programs: HELO, whose words and pace a reload changes.
 //!
-//! A request handler on many threads, so what is in force is behind a lock; but only once anything was changed or a delay is set. Before,
-//! a request costs a look at a flag, as it did at the delay. Held by `tests/it/config.rs`.
+//! A request handler on many threads, so what is in force is behind a lock; but only where it is not what it was at the start, or a delay
+//! is set. Else a request costs a look at a flag, as it did at the delay. Held by `tests/it/config.rs`.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use tidemill::{Delay, Farewell, Handler, Helo, Kind, Reply, Request};
 
@@ -17,8 +17,9 @@ pub(super) struct Served(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// As at the start.
+    /// As at the start, and what was said of it.
     first: Helo,
+    words: Words,
     /// That is what is in force, and without delay. Whoever reads it late answers as before, which is all that it decides.
     is_first: AtomicBool,
     present: RwLock<Arc<Delay<Helo>>>,
@@ -30,21 +31,31 @@ impl Served {
     pub(super) fn new(args: &ServeArgs) -> Served {
         let first = helo(args);
         let present = RwLock::new(Arc::new(Delay::new(first.clone(), args.handler_delay)));
-        let is_first = AtomicBool::new(args.handler_delay == Duration::ZERO);
-        Served(Arc::new(Shared { first, is_first, present, inline: AtomicBool::new(args.inline) }))
+        let is_first = AtomicBool::new(args.handler_delay.is_zero());
+        let inline = AtomicBool::new(args.inline);
+        Served(Arc::new(Shared { first, words: words(args), is_first, present, inline }))
     }
 
     /// What comes from now on is served so.
     pub(super) fn set(&self, args: &ServeArgs) {
-        // A request that is handled on the event loop never finds a delay: the options exclude each other.
+        // A request that is handled on the event loop finds no delay, as the options exclude each other: but for one that is
+        // classified before this and handled behind it.
         if !args.inline {
             self.0.inline.store(false, SeqCst);
         }
         let present = Arc::new(Delay::new(helo(args), args.handler_delay));
         *self.0.present.write().unwrap_or_else(PoisonError::into_inner) = present;
-        self.0.is_first.store(false, Relaxed);
+        let is_first = args.handler_delay.is_zero() && words(args) == self.0.words;
+        self.0.is_first.store(is_first, Relaxed);
         self.0.inline.store(args.inline, SeqCst);
     }
+}
+
+/// What replies say: student, address and port.
+type Words = (String, Option<IpAddr>, Option<u16>);
+
+fn words(args: &ServeArgs) -> Words {
+    (args.student_id.clone(), args.advertise_ip, args.advertise_port)
 }
 
 fn helo(args: &ServeArgs) -> Helo {

@@ -50,15 +50,23 @@ pub(crate) fn run() -> Option<ExitCode> {
 
 /// Starts it, tells of it, and ends as it does.
 fn start(mut command: Command) -> io::Result<ExitCode> {
+    let nothing = File::open("/dev/null")?;
     let mut child = command.spawn()?;
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let process = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(error) => {
+            // Nobody could end it.
+            child.kill().and_then(|()| child.wait()).map(drop)?;
+            return Err(error.into());
+        }
+    };
     let said = [STARTED, child.id().to_string().as_bytes()].concat();
     if send(&io::stdin(), &said, Some(process.as_fd()), far()).is_err() {
         // Nobody is left whose place it could take.
         child.kill()?;
     }
     // From here on only the new one has that end, so that its end is seen.
-    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdin(nothing)?;
     let status = child.wait()?;
     if let Some(signal) = status.signal().and_then(Signal::from_named_raw) {
         kill_process(getpid(), signal)?;

@@ -47,7 +47,7 @@ use super::signals::stop_was_asked_for;
 use super::starter::Successor;
 use super::systemd::Notifier;
 
-/// Set for a process that is to take the place of its parent: the parent's number. It counts only where standard input is such a
+/// Set for a process that is to take another's place: the number of that. It counts only where standard input is such a
 /// socket as that would have, as it is inherited by programs that the process starts.
 const VARIABLE: &str = "TIDEMILL_UPGRADE";
 /// Variables of the service manager that are the old process's own. The sockets go another way.
@@ -290,11 +290,14 @@ impl Shared {
         if stop_was_asked_for() || server.is_stopping() {
             state.over = true;
             server.own();
+            // Nobody who asks for a stop waits for the manager any longer.
+            drop(state);
             self.notifier.main_process(process::id());
             return Err("the server stops".to_owned());
         }
         if let Err(error) = send(pair, GO, None, deadline) {
             server.own();
+            drop(state);
             self.notifier.main_process(process::id());
             return Err(format!("the new process has gone: {error}"));
         }
