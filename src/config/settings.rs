@@ -14,7 +14,7 @@ use crate::clock::{Nanos, nanos};
 use crate::controller::Policy;
 use crate::error::Error;
 
-/// Most connections that can be asked for: slots are counted in 32 bits (`job::ConnId`).
+/// Most connections that can be asked for: slots are counted in 32 bits (`slots::ConnId`).
 const MAX_CONNECTIONS: usize = 1 << 30;
 /// Where a server listens that was not told where.
 const DEFAULT_PORT: u16 = 8000;
@@ -22,7 +22,7 @@ const DEFAULT_PORT: u16 = 8000;
 /// Which of the server's services.
 pub(crate) type ServiceId = u16;
 
-/// A [`Config`] that was checked. Only [`Config::check`] makes one.
+/// A [`Config`] that was checked. Only `Config::check_with` makes one.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) listen: Vec<Address>,

@@ -138,11 +138,16 @@ fn bind_all(
     };
     let unix = |path: &Path, found: Option<Found>, mode: u32| {
         let mode = || Permissions::from_mode(mode);
-        let inherited = found.map(|found| ListenSocket::inherited(found, lent)).transpose()?;
-        // Whose file has gone is one that nobody can reach.
-        if let Some(socket @ ListenSocket::Unix(_, Some(_))) = inherited {
-            std::fs::set_permissions(path, mode())?;
-            return Ok(socket);
+        let says_which = found.as_ref().is_some_and(|found| found.file.is_some());
+        match found.map(|found| ListenSocket::inherited(found, lent)).transpose()? {
+            Some(socket @ ListenSocket::Unix(_, Some(_))) => {
+                std::fs::set_permissions(path, mode())?;
+                return Ok(socket);
+            }
+            // Its file is not ours to care for.
+            Some(socket) if !says_which && path.exists() => return Ok(socket),
+            // Whose file has gone is one that nobody can reach.
+            _ => {}
         }
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;

@@ -77,7 +77,8 @@ impl Joint {
 
     /// Writes what waits for `input`, as far as it takes it.
     fn write_waiting(&mut self, registry: &Registry) {
-        if !self.waiting.is_empty() {
+        // Where there is no input any more it is thrown away.
+        if !self.waiting.is_empty() && (self.takes || self.input.is_none()) {
             let waiting = std::mem::take(&mut self.waiting);
             self.write(&waiting, registry);
         }

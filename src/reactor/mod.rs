@@ -558,8 +558,8 @@ impl Reactor {
 
     /// Warns, but not more often than once in a while.
     fn warn(&mut self, what: &str, error: &io::Error) {
-        if self.warned.admit(self.turn_at).is_some() {
-            tracing::warn!(%error, connections = self.table.len(), "{what}");
+        if let Some(left_out) = self.warned.admit(self.turn_at) {
+            tracing::warn!(%error, connections = self.table.len(), left_out, "{what}");
         }
     }
 }
