@@ -11,14 +11,22 @@
 set -euo pipefail
 unset CDPATH
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
-cd -- "$(dirname -- "$script")/.."
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+case ${1-} in
+-h | --help)
+  sed -n '2,10s/^# \{0,1\}//p' "$script"
+  exit
+  ;;
+esac
 percent=${1-90} seconds=${2-20}
 if [[ ! $percent =~ ^[1-9][0-9]{0,2}$ || ! $seconds =~ ^[1-9][0-9]{0,2}$ || $# -gt 2 ]]; then
   sed -n '5s/^# *//p' "$script" >&2
   exit 2
 fi
-./compile.sh >&2
-tidemill=${CARGO_TARGET_DIR:-target}/release/tidemill
+command -v haproxy >/dev/null || { echo "scripts/weights.sh: haproxy not found" >&2 && exit 1; }
+. "$repository/scripts/program.sh"
+need_program
+cd -- "$repository"
 # 16 and 8 workers, each 10 requests a second.
 most=240
 ids=()
@@ -43,7 +51,15 @@ export FRONT=127.0.1.3:$port SERVER_A=127.0.1.1:$port SERVER_B=127.0.1.2:$port
 export AGENT_A=127.0.1.1 AGENT_B=127.0.1.2 AGENT_A_PORT=$((port + 1)) AGENT_B_PORT=$((port + 1))
 haproxy -db -f scripts/deploy/haproxy.cfg >/dev/null 2>&1 &
 ids+=($!)
-until "$tidemill" client H 127.0.1.3 "$port" >/dev/null 2>&1; do sleep 0.1; done
+for _ in {1..100}; do
+  if "$tidemill" client H 127.0.1.3 "$port" >/dev/null 2>&1; then break; fi
+  for id in "${ids[@]}"; do
+    kill -0 "$id" 2>/dev/null && continue
+    echo "scripts/weights.sh: a server or HAProxy does not run: is a port from $port to $((port + 2)) taken?" >&2
+    exit 1
+  done
+  sleep 0.1
+done
 rate=$((most * percent / 100))
 # The weights have 10 s to follow.
 "$tidemill" load "$FRONT" --reconnect -c 400 -r "$rate" -d $((seconds + 15))s --timeout 60s --json >/dev/null 2>&1 &

@@ -281,6 +281,10 @@ fn conclude(report: &mut LoadReport, find: Find, done: bool, gone: bool) {
         report
             .problems
             .push(format!("the search did not end: {}", report.ended_early.as_deref().unwrap_or("")));
+    } else if find.steps.len() >= MOST_STEPS {
+        report.verdict = Verdict::Invalid;
+        report.problems =
+            vec![format!("there is no answer{above}: after {MOST_STEPS} steps the search has not ended")];
     } else {
         report.verdict = Verdict::Invalid;
         report.problems = vec![format!(

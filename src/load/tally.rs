@@ -52,7 +52,8 @@ pub(crate) struct First {
     pub(crate) example: Example,
 }
 
-/// What happened since the last row, of what is measured: all rows together are the measured part, to the request.
+/// What happened since the last row, of what is measured: all rows together are the measured part, to the request; but for errors,
+/// which are of the row in which they are found.
 #[derive(Debug)]
 pub(crate) struct Recent {
     pub(crate) offered: u64,

@@ -163,6 +163,7 @@ fn they_find_their_checkout_whatever_cdpath_says_and_through_symbolic_links() {
         ("scripts/bench.sh", &["--quick"], "bench compare --tidemill "),
         ("scripts/elasticity.sh", &["--quick"], "bench elasticity --tidemill "),
         ("scripts/overload.sh", &["--patience", "1s"], "bench overload --tidemill "),
+        ("scripts/programs.sh", &["--others"], "bench programs --tidemill "),
     ] {
         let name = script.rsplit('/').next().unwrap();
         // A link to a link, the second one relative.
