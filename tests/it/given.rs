@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidemill::{Address, Error, Handler, Helo, Kind, Reply, Request, Server};
+use tidemill::{Address, Error, Handler, Helo, Kind, Listener, Reply, Request, Server};
 
 use crate::support::{DEADLINE, Gate, Peer, SetAtEnd, echo, embed, eventually, scratch};
 
@@ -234,6 +234,27 @@ fn a_file_that_stands_in_the_place_of_the_sockets_is_nobodys() {
     let error = other.inherit(server.handle().listeners().unwrap_or_default()).start().unwrap_err();
     assert!(matches!(error, Error::Bind { .. }), "{error:?}");
     drop((server, next));
+    assert!(path.exists());
+}
+
+/// As by who passes descriptors between processes without more.
+#[test]
+fn a_unix_socket_whose_file_is_not_said_is_taken_over_and_its_file_left_alone() {
+    let path = scratch("given").join("socket");
+    let server = Server::builder(Helo::new()).listen(Address::Unix(path.clone())).start().unwrap();
+    let without_file = |one: Listener| {
+        let (service, address) = (one.service().to_owned(), one.address().cloned());
+        Listener::new(service, address, OwnedFd::from(one))
+    };
+    let listeners: Vec<_> = server.handle().listeners().unwrap().into_iter().map(without_file).collect();
+    let next = Server::builder(Helo::new()).listen(Address::Unix(path.clone())).inherit(listeners);
+    let next = next.start().unwrap();
+    assert!(server.handle().lend());
+    next.handle().own();
+    drop(server);
+    assert_eq!(asked_over(&path), UNIX_REPLY);
+    next.handle().stop();
+    assert!(next.wait().unwrap().is_clean());
     assert!(path.exists());
 }
 
