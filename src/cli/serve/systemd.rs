@@ -109,10 +109,14 @@ impl Notifier {
         self.say("READY=1");
     }
 
-    /// The service's main process is another one from now on. The manager has acted on it when this returns, if it reads: it
-    /// hears no other process before, and signals the other one from then on.
+    /// The service's main process is the one of this number from now on. Never blocks.
     pub(super) fn main_process(&self, id: u32) {
         self.say(format!("MAINPID={id}"));
+    }
+
+    /// Blocks until the manager has acted on all that was said, if it reads: after [`main_process`](Self::main_process) it signals
+    /// that one only.
+    pub(super) fn wait_until_read(&self) {
         if let (Some(output), Some(socket)) = (&self.output, &self.socket) {
             output.flush(LAST_MESSAGES_TIMEOUT);
             // One that cannot be asked is not waited for.

@@ -275,6 +275,12 @@ impl Shared {
         }
         *was_ready = true;
         successor.adopt_out();
+        // This process is the main one again. It is said before a stop is, which waits for the lock, but not for the manager.
+        let return_to_this = |state: MutexGuard<'_, State>| {
+            self.notifier.main_process(process::id());
+            drop(state);
+            self.notifier.wait_until_read();
+        };
         let mut state = self.lock();
         if state.over || !server.lend() {
             return Err("the server stops".to_owned());
@@ -286,19 +292,17 @@ impl Shared {
         }
         // The manager has to know before the new process says anything, and before this one may seem to stop.
         self.notifier.main_process(successor.id());
+        self.notifier.wait_until_read();
         // If it asked this one to stop before, the service is to stop, and it kills whoever is left at this one's end.
         if stop_was_asked_for() || server.is_stopping() {
             state.over = true;
             server.own();
-            // Nobody who asks for a stop waits for the manager any longer.
-            drop(state);
-            self.notifier.main_process(process::id());
+            return_to_this(state);
             return Err("the server stops".to_owned());
         }
         if let Err(error) = send(pair, GO, None, deadline) {
             server.own();
-            drop(state);
-            self.notifier.main_process(process::id());
+            return_to_this(state);
             return Err(format!("the new process has gone: {error}"));
         }
         state.over = true;
