@@ -178,7 +178,9 @@ impl Timings {
             } else {
                 let others = SHORT_REQUEST * (requests as u64 - 1);
                 let long = took.saturating_sub(others);
-                shard.service.record(SHORT_REQUEST, requests - 1, others);
+                if requests > 1 {
+                    shard.service.record(SHORT_REQUEST, requests - 1, others);
+                }
                 shard.service.record(long, 1, long);
             }
         }

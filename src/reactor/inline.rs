@@ -82,17 +82,24 @@ impl Inline {
         Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
     }
 
-    /// They were, for `job`. Records the times of those that were handled here, unless they are `aside`. Returns how many those are,
-    /// and how many times they held up the loop.
-    fn end(&mut self, service: &Served, job: &Job, aside: bool) -> (usize, u64) {
+    /// They were, for `job`. Returns how many of them were handled here, and how many times they held up the loop.
+    fn end(&mut self, service: &Served, job: &Job) -> (usize, u64) {
         if self.laps.is_open() {
             self.end_lap(service, job);
         }
-        match aside {
-            true => drop(self.laps.drain()),
-            false => self.hub.timings.record(OWN_NUMBER, self.laps.drain()),
-        }
         (self.handled, self.overruns)
+    }
+
+    /// Records the times of what was handled here since the last time, for all connections together: once a turn.
+    pub(super) fn record(&mut self) {
+        if !self.laps.all().is_empty() {
+            self.hub.timings.record(OWN_NUMBER, self.laps.drain());
+        }
+    }
+
+    /// Forgets those times.
+    pub(super) fn forget(&mut self) {
+        drop(self.laps.drain());
     }
 
     /// The present lap ends. Tells of it if it held up the loop, or was slow.
@@ -175,7 +182,7 @@ impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
         let service = &self.services[job.origin.local.service as usize];
-        let (handled, overruns) = self.inline.end(service, &job, self.aside.entered);
+        let (handled, overruns) = self.inline.end(service, &job);
         job.batch.handled = handled;
         self.counters.inline_overruns += overruns;
         if job.end == JobEnd::Unfinished {

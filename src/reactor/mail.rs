@@ -137,7 +137,13 @@ impl Reactor {
         connection.mid_reply = is_deferred && (rest || goes_on) || job.end == JobEnd::Panicked && goes_on;
         connection.opening = false;
         match job.end {
-            JobEnd::Done => self.free.put(job, &mut self.litter),
+            JobEnd::Done => {
+                let has_parked = connection.has_buffers();
+                self.free.put(job, &mut self.litter);
+                if !has_parked {
+                    return true;
+                }
+            }
             JobEnd::Unfinished if connection.may_hand_out() => {
                 job.begin_slice();
                 self.resubmit(job);

@@ -72,7 +72,7 @@ pub(crate) use reconfigure::NewSettings;
 pub(crate) use socket::ListenSocket;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
-use table::Table;
+use table::{Entry, Table};
 use told::{Rate, Told};
 
 const WAKER: Token = Token(usize::MAX);
@@ -466,9 +466,7 @@ impl Reactor {
             }
             Token(token) if token >= joined::TOKENS => self.note_joint(token, event),
             Token(slot) => {
-                let Some(id) = self.table.id_of(slot) else { return };
-                let Some(entry) = self.table.get(id) else { return };
-                let connection = &mut entry.connection;
+                let Some((id, Entry { connection, .. })) = self.table.at(slot) else { return };
                 if event.is_error() {
                     connection.set_broken();
                 } else if event.is_read_closed() || event.is_priority() {
@@ -479,7 +477,9 @@ impl Reactor {
                 if event.is_writable() {
                     connection.set_writable();
                 }
-                self.list(id);
+                if !std::mem::replace(&mut connection.listed, true) {
+                    self.ready.push_back(id);
+                }
             }
         }
     }
@@ -543,6 +543,7 @@ impl Reactor {
     }
 
     fn publish(&mut self) {
+        self.inline.record();
         self.counters.stuck = self.orphans.len() as u64;
         lock_std(&self.shared.counters).copy_from(&self.counters);
     }

@@ -52,33 +52,35 @@ impl Reactor {
         if resumed {
             connection.turn = Turn::Any;
         }
-        if !self.write_waiting(id) {
-            return false;
+        // Of all connections that have something to do in this turn or the next. What was read ahead and what is read now are of one
+        // share.
+        let mut share = budget::frames(self.ready.len() + self.left_over.len() + self.jobs_out);
+        if connection.has_buffers() {
+            if !self.write_waiting(id) {
+                return false;
+            }
+            self.hand_out(id, &mut share, resumed);
         }
-        // Both are of one share: what was read ahead and what is read now.
-        let mut share = budget::frames(self.busy());
-        self.hand_out(id, &mut share, resumed);
         self.read(id, &mut share, resumed)
-    }
-
-    /// Connections that have something to do in this turn or the next.
-    fn busy(&self) -> usize {
-        self.ready.len() + self.left_over.len() + self.jobs_out
     }
 
     /// Brings the account up to date, and puts the connection on the list if it can go on without an event.
     pub(super) fn settle(&mut self, id: ConnId) {
         let (sparing, clock) = (self.is_sparing(), self.shared.hub.clock);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        connection.note_pause(self.turn_at, || clock.now());
+        // The common one only waits for its next event.
+        let waits = !connection.wants_service();
+        if !waits {
+            connection.note_pause(self.turn_at, || clock.now());
+            if let Some(writer) = connection.take_writer() {
+                // Its handler may have been given up: it has ended then.
+                writer.send(()).unwrap_or_default();
+            }
+        }
         let choked = connection.is_choked();
         if choked != connection.told_choked {
             connection.told_choked = choked;
             self.free.slots().set_choked(id, choked);
-        }
-        if let Some(writer) = connection.take_writer() {
-            // Its handler may have been given up: it has ended then.
-            writer.send(()).unwrap_or_default();
         }
         let timeouts = &self.settings.services[connection.service() as usize].timeouts;
         if timeouts.idle.is_some() && connection.is_quiet() {
@@ -86,6 +88,7 @@ impl Reactor {
         }
         let has_deadline = connection.may_have_deadline(timeouts);
         let goes_on = match connection.phase {
+            _ if waits && connection.role != Role::Joined => false,
             Phase::Open if connection.role == Role::Joined => {
                 self.joints.get(&id).is_some_and(|joint| joint.goes_on(connection))
             }
@@ -280,14 +283,14 @@ impl Reactor {
                     }
                 },
             };
-            let filled = read == limit;
-            if !filled {
+            if read < limit {
                 connection.set_read_short();
             }
+            let may_end = read < limit && connection.is_readable();
             self.counters.read_bytes += read as u64;
             self.budget.bytes(read);
             self.take_in(id, read, share, resumed);
-            if filled {
+            if !may_end {
                 return true;
             }
         }

@@ -60,7 +60,13 @@ impl Table {
         self.slab.get_mut(id.slot as usize).filter(|entry| entry.generation == id.generation)
     }
 
-    /// The present connection in `slot`.
+    /// The present connection in `slot`, and its name.
+    pub(super) fn at(&mut self, slot: usize) -> Option<(ConnId, &mut Entry)> {
+        let entry = self.slab.get_mut(slot)?;
+        Some((ConnId { slot: u32::try_from(slot).ok()?, generation: entry.generation }, entry))
+    }
+
+    /// The name of the present connection in `slot`.
     pub(super) fn id_of(&self, slot: usize) -> Option<ConnId> {
         let entry = self.slab.get(slot)?;
         Some(ConnId { slot: u32::try_from(slot).ok()?, generation: entry.generation })
