@@ -1,8 +1,6 @@
 //! Runs servers in turn under the same loads and compares them; `scripts/bench.sh` builds what it needs.
 
-use std::fs;
 use std::io::{Error, ErrorKind, Result, Write, stdout};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
@@ -10,6 +8,7 @@ use clap::Parser;
 use crate::machine::Machine;
 use crate::measure::{Length, Metric, Run, measure, measure_quietly};
 use crate::neighbours::Beside;
+use crate::outputs::Outputs;
 use crate::results::{FLOOR, Measured, Results, Row, Settings};
 use crate::server::{OURS, ServerSpec};
 use crate::stats::Estimate;
@@ -52,24 +51,14 @@ pub(crate) struct Args {
     /// For a look: three short rounds of tidemill, the reference and the floor, disturbed or not
     #[arg(long)]
     quick: bool,
-    /// Writes everything that was measured
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Writes a page with all tables
-    #[arg(long, value_name = "FILE.html")]
-    page: Option<PathBuf>,
-    /// Writes the small tables, for BENCHMARKS.md and the README
-    #[arg(long, value_name = "FILE.md")]
-    markdown: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
     /// The binary to measure, which also generates the load
-    #[arg(long, value_name = "PATH", default_value = "target/release/tidemill")]
+    #[arg(long, value_name = "PATH")]
     tidemill: String,
     /// Threads that generate the load
     #[arg(long, value_name = "N", default_value = "1")]
     generator_threads: u32,
-    /// Another binary to generate the load
-    #[arg(long, value_name = "PATH")]
-    generator: Option<String>,
 }
 
 struct Bench {
@@ -96,15 +85,7 @@ pub(crate) fn run(args: Args) -> Result<bool> {
         }
     }
     stdout().write_all(results.text().as_bytes())?;
-    if let Some(path) = &bench.args.json {
-        fs::write(path, format!("{:#}\n", results.to_json()?))?;
-    }
-    if let Some(path) = &bench.args.markdown {
-        fs::write(path, results.markdown())?;
-    }
-    if let Some(path) = &bench.args.page {
-        fs::write(path, results.page()?)?;
-    }
+    bench.args.outputs.write(&results.to_json()?, &results.page()?, &results.markdown())?;
     Ok(true)
 }
 
@@ -199,8 +180,7 @@ impl Bench {
         let named = |error: Error| Error::new(error.kind(), format!("{} {name}: {error}", workload.name));
         // Neighbours that the workload wants are no disturbance that another try would be spared.
         let tries = if workload.beside == Beside::Nobody { self.settings.tries } else { 1 };
-        let generator = self.args.generator.as_ref().unwrap_or(&self.args.tidemill);
-        let generator = (generator.as_str(), self.settings.generator_threads);
+        let generator = (self.args.tidemill.as_str(), self.settings.generator_threads);
         measure_quietly(tries, workload.pace, || measure(spec, workload, generator, self.length, rate))
             .map_err(named)
     }
@@ -211,17 +191,9 @@ fn spec<'a>(servers: &'a [ServerSpec], name: &str) -> Option<&'a ServerSpec> {
     servers.iter().rev().find(|spec| spec.name == name)
 }
 
-/// How this program was called, as its script.
+/// How this program was called, as its script, which says `compare --tidemill PATH` before what it was told.
 fn command() -> String {
-    let own = ["--tidemill", "--generator"];
-    let mut words = vec!["scripts/bench.sh".to_owned()];
-    let mut arguments = std::env::args().skip(2);
-    while let Some(argument) = arguments.next() {
-        if own.contains(&argument.as_str()) {
-            arguments.next();
-        } else {
-            words.push(argument);
-        }
-    }
+    let words: Vec<String> =
+        ["scripts/bench.sh".to_owned()].into_iter().chain(std::env::args().skip(4)).collect();
     words.join(" ")
 }

@@ -15,6 +15,7 @@ mod goal;
 mod machine;
 mod measure;
 mod neighbours;
+mod outputs;
 mod overload;
 mod peer;
 mod peers;

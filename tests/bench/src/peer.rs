@@ -2,7 +2,6 @@
 
 use std::io::{Result, Write, stdout};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Parser;
@@ -20,17 +19,12 @@ pub(crate) struct Args {
     /// How long the handler blocks for each request
     #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
     pub(crate) handler_delay: Duration,
-    /// Threads that run the handler: the fixed pool's, or tokio's for blocking work [default: 32 if the handler
-    /// blocks, else 2]
-    #[arg(long, value_name = "N")]
-    workers: Option<NonZeroUsize>,
 }
 
 impl Args {
-    /// Threads that run the handler.
+    /// Threads that run the handler: the fixed pool's, or tokio's for blocking work.
     pub(crate) fn workers(&self) -> usize {
-        let default = if self.handler_delay.is_zero() { 2 } else { 32 };
-        self.workers.map_or(default, NonZeroUsize::get)
+        if self.handler_delay.is_zero() { 2 } else { 32 }
     }
 
     /// A listener on the port asked for, with the longest backlog there is.

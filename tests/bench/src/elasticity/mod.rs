@@ -8,7 +8,6 @@ mod picture;
 mod rows;
 mod score;
 
-use std::fs;
 use std::io::{self, Result, Write};
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -19,6 +18,7 @@ use score::{Check, Row, Verdict};
 use serde_json::json;
 
 use crate::machine::Machine;
+use crate::outputs::Outputs;
 use crate::report::page::{self, Axis, Chart, Color, Line, Page, Table, Tone, Unit};
 
 /// Measures how the pool follows the load, row by row, and says where a goal is missed.
@@ -40,17 +40,8 @@ pub(crate) struct Options {
     #[arg(long)]
     quick: bool,
 
-    /// Write all figures as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-
-    /// Write a page with the plots
-    #[arg(long, value_name = "FILE.html")]
-    page: Option<PathBuf>,
-
-    /// Write the table as Markdown, as SCORECARD.md has it
-    #[arg(long, value_name = "FILE.md")]
-    markdown: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 
     /// Draw demand and workers of four rows, as the README has them
     #[arg(long, value_name = "FILE.svg")]
@@ -121,19 +112,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     println!("\n{summary}");
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let machine = Machine::this();
-    if let Some(path) = &options.json {
-        let document = json!({"date": date, "machine": machine, "quick": options.quick, "rows": results, "broken": broken});
-        fs::write(path, serde_json::to_string_pretty(&document)? + "\n")?;
-    }
-    if let Some(path) = &options.page {
-        let footer = format!("{date}, {}", machine.described());
-        let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
-        let verdict = page::Verdict { text: summary, tone, reasons: broken };
-        fs::write(path, draw(&results, verdict, footer).html()?)?;
-    }
-    if let Some(path) = &options.markdown {
-        fs::write(path, markdown(&results))?;
-    }
+    let document =
+        json!({"date": date, "machine": machine, "quick": options.quick, "rows": results, "broken": broken});
+    let footer = format!("{date}, {}", machine.described());
+    let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
+    let verdict = page::Verdict { text: summary, tone, reasons: broken };
+    options.outputs.write(&document, &draw(&results, verdict, footer).html()?, &markdown(&results))?;
     if let Some(path) = &options.picture {
         picture::write(path, &results).map_err(|error| io::Error::other(error.to_string()))?;
     }
