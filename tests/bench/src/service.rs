@@ -14,6 +14,22 @@ const STUDENT_ID: &str = "16336617";
 /// Most bytes of one line, its terminator included; a longer one ends the connection. As in the server measured.
 const MAX_LINE_BYTES: usize = 65_536;
 
+/// Makes replies of lines.
+pub(crate) trait Answer: Send + 'static {
+    /// Appends the reply to one line, without its terminator.
+    fn answer_line(&self, line: &[u8], replies: &mut Vec<u8>);
+
+    /// Appends the replies to all complete lines of `input` and says how many bytes they took.
+    fn answer(&self, input: &[u8], replies: &mut Vec<u8>) -> usize {
+        let mut used = 0;
+        while let Some(end) = memchr(b'\n', &input[used..]) {
+            self.answer_line(&input[used..used + end], replies);
+            used += end + 1;
+        }
+        used
+    }
+}
+
 /// Answers lines on connections that reached one address.
 #[derive(Debug)]
 pub(crate) struct Service {
@@ -29,19 +45,10 @@ impl Service {
         let tail = format!("\nIP:{}\nPort:{}\nStudentID:{STUDENT_ID}\n", local.ip(), local.port());
         Service { tail: tail.into_bytes(), delay }
     }
+}
 
-    /// Appends the replies to all complete lines of `input` and says how many bytes they took.
-    pub(crate) fn answer(&self, input: &[u8], replies: &mut Vec<u8>) -> usize {
-        let mut used = 0;
-        while let Some(end) = memchr(b'\n', &input[used..]) {
-            self.answer_line(&input[used..used + end], replies);
-            used += end + 1;
-        }
-        used
-    }
-
-    /// Appends the reply to one line, without its terminator.
-    pub(crate) fn answer_line(&self, line: &[u8], replies: &mut Vec<u8>) {
+impl Answer for Service {
+    fn answer_line(&self, line: &[u8], replies: &mut Vec<u8>) {
         let Some(text) = line.strip_prefix(b"HELO ") else { return };
         if !self.delay.is_zero() {
             thread::sleep(self.delay);

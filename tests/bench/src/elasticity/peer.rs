@@ -1,17 +1,18 @@
-//! A tokio server that does what the lab's does: each request through `spawn_blocking`, noted by the same code.
+//! The tokio server of the benchmark, with a handler that does what the lab's does: each request through `spawn_blocking`, noted by
+//! the same code.
 
 use std::io::{Error, Result};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::task::spawn_blocking;
 
 use super::lab::{EPOCH, Notes};
 use super::rows::ms;
+use crate::peers::tokio::accept;
+use crate::service::Answer;
 
 /// As many as the tokio server of the benchmark has.
 const WORKERS: usize = 2;
@@ -28,11 +29,12 @@ impl Peer {
         let runtime = Builder::new_multi_thread()
             .worker_threads(WORKERS)
             .thread_keep_alive(keep_alive)
-            .enable_io()
+            .enable_all()
             .build()?;
         let listener = runtime.block_on(TcpListener::bind(("127.0.0.1", 0)))?;
         let (address, notes) = (listener.local_addr()?, Notes::new());
-        runtime.spawn(accept(listener, Arc::clone(&notes)));
+        let its = Arc::clone(&notes);
+        runtime.spawn(accept(listener, move |local| Noted(Arc::clone(&its), local), true));
         Ok(Peer { runtime, address, notes })
     }
 
@@ -65,27 +67,15 @@ impl Peer {
     }
 }
 
-async fn accept(listener: TcpListener, notes: Arc<Notes>) -> Result<()> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        drop(tokio::spawn(serve(stream, Arc::clone(&notes))));
-    }
-}
+/// What its handler does on a connection that reached this address.
+struct Noted(Arc<Notes>, SocketAddr);
 
-async fn serve(stream: TcpStream, notes: Arc<Notes>) -> Result<()> {
-    stream.set_nodelay(true)?;
-    let local = Some(stream.local_addr()?);
-    let mut stream = BufReader::new(stream);
-    let mut line = Vec::new();
-    while stream.read_until(b'\n', &mut line).await? > 0 {
-        let notes = Arc::clone(&notes);
-        line = spawn_blocking(move || {
-            notes.handle(line.trim_ascii_end(), local);
-            line
-        })
-        .await?;
-        line.clear();
-        stream.write_all(b"ok\n").await?;
+impl Answer for Noted {
+    fn answer_line(&self, line: &[u8], replies: &mut Vec<u8>) {
+        // The client has closed its side.
+        if !line.is_empty() {
+            self.0.handle(line, Some(self.1));
+            replies.extend_from_slice(b"ok\n");
+        }
     }
-    Ok(())
 }

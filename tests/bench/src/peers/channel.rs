@@ -9,7 +9,7 @@ use std::thread;
 
 use crate::peer::{self, Args};
 use crate::reactor::{Reactor, Work};
-use crate::service::Service;
+use crate::service::{Answer, Service};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use mio::Waker;
 

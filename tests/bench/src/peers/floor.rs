@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::peer::{self, Args};
 use crate::reactor::{Reactor, Work};
-use crate::service::Service;
+use crate::service::{Answer, Service};
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let listener = args.listen()?;

@@ -5,10 +5,11 @@
 //! state moved there and back.
 
 use std::io::Result;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::peer::{self, Args};
-use crate::service::{Service, check_line};
+use crate::service::{Answer, Service, check_line};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
@@ -34,32 +35,40 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .build()?;
     runtime
         .block_on(async {
-            let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(accept(listener, args.handler_delay)).await?
+            let (listener, delay) = (TcpListener::from_std(listener)?, args.handler_delay);
+            let service = move |local| Service::new(local, delay);
+            tokio::spawn(accept(listener, service, !delay.is_zero())).await?
         })
         .map(|()| true)
 }
 
-async fn accept(listener: TcpListener, delay: Duration) -> Result<()> {
+/// Serves whoever connects by what `service` makes for a connection, which may say that its handler `blocks`.
+pub(crate) async fn accept<A: Answer>(
+    listener: TcpListener,
+    service: impl Fn(SocketAddr) -> A,
+    blocks: bool,
+) -> Result<()> {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(serve(stream, delay))),
+            Ok((stream, _)) => {
+                let service = service(stream.local_addr()?);
+                drop(tokio::spawn(serve(stream, service, blocks)));
+            }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn serve(mut stream: TcpStream, delay: Duration) -> Result<()> {
+async fn serve(mut stream: TcpStream, service: impl Answer, blocks: bool) -> Result<()> {
     stream.set_nodelay(true)?;
-    let service = Service::new(stream.local_addr()?, delay);
     let mut state = State { service, input: Vec::with_capacity(INPUT_BYTES), replies: Vec::new() };
     let mut open = true;
     while open {
         open = stream.read_buf(&mut state.input).await? > 0;
-        if delay.is_zero() {
-            state.answer(open)?;
-        } else {
+        if blocks {
             state = spawn_blocking(move || state.answer(open).map(|()| state)).await??;
+        } else {
+            state.answer(open)?;
         }
         if !state.replies.is_empty() {
             stream.write_all(&state.replies).await?;
@@ -70,14 +79,14 @@ async fn serve(mut stream: TcpStream, delay: Duration) -> Result<()> {
 }
 
 /// What of a connection the handler needs.
-struct State {
-    service: Service,
+struct State<A> {
+    service: A,
     /// What was read and not yet answered.
     input: Vec<u8>,
     replies: Vec<u8>,
 }
 
-impl State {
+impl<A: Answer> State<A> {
     /// Answers what a read brought; where the client has closed its side, that ends its last line.
     fn answer(&mut self, open: bool) -> Result<()> {
         let used = self.service.answer(&self.input, &mut self.replies);
