@@ -29,6 +29,7 @@ pub mod server;
 mod service;
 mod stats;
 mod target;
+mod wait;
 mod workload;
 
 use std::io::Result;
@@ -39,7 +40,7 @@ use clap::Parser;
 /// Takes the program's arguments, `bench` aside. Returns whether every goal that has to hold does.
 type Measure = fn(Vec<String>) -> Result<bool>;
 
-const PROGRAMS: [(&str, Measure); 11] = [
+const PROGRAMS: [(&str, Measure); 10] = [
     ("compare", |words| compare::run(Parser::parse_from(words))),
     ("elasticity", |words| elasticity::run(&Parser::parse_from(words))),
     ("overload", |words| overload::run(&Parser::parse_from(words))),
@@ -50,7 +51,6 @@ const PROGRAMS: [(&str, Measure); 11] = [
     ("peer-tokio", |words| peers::tokio::run(&Parser::parse_from(words))),
     // What they start of themselves, as processes of their own.
     ("lab", |_| elasticity::outside::lab_child()),
-    ("churn", |words| elasticity::outside::churn_child(&words[1])),
     ("serve-fanout", |words| fanout::serve(&words[1..])),
 ];
 

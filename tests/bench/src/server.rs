@@ -3,25 +3,22 @@
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::machine::signed;
+use crate::wait::wait_for;
 
 /// How long a server that says nothing may take until it accepts: one in Node.js has needed 6 s beside other work.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a server may take from SIGTERM to its end; then it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Ports below those that the system gives to clients, which would collide with them.
-const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// The server that is measured.
 pub(crate) const OURS: &str = "tidemill";
@@ -98,7 +95,8 @@ impl ServerSpec {
 
     /// Starts the server and waits until clients can connect.
     pub(crate) fn start(&self, options: &[String], wrapper: &[String]) -> Result<Server> {
-        let port = free_port()?;
+        // A port that nobody has.
+        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let own = self.command.iter().map(|word| word.replace("{port}", &port.to_string()));
         let words: Vec<String> = wrapper.iter().cloned().chain(own).chain(options.iter().cloned()).collect();
         let (program, arguments) = words.split_first().ok_or(ErrorKind::InvalidInput)?;
@@ -111,20 +109,6 @@ impl ServerSpec {
             Server::start_silent(&mut command, ([127, 0, 0, 1], port).into())
         };
         server.map_err(said)
-    }
-}
-
-/// A port that nobody listens on, another each time.
-fn free_port() -> Result<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(PORTS.start);
-    loop {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        if !PORTS.contains(&port) {
-            return Err(ErrorKind::AddrNotAvailable.into());
-        }
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
     }
 }
 
@@ -184,14 +168,8 @@ impl Server {
     fn start_silent(command: &mut Command, address: SocketAddr) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Server::of(command.spawn()?, address);
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            match TcpStream::connect(address) {
-                Ok(_) => return Ok(server),
-                Err(error) if Instant::now() > deadline => return Err(error),
-                Err(_) => thread::sleep(Duration::from_millis(10)),
-            }
-        }
+        wait_for("it accepts", START_TIMEOUT, || TcpStream::connect(address).is_ok())?;
+        Ok(server)
     }
 
     fn of(process: Child, address: SocketAddr) -> Self {
@@ -219,7 +197,13 @@ impl Server {
             return Err(Error::other(format!("the server had ended: {status}")));
         }
         kill(Pid::from_raw(signed(self.pid())?), Signal::SIGTERM)?;
-        wait_until(&mut self.process, Instant::now() + STOP_TIMEOUT)
+        let ended =
+            wait_for("its end", STOP_TIMEOUT, || !matches!(self.process.try_wait(), Ok(None))).map(drop);
+        if ended.is_err() {
+            self.process.kill()?;
+        }
+        let status = self.process.wait()?;
+        ended.map(|()| status)
     }
 }
 
@@ -229,19 +213,6 @@ impl Drop for Server {
         drop(self.process.kill());
         drop(self.process.wait());
     }
-}
-
-/// Waits for the end of `process`; kills it at the deadline.
-fn wait_until(process: &mut Child, deadline: Instant) -> Result<ExitStatus> {
-    while Instant::now() < deadline {
-        if let Some(status) = process.try_wait()? {
-            return Ok(status);
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    process.kill()?;
-    process.wait()?;
-    Err(ErrorKind::TimedOut.into())
 }
 
 #[cfg(test)]
@@ -269,11 +240,8 @@ mod tests {
         let mut shell = Command::new("sh");
         let script = "echo listening on 127.0.0.1:9; echo rubbish; echo '{\"a\":{\"b\":7}}'; echo why >&2; exec sleep 60";
         let mut server = Server::start(shell.args(["-c", script]).stderr(Stdio::piped())).unwrap();
-        let deadline = Instant::now() + START_TIMEOUT;
-        while (server.figure("/a/b"), server.errors().len()) != (7.0, 1) {
-            assert!(Instant::now() < deadline, "{:?}", server.errors());
-            thread::sleep(Duration::from_millis(1));
-        }
+        let is_kept = || (server.figure("/a/b"), server.errors().len()) == (7.0, 1);
+        wait_for("all of it is kept", START_TIMEOUT, is_kept).unwrap();
         assert!(server.figure("/c").is_nan());
         assert!(!server.stop().unwrap().success());
     }

@@ -15,6 +15,7 @@ use super::rows::{
     Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, grown, last_begun, ms, resizes_since, up_and_down, uptime,
 };
 use super::score::{Check, Goal, Row, quantile, row};
+use crate::wait::wait_for;
 
 pub(crate) fn slow_ramp(effort: Effort<'_>) -> Result<Row> {
     let (lab, series, unmet, unneeded) = up_and_down(effort, 1.0)?;
@@ -161,18 +162,13 @@ pub(crate) fn cores_come_and_go(_: Effort<'_>) -> Result<Row> {
     let shown = || usize::try_from(lab.handle().stats().pool_cores).unwrap_or_default();
     let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000, Duration::ZERO)?;
     crowd.set_active(48);
-    let wait_for = |wanted: usize| -> f64 {
-        let begun = Instant::now();
-        while shown() != wanted && begun.elapsed() < KEEP_ALIVE {
-            thread::sleep(MS);
-        }
-        if shown() == wanted { ms(begun.elapsed()) } else { f64::INFINITY }
-    };
+    let noticed =
+        |wanted: usize| wait_for("it is noticed", KEEP_ALIVE, || shown() == wanted).map_or(f64::INFINITY, ms);
     let before = shown();
     set_cpus("0")?;
-    let taken = wait_for(1);
+    let taken = noticed(1);
     set_cpus(&format!("0-{}", cores - 1))?;
-    let given = wait_for(cores);
+    let given = noticed(cores);
     let mut checks = vec![
         Check::count("cores at the start", before as f64, Goal::AtLeast(cores as f64)),
         Check::time("all but one taken away by affinity, noticed after", taken, 1100.0),
@@ -181,9 +177,9 @@ pub(crate) fn cores_come_and_go(_: Effort<'_>) -> Result<Row> {
     match Quota::new() {
         Ok(quota) => {
             quota.set(Some(1))?;
-            let taken = wait_for(1);
+            let taken = noticed(1);
             quota.set(None)?;
-            let given = wait_for(cores);
+            let given = noticed(cores);
             checks.push(Check::time("all but one taken away by quota, noticed after", taken, 1100.0));
             checks.push(Check::time("given back, noticed after", given, 1100.0));
         }
@@ -206,10 +202,8 @@ pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
         // The decision's time is the server's, that of calls is not.
         let (epoch, started) = (EPOCH.elapsed(), uptime(&lab));
         stuck.send(Kind::Block, 0)?;
-        let deadline = Instant::now() + KEEP_ALIVE;
-        while grown(&lab) == before && Instant::now() < deadline {
-            thread::sleep(MS / 10);
-        }
+        // Where it is not, no decision is found.
+        wait_for("it is replaced", KEEP_ALIVE, || grown(&lab) > before).ok();
         let at = resizes_since(&lab, started).first().map(|decision| decision.at);
         // The worker is lost from when it is called; before, the request waited behind the others.
         let called = lab.take_calls().into_iter().find(|call| call.kind == Kind::Block);
@@ -236,8 +230,7 @@ pub(crate) fn against_tokio(effort: Effort<'_>) -> Result<Row> {
     let mut their_clients = Client::connect_many(theirs.address(), 64)?;
     let mut figures: [Vec<f64>; 5] = Default::default();
     for number in 0..effort.rounds(30, 10) {
-        ours.wait_for_workers(2..=2, KEEP_ALIVE)
-            .ok_or_else(|| Error::other("the pool does not come down"))?;
+        ours.wait_for_workers(2..=2, KEEP_ALIVE)?;
         thread::sleep(keep_alive);
         for turn in 0..figures.len() {
             let which = (number + turn) % figures.len();

@@ -8,18 +8,19 @@ use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::time::{ClockId, clock_gettime};
 use tidemill::{PoolLimits, Reply, Request, Server, ServerHandle};
+
+use crate::wait::wait_for;
 
 /// What all times count from.
 pub(crate) static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Parts of the list of calls.
-const PARTS: usize = 64;
 /// Longest time that any one reply may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,25 +46,21 @@ impl Call {
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum Kind {
     /// Sleep so many microseconds.
-    Sleep,
+    Sleep = b's',
     /// Use a CPU for so many microseconds.
-    Burn,
+    Burn = b'c',
     /// Ask the same server the same again, one less, and wait for the answer.
-    Nest,
+    Nest = b'n',
     /// Block until [`Lab::release`].
-    Block,
+    Block = b'b',
 }
 
 impl Kind {
     fn letter(self) -> char {
-        match self {
-            Kind::Sleep => 's',
-            Kind::Burn => 'c',
-            Kind::Nest => 'n',
-            Kind::Block => 'b',
-        }
+        char::from(self as u8)
     }
 }
 
@@ -75,15 +72,10 @@ pub(crate) struct Lab {
 
 /// Does what requests ask for, and notes when it was asked.
 pub(crate) struct Notes {
-    /// In several parts, so that workers that begin at the same time do not wait for each other to note it.
-    calls: [Mutex<Vec<Call>>; PARTS],
-    next_part: AtomicUsize,
-    released: Mutex<bool>,
-    release: Condvar,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Workers that begin at the same time do not wait for each other to note it.
+    calls: (Sender<Call>, Receiver<Call>),
+    /// What a request that blocks waits for.
+    release: (Sender<()>, Receiver<()>),
 }
 
 impl Lab {
@@ -120,20 +112,13 @@ impl Lab {
         usize::try_from(self.server.handle().stats().pool_threads).unwrap_or(usize::MAX)
     }
 
-    /// Waits until the pool has as many workers as that, or `limit` is over. Returns how long it took.
+    /// Waits until the pool has as many workers as that. Returns how long it took.
     pub(crate) fn wait_for_workers(
         &self,
         workers: RangeInclusive<usize>,
         limit: Duration,
-    ) -> Option<Duration> {
-        let begun = Instant::now();
-        while !workers.contains(&self.workers()) {
-            if begun.elapsed() > limit {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        Some(begun.elapsed())
+    ) -> Result<Duration> {
+        wait_for(&format!("{workers:?} workers"), limit, || workers.contains(&self.workers()))
     }
 
     /// What its handler notes.
@@ -146,28 +131,21 @@ impl Lab {
         self.notes.take_calls()
     }
 
-    /// Lets requests that block go on.
+    /// Lets a request that blocks go on.
     pub(crate) fn release(&self) {
-        *lock(&self.notes.released) = true;
-        self.notes.release.notify_all();
+        self.notes.release.0.send(()).expect("the notes have the other end, too");
     }
 }
 
 impl Notes {
     pub(crate) fn new() -> Arc<Notes> {
         LazyLock::force(&EPOCH);
-        Arc::new(Notes {
-            calls: std::array::from_fn(|_| Mutex::new(Vec::with_capacity(64))),
-            next_part: AtomicUsize::new(0),
-            released: Mutex::default(),
-            release: Condvar::new(),
-        })
+        Arc::new(Notes { calls: unbounded(), release: unbounded() })
     }
 
     /// The calls since the last time, in order of their beginning.
     pub(crate) fn take_calls(&self) -> Vec<Call> {
-        let mut calls: Vec<Call> =
-            self.calls.iter().flat_map(|part| std::mem::take(&mut *lock(part))).collect();
+        let mut calls: Vec<Call> = self.calls.1.try_iter().collect();
         calls.sort_by_key(|call| call.begun);
         calls
     }
@@ -184,8 +162,8 @@ impl Notes {
             .into_iter()
             .find(|kind| letter.starts_with(kind.letter()));
         let Some(kind) = kind else { return };
-        let part = self.next_part.fetch_add(1, SeqCst) % PARTS;
-        lock(&self.calls[part]).push(Call { sent, begun, thread: thread::current().id(), kind });
+        let call = Call { sent, begun, thread: thread::current().id(), kind };
+        self.calls.0.send(call).expect("it has the other end, too");
         match kind {
             Kind::Sleep => thread::sleep(Duration::from_micros(argument)),
             Kind::Burn => burn(Duration::from_micros(argument)),
@@ -196,12 +174,7 @@ impl Notes {
                 assert!(asked.is_ok(), "the inner request failed: {asked:?}");
             }
             Kind::Nest => {}
-            Kind::Block => {
-                let mut released = lock(&self.released);
-                while !*released {
-                    released = self.release.wait(released).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
+            Kind::Block => self.release.1.recv().expect("it has the other end, too"),
         }
     }
 }
@@ -285,7 +258,7 @@ pub(crate) struct Crowd {
 struct Shared {
     active: AtomicUsize,
     stop: AtomicBool,
-    latencies: Mutex<Vec<Duration>>,
+    latencies: (Sender<Duration>, Receiver<Duration>),
 }
 
 impl Crowd {
@@ -300,14 +273,29 @@ impl Crowd {
         let shared = Arc::new(Shared {
             active: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            latencies: Mutex::default(),
+            latencies: unbounded(),
         });
-        let clients = Client::connect_many(address, count)?;
-        let spawn = |(number, client)| {
+        let spawn = |(number, mut client): (usize, Client)| {
             let shared = Arc::clone(&shared);
-            thread::spawn(move || shared.run(number, client, kind, argument, pause))
+            thread::spawn(move || {
+                let mut replies = 0;
+                while !shared.stop.load(SeqCst) {
+                    if number >= shared.active.load(SeqCst) {
+                        thread::park();
+                        continue;
+                    }
+                    let sent = Instant::now();
+                    client.ask(kind, argument)?;
+                    replies += 1;
+                    shared.latencies.0.send(sent.elapsed()).expect("it has the other end, too");
+                    if !pause.is_zero() {
+                        thread::sleep(pause.saturating_sub(sent.elapsed()));
+                    }
+                }
+                Ok(replies)
+            })
         };
-        let threads = clients.into_iter().enumerate().map(spawn).collect();
+        let threads = Client::connect_many(address, count)?.into_iter().enumerate().map(spawn).collect();
         Ok(Crowd { shared, threads })
     }
 
@@ -321,7 +309,7 @@ impl Crowd {
 
     /// Latencies of the replies since the last time.
     pub(crate) fn take_latencies(&self) -> Vec<Duration> {
-        std::mem::take(&mut *lock(&self.shared.latencies))
+        self.shared.latencies.1.try_iter().collect()
     }
 
     /// Ends them. Returns how many replies they had in all.
@@ -334,33 +322,6 @@ impl Crowd {
         for thread in self.threads {
             thread.thread().unpark();
             replies += thread.join().map_err(|_| Error::other("a client panicked"))??;
-        }
-        Ok(replies)
-    }
-}
-
-impl Shared {
-    fn run(
-        &self,
-        number: usize,
-        mut client: Client,
-        kind: Kind,
-        argument: u64,
-        pause: Duration,
-    ) -> Result<u64> {
-        let mut replies = 0;
-        while !self.stop.load(SeqCst) {
-            if number >= self.active.load(SeqCst) {
-                thread::park();
-                continue;
-            }
-            let sent = Instant::now();
-            client.ask(kind, argument)?;
-            replies += 1;
-            lock(&self.latencies).push(sent.elapsed());
-            if !pause.is_zero() {
-                thread::sleep(pause.saturating_sub(sent.elapsed()));
-            }
         }
         Ok(replies)
     }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Uid;
@@ -13,15 +13,18 @@ use procfs::ProcResult;
 use procfs::process::{Process, all_processes};
 
 use super::lab::Lab;
-use super::rows::{Effort, KEEP_ALIVE, LIMITS, MS, ms};
+use super::rows::{Effort, KEEP_ALIVE, LIMITS, MS, ms, trickle_to};
 use super::score::{Check, Goal, Row, quantile, row};
 use crate::flood::{self, load};
 use crate::machine::{CpuClock, signed, switches};
 use crate::report::load::LoadReport;
 use crate::server::Server;
+use crate::wait::wait_for;
 
 /// A user without privileges, for the process whose threads are refused.
 const NOBODY: u32 = 65_534;
+/// What takes a server longer has failed.
+const PATIENCE: Duration = KEEP_ALIVE.saturating_mul(4);
 
 /// How to start the real server, which says what it does all the time.
 fn served(tidemill: &str, options: &str) -> Command {
@@ -39,17 +42,6 @@ fn grown(server: &Server) -> f64 {
     server.figure("/pool_resizes_total/grow")
 }
 
-fn wait_for(server: &Server, what: &str, holds: impl Fn(&Server) -> bool) -> Result<Duration> {
-    let begun = Instant::now();
-    while !holds(server) {
-        if begun.elapsed() > 4 * KEEP_ALIVE {
-            return Err(Error::other(format!("it does not happen: {what}")));
-        }
-        thread::sleep(5 * MS);
-    }
-    Ok(begun.elapsed())
-}
-
 /// What was sent and not answered, or wrongly.
 fn lost(report: &LoadReport) -> f64 {
     (report.total.sent - report.total.right) as f64
@@ -59,7 +51,7 @@ pub(crate) fn step(effort: Effort<'_>) -> Result<Row> {
     let served = Server::start(&mut served(effort.tidemill, "--handler-delay 50ms --keep-alive 300ms"))?;
     let mut last = Vec::new();
     for _ in 0..effort.rounds(20, 5) {
-        wait_for(&served, "the pool comes down", |served| workers(served) == 2.0)?;
+        wait_for("the pool comes down", PATIENCE, || workers(&served) == 2.0)?;
         let report = load(effort.tidemill, served.address, "-c 64 -n 64")?;
         last.push(report.latency_us.max / 1e3 - 50.0);
     }
@@ -85,7 +77,7 @@ pub(crate) fn flood(effort: Effort<'_>) -> Result<Row> {
 /// A lab in a process of its own, which says what it does all the time.
 fn lab() -> Result<Server> {
     let served = Server::start(Command::new(std::env::current_exe()?).arg("lab"))?;
-    wait_for(&served, "the first statistics", |served| !workers(served).is_nan())?;
+    wait_for("the first statistics", PATIENCE, || !workers(&served).is_nan())?;
     Ok(served)
 }
 
@@ -100,24 +92,8 @@ pub(crate) fn lab_child() -> Result<bool> {
 }
 
 pub(crate) fn trickle(effort: Effort<'_>) -> Result<Row> {
-    let (served, begun) = (lab()?, Instant::now());
-    load(effort.tidemill, served.address, "-c 64 -n 64 --request s:50000 --expect ok")?;
-    let seconds = effort.seconds(36, 8).as_secs();
-    let options = format!("-c 4 --rate 20 -d {seconds}s --request s:1000 --expect ok");
-    let mut trickle = flood::start(&[], effort.tidemill, served.address, &options)?;
-    let mut most = 0.0;
-    while trickle.try_wait()?.is_none() {
-        if begun.elapsed() > KEEP_ALIVE + Duration::from_secs(1) {
-            most = workers(&served).max(most);
-        }
-        thread::sleep(20 * MS);
-    }
-    flood::verified(trickle)?;
-    if most < 2.0 {
-        return Err(Error::other("the trickle ended early"));
-    }
-    let checks = vec![Check::count("most workers from 1 s after the window", most, Goal::AtMost(4.0))];
-    Ok(row("64 at once, then 20/s of 1 ms", checks))
+    let served = lab()?;
+    trickle_to(effort, served.address, || workers(&served))
 }
 
 pub(crate) fn mixed(effort: Effort<'_>) -> Result<Row> {
@@ -147,7 +123,7 @@ pub(crate) fn refused(effort: Effort<'_>) -> Result<Row> {
     let limit = threads_beside(pid)? + 3;
     limit_threads(pid, limit)?;
 
-    wait_for(&served, "the first statistics", |served| !workers(served).is_nan())?;
+    wait_for("the first statistics", PATIENCE, || !workers(&served).is_nan())?;
     let (address, seconds) = (served.address, 3.0);
     let before = served.figure("/pool_threads_refused_total");
     let limited = load(effort.tidemill, address, &format!("-c 64 -d {seconds}s"))?;
@@ -159,7 +135,7 @@ pub(crate) fn refused(effort: Effort<'_>) -> Result<Row> {
     thread::sleep(Duration::from_secs(1));
     let (_, hard) = getrlimit(Resource::RLIMIT_NPROC)?;
     limit_threads(pid, hard)?;
-    let back = wait_for(&served, "the pool grows again", |served| workers(served) >= 60.0)?;
+    let back = wait_for("the pool grows again", PATIENCE, || workers(&served) >= 60.0)?;
     let lost = lost(&limited) + lost(&flood::verified(again)?);
     let failed = !served.stop()?.success();
     let panics = served.errors().iter().filter(|line| line.contains("panicked")).count();
@@ -218,32 +194,28 @@ pub(crate) fn idle(effort: Effort<'_>) -> Result<Row> {
 /// Threads started and let go in each cycle of [`churn`]: from the minimum to the maximum of every row.
 const AT_ONCE: usize = LIMITS.max_threads - LIMITS.min_threads;
 
-/// What the child of [`churn`] does: threads started and let go, in cycles.
-pub(crate) fn churn_child(threads: &str) -> Result<bool> {
-    let threads: usize = threads.parse().map_err(Error::other)?;
+pub(crate) fn churn(effort: Effort<'_>) -> Result<Row> {
+    let cycles = effort.rounds(100_000, 10_000).div_ceil(AT_ONCE);
     let small = LIMITS.threads(LIMITS.min_threads, LIMITS.min_threads);
     let large = LIMITS.threads(LIMITS.max_threads, LIMITS.max_threads);
-    let lab = Lab::start(small)?;
     let own = || -> ProcResult<[u64; 3]> {
         let process = Process::myself()?;
         let status = process.status()?;
         Ok([status.threads, process.fd_count()? as u64, status.vmrss.unwrap_or_default()])
     };
     let own = || own().map_err(Error::other);
+    // The loop, the tuner and two workers.
+    let expected = own()?[0] + 4;
+    let lab = Lab::start(small)?;
     let (mut first, mut worst) = (None, [0; 3]);
-    for _ in 0..threads.div_ceil(AT_ONCE) {
+    for _ in 0..cycles {
         for limits in [large, small] {
             let workers = limits.min_threads;
             lab.handle().set_pool_limits(limits).map_err(Error::other)?;
-            lab.wait_for_workers(workers..=workers, 6 * KEEP_ALIVE)
-                .ok_or_else(|| Error::other("not obeyed"))?;
+            lab.wait_for_workers(workers..=workers, 6 * KEEP_ALIVE)?;
         }
-        // Threads that end are still counted for a moment.
-        let begun = Instant::now();
-        let expected = first.map_or(5, |first: [u64; 3]| first[0]);
-        while own()?[0] > expected && begun.elapsed() < KEEP_ALIVE {
-            thread::sleep(MS);
-        }
+        // Threads that end are still counted for a moment. One that does not end shows below.
+        wait_for("they end", KEEP_ALIVE, || own().is_ok_and(|[threads, ..]| threads <= expected)).ok();
         let now = own()?;
         let first = *first.get_or_insert(now);
         for ((worst, now), first) in worst.iter_mut().zip(now).zip(first) {
@@ -251,24 +223,13 @@ pub(crate) fn churn_child(threads: &str) -> Result<bool> {
         }
     }
     let resizes = lab.handle().stats().pool_resizes_total;
-    println!("{}", serde_json::json!([worst, [resizes.grow, resizes.shrink]]));
-    Ok(true)
-}
-
-pub(crate) fn churn(effort: Effort<'_>) -> Result<Row> {
-    let threads: usize = if effort.quick { 10_000 } else { 100_000 };
-    let output = Command::new(std::env::current_exe()?).args(["churn", &threads.to_string()]).output()?;
-    if !output.status.success() {
-        return Err(Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
-    }
-    let (worst, resizes): ([f64; 3], [f64; 2]) = serde_json::from_slice(&output.stdout)?;
-    let cycles = threads.div_ceil(AT_ONCE) as f64;
-    let off: f64 = resizes.iter().map(|resizes| (resizes - cycles).abs()).sum();
+    let off: u64 = [resizes.grow, resizes.shrink].map(|resizes| resizes.abs_diff(cycles as u64)).iter().sum();
+    let [threads, descriptors, kilobytes] = worst.map(|worst| worst as f64);
     let checks = vec![
-        Check::count("threads more than after the first cycle", worst[0], Goal::AtMost(0.0)),
-        Check::count("descriptors more", worst[1], Goal::AtMost(0.0)),
-        Check::count("resizes miscounted", off, Goal::AtMost(0.0)),
-        Check::count("MiB of resident memory more", worst[2] / 1024.0, Goal::AtMost(2.0)),
+        Check::count("threads more than after the first cycle", threads, Goal::AtMost(0.0)),
+        Check::count("descriptors more", descriptors, Goal::AtMost(0.0)),
+        Check::count("resizes miscounted", off as f64, Goal::AtMost(0.0)),
+        Check::count("MiB of resident memory more", kilobytes / 1024.0, Goal::AtMost(2.0)),
     ];
     Ok(row("100 000 threads started and let go", checks))
 }

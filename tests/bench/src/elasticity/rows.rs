@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{Error, Result};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tidemill::{Decision, PoolLimits};
 
 use super::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect, first_on_new_thread};
 use super::score::{Check, Goal, Moment, Row, Series, quantile, row};
-use crate::flood::load;
+use crate::flood::{self, load};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 /// The handler sleeps so many microseconds unless a row says otherwise.
@@ -78,7 +79,7 @@ pub(crate) fn step(effort: Effort<'_>) -> Result<Row> {
     let mut clients = Client::connect_many(lab.address(), 64)?;
     let (mut known, mut first, mut last) = (HashSet::new(), Vec::new(), Vec::new());
     for _ in 0..effort.rounds(40, 10) {
-        lab.wait_for_workers(2..=2, KEEP_ALIVE).ok_or_else(|| Error::other("the pool does not come down"))?;
+        lab.wait_for_workers(2..=2, KEEP_ALIVE)?;
         // Idle: the threads of the burst before have ended, not only left the pool.
         thread::sleep(50 * MS);
         let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
@@ -133,29 +134,33 @@ pub(crate) fn again(effort: Effort<'_>) -> Result<Row> {
 pub(crate) fn down(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     last_begun(&mut Client::connect_many(lab.address(), 64)?, lab.notes())?;
-    let took = lab.wait_for_workers(2..=2, 3 * KEEP_ALIVE).unwrap_or(Duration::MAX);
-    let checks = vec![Check::time("at min after the last request", ms(took), ms(KEEP_ALIVE) + 500.0)];
+    let took = lab.wait_for_workers(2..=2, 3 * KEEP_ALIVE).map_or(f64::INFINITY, ms);
+    let checks = vec![Check::time("at min after the last request", took, ms(KEEP_ALIVE) + 500.0)];
     Ok(row("step down 64 → 0, no traffic", checks))
 }
 
 pub(crate) fn trickle(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let mut clients = Client::connect_many(lab.address(), 64)?;
-    let begun = Instant::now();
-    last_begun(&mut clients, lab.notes())?;
-    let crowd = Crowd::start(lab.address(), 1, Kind::Sleep, 1_000, 50 * MS)?;
-    crowd.set_active(1);
-    let (mut most, mut series) = (0, Vec::new());
-    while begun.elapsed() < effort.seconds(36, 12) {
-        let workers = lab.workers();
+    trickle_to(effort, lab.address(), || lab.workers() as f64)
+}
+
+/// The row with the lab that is there, in whatever process.
+pub(crate) fn trickle_to(effort: Effort<'_>, address: SocketAddr, workers: impl Fn() -> f64) -> Result<Row> {
+    let (begun, length) = (Instant::now(), effort.seconds(36, 12));
+    load(effort.tidemill, address, "-c 64 -n 64 --request s:50000 --expect ok")?;
+    let options = format!("-c 4 --rate 20 -d {}s --request s:1000 --expect ok", length.as_secs());
+    let trickle = flood::start(&[], effort.tidemill, address, &options)?;
+    let (mut most, mut series): (f64, Series) = (0.0, Vec::new());
+    while begun.elapsed() < length {
+        let workers = workers();
         if begun.elapsed() > KEEP_ALIVE + Duration::from_secs(1) {
             most = most.max(workers);
         }
-        series.push((begun.elapsed().as_secs_f64(), 1.0, workers as f64));
+        series.push((begun.elapsed().as_secs_f64(), 1.0, workers));
         thread::sleep(50 * MS);
     }
-    crowd.finish()?;
-    let checks = vec![Check::count("most workers from 1 s after the window", most as f64, Goal::AtMost(4.0))];
+    flood::verified(trickle)?;
+    let checks = vec![Check::count("most workers from 1 s after the window", most, Goal::AtMost(4.0))];
     Ok(Row { series, ..row("64 at once, then 20/s of 1 ms", checks) })
 }
 
@@ -479,8 +484,7 @@ pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
     crowd.set_active(40);
     // The last of them may be inside the tolerance.
     let all = 40 - LIMITS.tolerance..=40;
-    lab.wait_for_workers(all.clone(), KEEP_ALIVE)
-        .ok_or_else(|| Error::other("the pool does not grow to 40"))?;
+    lab.wait_for_workers(all.clone(), KEEP_ALIVE)?;
     let (mut up, mut down): (f64, f64) = (0.0, 0.0);
     // Below the present size; back; a minimum above demand; far below again, with a tolerance above all.
     let changes = [(2, 10, 2, 10..=10), (2, 64, 2, all), (50, 64, 2, 50..=50), (2, 3, 30, 3..=3)];
