@@ -75,7 +75,9 @@ impl Outbound {
 
     /// Adds bytes that are no reply.
     pub(crate) fn push_word(&mut self, bytes: &[u8]) {
-        self.push(&mut bytes.to_vec(), &[], 0);
+        self.compact();
+        self.bytes.reserve_exact(bytes.len());
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// The socket took `count` bytes. Returns how many replies that completed, and what is free now.

@@ -260,7 +260,7 @@ pub(crate) fn open_or_close(
         (Task::Open | Task::Close(_), None) => {
             // It cannot be given back, so it is dropped, which may panic too.
             if let Some(session) = session.take() {
-                service::drop_session(session);
+                service::drop_value(session);
             }
             *end = JobEnd::Panicked;
         }

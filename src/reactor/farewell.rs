@@ -65,8 +65,9 @@ impl Reactor {
     /// Whether a connection that has had its own is kept open in a stop, as others may still push something to it.
     fn waits_for_others(&mut self, id: ConnId) -> bool {
         let is_open = self.drain.is_some_and(|drain| !drain.all_handled);
-        let service = self.table.get(id).map(|entry| entry.connection.service());
-        is_open && service.is_some_and(|service| self.has_sessions(service))
+        let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        is_open
+            && (connection.local.has_pushers() || self.services[connection.service() as usize].has_sessions)
     }
 
     /// Everything is answered and written: queues the last line, if the reason has one, and goes on to the end of the stream.

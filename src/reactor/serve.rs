@@ -11,7 +11,7 @@ use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
 use crate::connection::{Connection, End, Inbound, Output, Phase, Role, Taken, Turn};
-use crate::job::{Job, JobEnd};
+use crate::job::{Job, JobEnd, Task};
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
 
@@ -123,6 +123,10 @@ impl Reactor {
 
     /// A job is back that this turn may not get to: its replies count.
     pub(super) fn account_job(&mut self, job: &Job) {
+        // One that gives a session back has none, and its connection waits for none.
+        if let Task::Close(_) = job.task {
+            return;
+        }
         if let Some(Entry { connection, .. }) = self.table.get(job.origin.id) {
             connection.set_job_out(job.held_bytes());
             self.account(job.origin.id);

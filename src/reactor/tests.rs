@@ -12,7 +12,9 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::connection::Output;
 use crate::handover::{Inherited, Lent};
-use crate::service::{Handler, Kind, Reply, Request, Served};
+use crate::job::{JobEnd, Task};
+use crate::mail::Question;
+use crate::service::{Connection, Handler, Kind, Reply, Request, Served, Service};
 use crate::slots::MS;
 
 /// How long a test waits for what must happen. Generous: it passes only when something is broken.
@@ -43,11 +45,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
+    fn new(handler: impl Service, change: impl FnOnce(&mut Config)) -> Bench {
         Bench::with_clock(Clock::start(), handler, change)
     }
 
-    fn with_clock(clock: Clock, handler: impl Handler, change: impl FnOnce(&mut Config)) -> Bench {
+    fn with_clock(clock: Clock, handler: impl Service, change: impl FnOnce(&mut Config)) -> Bench {
         let mut config = Config { listen: vec![([127, 0, 0, 1], 0).into()], ..Config::default() };
         change(&mut config);
         let settings = config.check().unwrap();
@@ -366,4 +368,52 @@ fn while_jobs_are_left_over_nothing_is_handed_out_for_whose_is_taken_back() {
     assert!(bench.reactor.finished.is_empty());
     assert_eq!((bench.reactor.outgoing.len(), bench.reactor.left_over.len()), (0, PEERS));
     bench.until(|reactor| reactor.outgoing.len() == PEERS);
+}
+
+/// Has a state of each connection.
+struct Stateful;
+
+impl Service for Stateful {
+    type State = u8;
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) -> u8 {
+        0
+    }
+
+    fn handle(&self, _: &mut u8, _: &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+}
+
+/// It was counted as if it were a request's: the connection waited for a job that had come back, and was counted for ever as one
+/// that is about to leave.
+#[test]
+fn what_gives_a_state_back_is_of_no_account_where_it_is_left_over() {
+    let mut bench = Bench::new(Stateful, |_| ());
+    let mut peer = bench.peer(b"x\n");
+    let taken = |bench: &mut Bench, task: fn(&Task) -> bool| {
+        bench.until(|reactor| !reactor.outgoing.is_empty());
+        let mut job = bench.reactor.outgoing.pop().unwrap();
+        assert!(task(&job.task), "{:?}", job.task);
+        while job.batch.next_line().is_some() {}
+        job
+    };
+    let mut job = taken(&mut bench, |task| *task == Task::Open);
+    job.session = Some(Box::new(0_u8));
+    bench.reactor.finished.push_back(Mail::Job(job));
+    let mut job = taken(&mut bench, |task| *task == Task::Requests);
+    job.end = JobEnd::Close;
+    bench.reactor.finished.push_back(Mail::Job(job));
+    let job = taken(&mut bench, |task| matches!(task, Task::Close(_)));
+    // Something was not taken in within its turn.
+    let (sender, _answer) = std::sync::mpsc::sync_channel(1);
+    bench.reactor.finished.push_back(Mail::Question(Question::Turns(sender)));
+    bench.reactor.shared.hub.replies.push(Mail::Job(job));
+    bench.until(|reactor| reactor.closing_out == 0);
+    peer.set_nonblocking(true).unwrap();
+    peer.read_to_end(&mut Vec::new()).unwrap();
+    drop(peer);
+    bench.until(|reactor| reactor.table.len() == 0);
+    assert!(bench.reactor.gone.is_empty());
 }

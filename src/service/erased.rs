@@ -207,10 +207,10 @@ pub(crate) fn close(
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(discard).is_ok()
 }
 
-/// Drops a session that cannot be given back.
-pub(crate) fn drop_session(session: Session) {
+/// Drops what is a service's own, as a session that cannot be given back, whether it panics or not.
+pub(crate) fn drop_value(value: Box<dyn Any + Send>) {
     // Unwind safety: nothing of it is used any more.
-    panic::catch_unwind(AssertUnwindSafe(|| drop(session))).unwrap_or_else(discard);
+    panic::catch_unwind(AssertUnwindSafe(|| drop(value))).unwrap_or_else(discard);
 }
 
 /// Makes what a worker has of its own. `None`: it panicked.

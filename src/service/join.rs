@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::connection::Connection;
+use super::erased;
 use crate::mail::{Ends, JoinTo, Mail, Post};
 use crate::slots::{ConnId, Slots};
 
@@ -74,9 +75,9 @@ impl Joining {
     /// not take is held back: 16 KiB each way, and what the kernel holds.
     ///
     /// `guard` is dropped when the connection has ended, or at once if it has ended meanwhile: on the event loop, so that its drop must not
-    /// block.
+    /// block. What it panics with is discarded.
     pub fn with(mut self, input: impl Into<OwnedFd>, output: impl Into<OwnedFd>, guard: impl Any + Send) {
-        let ends = Ends { input: input.into(), output: output.into(), guard: Box::new(guard) };
+        let ends = Ends { input: input.into(), output: output.into(), guard: Guard(Some(Box::new(guard))) };
         self.say(Ok(ends));
     }
 
@@ -88,6 +89,18 @@ impl Joining {
     fn say(&mut self, to: Result<Ends, Vec<u8>>) {
         self.said = true;
         self.post.post(Mail::Join(Box::new(JoinTo { connection: self.connection, to })));
+    }
+}
+
+/// What is dropped when a connection has ended: the service's, so that its drop may panic.
+#[derive(Debug)]
+pub(crate) struct Guard(Option<Box<dyn Any + Send>>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.take() {
+            erased::drop_value(guard);
+        }
     }
 }
 

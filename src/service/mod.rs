@@ -29,8 +29,9 @@ use crate::framing::{Found, Framing, Lines};
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
-pub(crate) use erased::{Erased, WorkerState, classify, close, drop_session, handle, join, last_line, open};
+pub(crate) use erased::{Erased, WorkerState, classify, close, drop_value, handle, join, last_line, open};
 pub use handler::Handler;
+pub(crate) use join::Guard;
 pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};
 pub(crate) use reply::Mode;
@@ -134,7 +135,7 @@ impl Served {
     /// Most content bytes of a frame of a connection.
     pub(crate) fn max_frame_bytes(&self, session: Option<&Session>) -> usize {
         let framing = self.knows_framing(session).then(|| self.framing(session)).flatten();
-        framing.map_or_else(|| self.lines().max_bytes(), |framing| framing.max_bytes())
+        framing.and_then(|framing| framing.max_bytes()).unwrap_or_else(|| self.lines().max_bytes())
     }
 
     /// Whether it can be told how a connection's bytes become frames: not while its state is elsewhere.
@@ -209,9 +210,11 @@ impl Cutter<'_> {
         }
     }
 
-    /// Most content bytes of a frame.
-    pub(crate) fn max_bytes(&self) -> usize {
-        self.custom.map_or(self.lines.max_bytes(), Framing::max_bytes)
+    /// Most content bytes of a frame. `None`: the service's framing panicked.
+    fn max_bytes(&self) -> Option<usize> {
+        let Some(framing) = self.custom else { return Some(self.lines.max_bytes()) };
+        // Unwind safety: it only had shared references.
+        panic::catch_unwind(AssertUnwindSafe(|| framing.max_bytes())).map_err(erased::discard).ok()
     }
 }
 

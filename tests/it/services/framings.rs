@@ -1,5 +1,7 @@
 //! Other frames than lines, and a change of framing in the middle of a connection.
 
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
 use tidemill::framing::{Endian, Fixed, Found, Framing, LengthPrefixed, Terminated};
 use tidemill::{Connection, Handler, Kind, Place, Reply, Request, Service};
 
@@ -53,6 +55,30 @@ fn frames_that_end_in_several_bytes() {
     expect_however_cut(framing, b"12345678901", b"");
     let framing = Terminated::new(b"--", 3);
     expect_however_cut(framing, b"abc--abcd--abc--", b"3\nERROR line too long (limit 3 bytes)\n");
+}
+
+#[test]
+fn a_framing_that_cannot_say_its_limit_when_it_is_told_costs_only_its_connection() {
+    /// Says its limit once more when a frame was too long, and not again.
+    struct Unwell(AtomicUsize);
+    impl Framing for Unwell {
+        fn next(&self, _: &[u8], _: usize, _: bool) -> Found {
+            self.0.store(1, SeqCst);
+            Found::TooLong
+        }
+
+        fn max_bytes(&self) -> usize {
+            let asked = self.0.load(SeqCst);
+            assert!(asked < 2, "on purpose");
+            self.0.store(2 * asked, SeqCst);
+            3
+        }
+    }
+    let server = embed(Lengths(Unwell(AtomicUsize::new(0))));
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"too long");
+    peer.expect_rest(b"ERROR line too long (limit 65536 bytes)\n");
+    assert_eq!(server.handle().stats().connections_closed_total.line_too_long, 1);
 }
 
 #[test]

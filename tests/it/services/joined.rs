@@ -252,3 +252,23 @@ fn who_is_gone_before_it_is_joined_costs_nothing() {
     joining.with(input, output, gone);
     assert_eq!(is_gone.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 }
+
+#[test]
+fn what_is_dropped_with_a_connection_may_panic() {
+    struct Unwell;
+    impl Drop for Unwell {
+        fn drop(&mut self) {
+            panic!("on purpose");
+        }
+    }
+    let (server, joinings) = later();
+    for _ in 0..2 {
+        let mut peer = Peer::connect(server.local_addr());
+        let (output, input) = std::io::pipe().unwrap();
+        joinings.recv_timeout(DEADLINE).unwrap().with(input, output, Unwell);
+        peer.send(b"back");
+        peer.expect(b"back");
+        drop(peer);
+        eventually("it is gone", || server.handle().stats().connections == 0);
+    }
+}

@@ -180,19 +180,41 @@ fn a_stop_lets_what_was_received_reach_everybody_first() {
         }
     }
     let chat = Arc::new(Chat(Arc::default(), AtomicUsize::new(0)));
-    let server = configure(Arc::clone(&chat), |config| (config.min_threads, config.max_threads) = (2, 2));
+    let two = |config: &mut tidemill::Config| (config.min_threads, config.max_threads) = (2, 2);
+    let said = Arc::clone(&chat);
+    expect_all_to_have_all(configure(chat, two), b"", || said.1.load(SeqCst));
+
+    // The same without anything of a connection's own.
+    let (group, count) = (Mutex::<Group>::default(), Arc::<AtomicUsize>::default());
+    let said = Arc::clone(&count);
+    let chat = move |request: &Request<'_>, reply: &mut Reply<'_>| {
+        if request.line() == b"in" {
+            group.lock().unwrap().insert(request.connection().pusher());
+            return reply.push(b"in\n");
+        }
+        thread::sleep(std::time::Duration::from_millis(5));
+        count.fetch_add(1, SeqCst);
+        group.lock().unwrap().push(&[request.line(), b"\n"].concat()[..]);
+    };
+    expect_all_to_have_all(configure(chat, two), b"in\n", || said.load(SeqCst));
+}
+
+/// Eight peers that begin with `first` say something, and the server is stopped.
+fn expect_all_to_have_all(server: Server, first: &[u8], said: impl Fn() -> usize) {
     let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
-    peers.iter_mut().for_each(|peer| peer.expect(b"in\n"));
+    for peer in &mut peers {
+        peer.send(first);
+        peer.expect(b"in\n");
+    }
     for peer in &mut peers {
         peer.send(&b"hello\n".repeat(5));
     }
     server.handle().stop();
     let seen: Vec<Vec<u8>> = peers.into_iter().map(|mut peer| peer.rest()).collect();
     assert!(server.wait().unwrap().is_clean());
-    let said = chat.1.load(SeqCst);
-    assert_eq!(said, 40);
+    assert_eq!(said(), 40);
     for bytes in seen {
-        assert_eq!(bytes.len(), said * b"hello\n".len(), "a member did not get all");
+        assert_eq!(bytes.len(), said() * b"hello\n".len(), "a member did not get all");
     }
 }
 
