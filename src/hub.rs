@@ -15,6 +15,8 @@ thread_local! {
     /// [`Hub::number`] of the server that the thread belongs to; 0 for a thread that is no server's. Without a destructor, so
     /// that it can be read in those of others.
     static OWN: Cell<u64> = const { Cell::new(0) };
+    /// The thread is the event loop of that server.
+    static IS_LOOP: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Shared by the reactor, the tuner, the workers and the handles.
@@ -54,6 +56,12 @@ impl<W: Wake> Hub<W> {
         OWN.set(self.number);
     }
 
+    /// The calling thread is this server's event loop from now on.
+    pub(crate) fn adopt_loop(&self) {
+        self.adopt_thread();
+        IS_LOOP.set(true);
+    }
+
     /// Whether the calling thread is one of those: the server cannot end while it waits.
     pub(crate) fn is_on_own_thread(&self) -> bool {
         OWN.get() == self.number
@@ -71,5 +79,9 @@ impl<W: Wake> Post for Hub<W> {
 
     fn now(&self) -> Nanos {
         self.clock.now()
+    }
+
+    fn takes_in(&self) -> bool {
+        !(self.is_on_own_thread() && IS_LOOP.get()) && !self.replies.has_ended()
     }
 }

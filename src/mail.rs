@@ -149,6 +149,9 @@ pub(crate) trait Post: Send + Sync + 'static {
 
     /// The pool's clock.
     fn now(&self) -> Nanos;
+
+    /// Whether the reactor takes in what was handed over while the calling thread waits: not once it has ended, nor if this is its thread.
+    fn takes_in(&self) -> bool;
 }
 
 impl fmt::Debug for dyn Post {

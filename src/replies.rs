@@ -56,6 +56,11 @@ impl<T, W: Wake> Replies<T, W> {
         std::mem::take(&mut mailbox.queue)
     }
 
+    /// Whether the reactor has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        lock(&self.mailbox).ended
+    }
+
     /// Wakes the reactor if it sleeps while something is here.
     pub(crate) fn signal(&self) {
         let wake = {

@@ -79,6 +79,8 @@ pub(crate) enum Refused {
     Gone,
     /// Its peer does not read.
     Full,
+    /// The reactor has not taken in what was pushed before.
+    Busy,
 }
 
 impl Slots {
@@ -151,7 +153,7 @@ impl Slots {
         let taken = slot
             .posted
             .fetch_update(Relaxed, Relaxed, |posted| (posted < most).then(|| posted + posted_bytes(bytes)));
-        taken.map(drop).map_err(|_| Refused::Full)
+        taken.map(drop).map_err(|posted| if posted & CHOKED > 0 { Refused::Full } else { Refused::Busy })
     }
 
     /// Whether pushed bytes are on their way to this connection.

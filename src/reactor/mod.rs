@@ -286,7 +286,7 @@ impl Reactor {
     /// # Errors
     /// What poll failed with; everything that was pending is dropped and accounted for then.
     pub(crate) fn run(mut self) -> io::Result<Dropped> {
-        self.shared.hub.adopt_thread();
+        self.shared.hub.adopt_loop();
         let mut events = Events::with_capacity(MAX_EVENTS);
         let mut sent_lone_job = false;
         loop {

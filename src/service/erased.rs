@@ -276,6 +276,10 @@ mod tests {
         fn now(&self) -> Nanos {
             0
         }
+
+        fn takes_in(&self) -> bool {
+            false
+        }
     }
 
     fn with_request(ask: impl FnOnce(&Request<'_>, &Waits)) {

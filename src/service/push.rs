@@ -4,10 +4,15 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::connection::ConnectionId;
 use crate::mail::{Mail, Post, Push};
 use crate::slots::{ConnId, Refused, Slots};
+
+/// How long until the event loop, which was behind, is asked again: some hundred pushes.
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pushes bytes to one connection, from any thread. Cheap to clone; it keeps nothing of the connection alive.
 ///
@@ -51,6 +56,9 @@ pub enum PushError {
     /// The peer does not read: what waits for it is above [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes).
     /// It may be tried again later, left out, or the connection closed.
     Full,
+    /// So much is on its way to the connection already that the event loop has not taken in: the watermark. Of its peer nothing is
+    /// known. [`Pusher::blocking_push`] and [`Group::blocking_push`] wait for the loop.
+    Busy,
 }
 
 impl fmt::Display for PushError {
@@ -58,6 +66,7 @@ impl fmt::Display for PushError {
         f.write_str(match self {
             PushError::Gone => "the connection has ended",
             PushError::Full => "the peer does not read what waits for it",
+            PushError::Busy => "the event loop has not taken in what was pushed before",
         })
     }
 }
@@ -69,6 +78,7 @@ impl From<Refused> for PushError {
         match refused {
             Refused::Gone => PushError::Gone,
             Refused::Full => PushError::Full,
+            Refused::Busy => PushError::Busy,
         }
     }
 }
@@ -93,6 +103,22 @@ impl Pusher {
         self.slots.post(self.id, bytes.len())?;
         self.send(bytes, false);
         Ok(())
+    }
+
+    /// The same, but where the event loop is behind it blocks until it has caught up: whoever pushes faster than the loop writes is
+    /// slowed down to that, and nobody who reads loses anything. For handlers on workers, and other threads. A lock that is taken
+    /// on the event loop must not be held meanwhile.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); [`PushError::Busy`] only on the event loop itself, which cannot wait for itself, and once it has ended.
+    pub fn blocking_push(&self, bytes: impl Into<Arc<[u8]>>) -> Result<(), PushError> {
+        let bytes = bytes.into();
+        loop {
+            match self.push(Arc::clone(&bytes)) {
+                Err(PushError::Busy) if self.post.takes_in() => thread::sleep(BUSY_PAUSE),
+                pushed => return pushed,
+            }
+        }
     }
 
     /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What has
@@ -179,6 +205,21 @@ impl Group {
         if let Some(pusher) = self.members.values().next().filter(|_| !to.is_empty()) {
             pusher.post.post(Mail::Push(Box::new(Push { bytes, to, given: 0, close: false })));
         }
+        refused
+    }
+
+    /// The same, but where the event loop is behind it blocks until it has caught up, as [`Pusher::blocking_push`] does: who is returned
+    /// has gone or does not read.
+    pub fn blocking_push(&self, bytes: impl Into<Arc<[u8]>>) -> Vec<(ConnectionId, PushError)> {
+        let bytes = bytes.into();
+        let mut refused = self.push(Arc::clone(&bytes));
+        refused.retain_mut(|(id, reason)| {
+            let Some(pusher) = self.members.get(id).filter(|_| *reason == PushError::Busy) else {
+                return true;
+            };
+            let pushed = pusher.blocking_push(Arc::clone(&bytes));
+            pushed.inspect_err(|error| *reason = *error).is_err()
+        });
         refused
     }
 }

@@ -41,7 +41,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Tells a room that `name` says `text`. Who does not take it must not get what comes after it.
 fn tell(members: &mut Group, room_ref: u64, name: &[u8], text: &[u8]) {
     let head = format!("CHAT: {room_ref}\nCLIENT_NAME: ");
-    for (id, _) in members.push([head.as_bytes(), name, b"\nMESSAGE: ", text, b"\n\n"].concat()) {
+    for (id, _) in members.blocking_push([head.as_bytes(), name, b"\nMESSAGE: ", text, b"\n\n"].concat()) {
         members.remove(id).iter().for_each(Pusher::close);
     }
 }

@@ -1,11 +1,13 @@
 //! Bytes that nobody asked for, to one connection and to many.
 
+use std::iter;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
-use tidemill::{Connection, Group, PushError, Pusher, Reply, Request, Server, Service};
+use tidemill::{Connection, Group, Handler, Kind, PushError, Pusher, Reply, Request, Server, Service};
 
 use crate::support::{DEADLINE, Peer, assert_adds_up, configure, embed, eventually};
 
@@ -108,6 +110,71 @@ fn a_peer_that_does_not_read_makes_the_call_say_so_and_nobody_else_suffers() {
     eventually("it is taken again", || pusher.push(&b"!"[..]).is_ok());
     lazy.expect(b"!");
     group.lock().unwrap().insert(pusher);
+}
+
+/// Hands out its pusher, or keeps the loop busy until it is told to go on, or pushes from there until it cannot.
+fn pushers_and_a_loop_that_can_be_held() -> (Server, Receiver<Pusher>, Sender<()>, Receiver<PushError>) {
+    struct Held(Mutex<Sender<Pusher>>, Mutex<Receiver<()>>, Mutex<Sender<PushError>>);
+    impl Handler for Held {
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+
+        fn handle(&self, request: &Request<'_>, _: &mut Reply<'_>) {
+            let pusher = request.connection().pusher();
+            match request.line() {
+                b"hold" => self.1.lock().unwrap().recv_timeout(DEADLINE).unwrap(),
+                b"push" => {
+                    let refused = iter::repeat_with(|| pusher.blocking_push(&b"x"[..])).find_map(Result::err);
+                    self.2.lock().unwrap().send(refused.unwrap()).unwrap();
+                }
+                _ => self.0.lock().unwrap().send(pusher).unwrap(),
+            }
+        }
+    }
+    let ((pusher, pushers), (go_on, told), (refusal, refused)) = (channel(), channel(), channel());
+    let held = Held(Mutex::new(pusher), Mutex::new(told), Mutex::new(refusal));
+    (configure(held, |config| config.high_watermark_bytes = 10_000), pushers, go_on, refused)
+}
+
+#[test]
+fn a_loop_that_is_behind_is_not_taken_for_a_peer_that_does_not_read() {
+    let (server, pushers, go_on, _refused) = pushers_and_a_loop_that_can_be_held();
+    let mut peers = [(); 2].map(|()| Peer::connect(server.local_addr()));
+    let mut group = Group::new();
+    for peer in &mut peers {
+        peer.send(b"x\n");
+        group.insert(pushers.recv_timeout(DEADLINE).unwrap());
+    }
+    let mut holder = Peer::connect(server.local_addr());
+    holder.send(b"hold\n");
+    eventually("the loop is held", || !server.handle().is_alive(Duration::from_millis(1)));
+    let refused = iter::repeat_with(|| group.push(&[b'm'; 1000][..])).find(|refused| !refused.is_empty());
+    let reasons: Vec<_> = refused.unwrap().into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons, [PushError::Busy; 2]);
+    thread::scope(|scope| {
+        let (begin, begun) = channel();
+        let group = &group;
+        let pushing = scope.spawn(move || {
+            begin.send(()).unwrap();
+            group.blocking_push(&[b'n'; 1000][..])
+        });
+        begun.recv_timeout(DEADLINE).unwrap();
+        go_on.send(()).unwrap();
+        assert_eq!(pushing.join().unwrap(), []);
+    });
+    for peer in &mut peers {
+        peer.expect(&[[b'm'; 1000].repeat(10), [b'n'; 1000].to_vec()].concat());
+    }
+}
+
+#[test]
+fn the_loop_does_not_wait_for_itself() {
+    let (server, _pushers, _go_on, refused) = pushers_and_a_loop_that_can_be_held();
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"push\n");
+    assert_eq!(refused.recv_timeout(DEADLINE), Ok(PushError::Busy));
+    peer.expect(&[b'x'; 10_000]);
 }
 
 #[test]
