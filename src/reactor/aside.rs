@@ -27,7 +27,7 @@ pub(super) struct Aside {
 impl Reactor {
     /// Does something for a connection that looks on.
     pub(super) fn aside<T>(&mut self, work: impl FnOnce(&mut Reactor) -> T) -> T {
-        self.inline.record();
+        self.counters.inline_overruns += self.inline.record();
         self.change_accounts();
         let done = work(self);
         self.change_accounts();

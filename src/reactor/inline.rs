@@ -18,7 +18,6 @@ use crate::reason::CloseReason;
 use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
 use crate::slots::ConnId;
 use crate::slow::MAX_LOGGED_BYTES;
-use crate::timings::Lap;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
@@ -39,7 +38,7 @@ pub(super) struct Inline {
     handled: usize,
     /// For [`Request::blocking`] and its kin, which tell nobody here.
     waits: Waits,
-    /// How often the loop was held up, in the present cut.
+    /// How often the loop was held up, since that was last counted.
     overruns: u64,
     warned: Rate,
     pool: Arc<JobPool>,
@@ -78,23 +77,25 @@ impl Inline {
         stop_allowed: bool,
         (room, frames): (usize, usize),
     ) -> Cut<'a> {
-        (self.handled, self.overruns) = (0, 0);
+        self.handled = 0;
         Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
     }
 
-    /// They were, for `job`. Returns how many of them were handled here, and how many times they held up the loop.
-    fn end(&mut self, service: &Served, job: &Job) -> (usize, u64) {
+    /// They were, for `job`. Returns how many of them were handled here.
+    fn end(&mut self, service: &Served, job: &Job) -> usize {
         if self.laps.is_open() {
             self.end_lap(service, job);
         }
-        (self.handled, self.overruns)
+        self.handled
     }
 
-    /// Records the times of what was handled here since the last time, for all connections together: once a turn.
-    pub(super) fn record(&mut self) {
+    /// Records the times of what was handled here since the last time, for all connections together: once a turn. Returns how often the
+    /// loop was held up.
+    pub(super) fn record(&mut self) -> u64 {
         if !self.laps.all().is_empty() {
             self.hub.timings.record(OWN_NUMBER, self.laps.drain());
         }
+        std::mem::take(&mut self.overruns)
     }
 
     /// Forgets those times.
@@ -110,28 +111,45 @@ impl Inline {
             self.hub.slow.tell_lap(now, &service.name, job, lap, &self.first, self.pool.pick_up());
         }
         if lap.took > nanos(MAX_HELD) {
-            self.has_held_up(now, service, lap, job);
+            self.has_held_up(now, lap.took, job, Some(lap.requests));
         }
     }
 
-    /// Makes the session of the job's connection, or gives it back.
+    /// Makes the session of the job's connection, or gives it back. Tells if that held up the loop.
     fn open_or_close(&mut self, job: &mut Job) {
+        let begun = self.hub.clock.now();
         open_or_close(job, &self.services, &mut self.states, &self.post);
+        let now = self.hub.clock.now();
+        if now - begun > nanos(MAX_HELD) {
+            self.has_held_up(now, now - begun, job, None);
+        }
     }
 
+    /// `requests`: how many were timed together, where it was not the opening or the close of a connection.
     #[cold]
-    fn has_held_up(&mut self, now: Nanos, service: &Served, lap: Lap, job: &Job) {
+    fn has_held_up(&mut self, now: Nanos, took: Nanos, job: &Job, requests: Option<usize>) {
         self.overruns += 1;
-        if let Some(left_out) = self.warned.admit(now) {
-            tracing::warn!(
-                service = service.name,
-                peer = %job.origin.peer,
+        let Some(left_out) = self.warned.admit(now) else { return };
+        let (origin, took) = (&job.origin, Duration::from_nanos(took));
+        let service = &self.services[origin.local.service as usize].name;
+        match requests {
+            Some(requests) => tracing::warn!(
+                service,
+                peer = %origin.peer,
                 frame = %self.first.escape_ascii(),
-                took = ?Duration::from_nanos(lap.took),
-                requests = lap.requests,
+                ?took,
+                requests,
                 left_out,
                 "a request held up the event loop"
-            );
+            ),
+            None => tracing::warn!(
+                service,
+                peer = %origin.peer,
+                ?took,
+                left_out,
+                "the {} of a connection held up the event loop",
+                if job.task == Task::Open { "opening" } else { "close" }
+            ),
         }
     }
 }
@@ -182,9 +200,7 @@ impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
         let service = &self.services[job.origin.local.service as usize];
-        let (handled, overruns) = self.inline.end(service, &job);
-        job.batch.handled = handled;
-        self.counters.inline_overruns += overruns;
+        job.batch.handled = self.inline.end(service, &job);
         if job.end == JobEnd::Unfinished {
             // No line of it is left: the rest was not cut.
             job.end = JobEnd::Done;

@@ -543,7 +543,7 @@ impl Reactor {
     }
 
     fn publish(&mut self) {
-        self.inline.record();
+        self.counters.inline_overruns += self.inline.record();
         self.counters.stuck = self.orphans.len() as u64;
         lock_std(&self.shared.counters).copy_from(&self.counters);
     }

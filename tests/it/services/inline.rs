@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidemill::{Handler, Kind, Reply, Request};
+use tidemill::{CloseReason, Connection, Handler, Kind, Place, Reply, Request, Service};
 use tracing::Level;
 use tracing_subscriber::fmt;
 
@@ -159,6 +159,38 @@ fn one_that_holds_up_the_loop_is_counted_and_named() {
     let named = |line: &&str| line.contains("a request held up the event loop") && line.contains(&from);
     let mut named = warned.lines().filter(named).peekable();
     assert!(named.peek().is_some() && named.all(|line| line.contains(" requests=1 ")), "{warned}");
+}
+
+#[test]
+fn an_opening_and_a_close_that_hold_up_the_loop_are_told_too() {
+    struct Slow;
+    impl Service for Slow {
+        type State = ();
+        type Worker = ();
+        fn start_worker(&self) {}
+        fn open(&self, _: &mut (), _: &Connection<'_>, reply: &mut Reply<'_>) {
+            thread::sleep(Duration::from_millis(2));
+            reply.push(b"in\n");
+        }
+        fn handle(&self, _: &mut (), _: &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+        fn close(&self, _: (), _: &mut (), _: &Connection<'_>, _: CloseReason) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        fn place(&self) -> Place {
+            Place::Loop
+        }
+    }
+    warnings();
+    let server = embed(Slow);
+    let mut peer = Peer::connect(server.local_addr());
+    peer.expect(b"in\n");
+    let from = format!("peer={} ", peer.local());
+    eventually("its opening is counted", || server.handle().stats().inline_overruns_total == 1);
+    drop(peer);
+    eventually("its close is counted", || server.handle().stats().inline_overruns_total == 2);
+    let warned = warnings();
+    let opening = |line: &str| line.contains("the opening of a connection held up the event loop");
+    assert!(warned.lines().any(|line| opening(line) && line.contains(&from)), "{warned}");
 }
 
 #[test]
