@@ -104,13 +104,10 @@ impl Curve {
         for stage in self.stages[first..].iter().chain(&self.stages) {
             let end = start + stage.seconds;
             if end > seconds {
-                let slope = (stage.to - stage.from) / stage.seconds;
-                // Where it stands when this stage begins, or now.
-                let begin = start.max(seconds);
-                let value = stage.from + slope * (begin - start);
-                if value.round() != now && begin > seconds {
-                    return Some(begin);
+                if start > seconds && stage.from.round() != now {
+                    return Some(start);
                 }
+                let slope = (stage.to - stage.from) / stage.seconds;
                 let edge = now + 0.5_f64.copysign(slope);
                 let crossing = start + (edge - stage.from) / slope;
                 if slope != 0.0 && crossing < end {
@@ -247,7 +244,7 @@ fn add_stage(text: &str, stages: &mut Vec<Stage>) -> Result<(), String> {
 #[derive(Debug)]
 pub struct Arrivals {
     curve: Curve,
-    /// What is played once before the curve.
+    /// What is played once before the curve, for no time where there is no warm-up.
     prelude: Option<Stage>,
     random: Option<fastrand::Rng>,
     /// The area under one pass of the curve.
@@ -275,7 +272,7 @@ impl Arrivals {
         let rate = if first > 0.0 { first } else { curve.highest() };
         let mut arrivals = Self {
             curve,
-            prelude: (warm_up > 0.0).then(|| Stage::new(rate, rate, warm_up)),
+            prelude: Some(Stage::new(rate, rate, warm_up)),
             random,
             pass_area: 0.0,
             stage: 0,
@@ -309,15 +306,15 @@ impl Arrivals {
                     self.next = f64::INFINITY;
                     return;
                 }
-                // Not stage by stage through passes in which nothing is due.
-                let passes = ((self.next_area - self.area_before) / self.pass_area).floor().max(0.0);
+                // Not stage by stage through passes in which nothing is due. What is due at the end of one is due in it.
+                let passes = (((self.next_area - self.area_before) / self.pass_area).ceil() - 1.0).max(0.0);
                 self.area_before += passes * self.pass_area;
                 self.stage_start += passes * self.curve.seconds;
             }
             let stage = self.prelude.unwrap_or(self.curve.stages[self.stage]);
             let area = stage.area();
             let wanted = self.next_area - self.area_before;
-            if wanted < area {
+            if wanted <= area {
                 self.next = self.stage_start + time_to_area(stage, wanted);
                 return;
             }
@@ -376,6 +373,22 @@ mod tests {
         let mut arrivals = Arrivals::new(shape("rate=onoff:0..100x1@2s").curve, 0.5, None);
         let all = due(&mut arrivals, 2.499);
         assert!((148..=150).contains(&all.len()) && all.iter().all(|&at| at <= 1.5 + 1e-9), "{all:?}");
+        // The rate that it begins with, or its highest; longer than a pass, which is no reason to leave any of it out.
+        for (text, rate) in [("ramp:8..16@1s", 8.0), ("ramp:0..16@1s", 16.0)] {
+            let mut arrivals = Arrivals::new(text.parse().unwrap(), 4.0, None);
+            let all = due(&mut arrivals, 4.0 + 1e-9);
+            let is_even = |(n, at): (u32, &f64)| (at * rate - f64::from(n)).abs() < 1e-6;
+            assert!(all.len() as f64 == 4.0 * rate && (1..).zip(&all).all(is_even), "{text}: {all:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_due_at_the_end_of_a_stage_does_not_wait_for_the_silence_behind_it() {
+        let mut arrivals = Arrivals::new("hold:4@1s,hold:0@1h".parse().unwrap(), 0.0, None);
+        assert_eq!(due(&mut arrivals, 3601.5), [0.25, 0.5, 0.75, 1.0, 3601.25]);
+        assert_eq!(time_to_area(Stage::new(0.0, 4.0, 1.0), 0.0), 0.0);
+        let mut arrivals = Arrivals::new("hold:0.5@1s,hold:0@1s".parse().unwrap(), 0.0, None);
+        assert_eq!(due(&mut arrivals, 7.0), [3.0]);
     }
 
     #[test]
@@ -474,8 +487,11 @@ mod tests {
                 let next = curve.next_change(at);
                 let is_same = next.zip(found).is_some_and(|(next, found)| (next - found).abs() <= 0.0011);
                 assert!(is_same, "{text} at {at}: {next:?}, found {found:?}");
+                assert!(next.is_some_and(|next| curve.at(next).round() != value), "{text} at {at}: {next:?}");
             }
         }
+        let touches = shape("connections=ramp:0..2.5@1s,hold:2@1s").curve;
+        assert_eq!(touches.next_change(0.9), Some(2.0), "it comes to 2.5, but is 2 from there");
         assert_eq!(shape("connections=hold:2@1s,hold:2@2s").curve.next_change(0.5), None);
     }
 
@@ -520,10 +536,12 @@ mod tests {
             ("rate=ramp:-1..5@1s", "number"),
             ("rate=sawtooth:1..5x0@1s", "count"),
             ("rate=hold:0@1s", "zero"),
-            ("rate=hold:1@0s", "at least"),
+            ("rate=hold:1@999us", "at least"),
+            ("rate=ramp:1..5x2@1s", "sawtooth"),
         ] {
             let error = text.parse::<Shape>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
         }
+        assert_eq!(shape("rate=hold:1@1ms").to_string(), "rate=hold:1@1ms");
     }
 }
