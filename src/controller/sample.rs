@@ -184,17 +184,12 @@ impl fmt::Display for Decision {
                 write!(f, "the work was worth {demand} ({busy} busy, {waiting} waiting)")
             }
             Reason::Valve => write!(f, "work waited for too long ({busy} busy, {waiting} waiting)"),
-            Reason::CpuBound => {
-                write!(
-                    f,
-                    "work waited while all want a CPU, so one for fairness ({busy} busy, {waiting} waiting)"
-                )
-            }
             Reason::Surplus => {
                 write!(f, "no more than {to} were wanted within the keep-alive time")
             }
             Reason::Limits => write!(f, "it was outside of its limits"),
-            Reason::Steady => write!(f, "as it was"),
+            // Neither changes the size.
+            Reason::CpuBound | Reason::Steady => write!(f, "as it was"),
         }
     }
 }
