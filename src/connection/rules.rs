@@ -1,9 +1,11 @@
 //! The rules of a connection one by one, where a real socket would need luck to come to them. Only in tests.
 
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
+use super::model::Comments;
 use super::*;
-use crate::config::Timeouts;
+use crate::config::{ServiceSettings, StopFrom, Timeouts};
 use crate::reason::CloseReason;
 use crate::slots::{MS, Slots};
 
@@ -115,6 +117,11 @@ fn it_is_read_as_far_as_its_next_job_needs_it_and_no_further_than_a_drain_goes()
         assert_eq!(connection.may_read(MOST, sparing), expected, "sparing {sparing}: {connection:?}");
     }
     assert!(with_input(b"a\n", true).may_have_frame() && !with_input(b"ab", false).may_have_frame());
+    let service = Served::new(Arc::new(Comments), &ServiceSettings::of_lines(8, StopFrom::Any));
+    let mut unknown = with_input(b"ab", true);
+    unknown.examine(&service, 7);
+    let since = unknown.inbound().and_then(Inbound::incomplete_since);
+    assert_eq!((unknown.may_have_frame(), since), (false, Some(7)), "a look tells that it is half of one");
     assert_eq!(with_input(b"ab", false).may_read(7, false), 7);
     let mut closing = with_input(b"ab", false);
     closing.phase = Phase::Closing(CloseReason::Eof);
@@ -159,6 +166,10 @@ fn what_it_holds_is_the_sum_of_its_parts() {
     connection.set_job_out(7);
     assert_eq!(connection.held_bytes(), size_of::<Buffers>() + 13 + parked + 7);
     connection.set_job_back();
+    let held = job(&connection);
+    let held_bytes = held.held_bytes();
+    connection.hold(held);
+    assert_eq!(connection.held_bytes(), size_of::<Buffers>() + 13 + parked + held_bytes);
     assert_eq!(connection.discard_input().as_deref(), Some(&b"abc"[..]));
     let mut outbound = Outbound::default();
     outbound.push(&mut vec![b'x'; 100], &[25, 50, 75, 100], 0);
@@ -270,6 +281,13 @@ fn replies_behind_others_end_where_they_end() {
     outbound.push(&mut b"ghijklm".to_vec(), &[4, 7], 2);
     assert_eq!((outbound.bytes(), outbound.replies()), (&b"defijklm"[..], 3));
     assert_eq!((outbound.advance(5).0, outbound.advance(2).0, outbound.advance(1).0), (2, 0, 1));
+    let mut parts = Outbound::default();
+    parts.push_word(b"abc");
+    parts.push(&mut Vec::new(), &[0], 0);
+    assert_eq!(parts.replies(), 1, "only its end came behind what went ahead of it");
+    parts.push(&mut b"defg".to_vec(), &[1, 4], 1);
+    assert_eq!((parts.bytes(), parts.replies()), (&b"abcefg"[..], 2));
+    assert_eq!((parts.advance(3).0, parts.advance(3).0), (1, 1));
     let mut words = Outbound::default();
     words.push_word(b"abcd");
     words.push(&mut b"efghijkl".to_vec(), &[], 2);
@@ -283,5 +301,62 @@ fn a_buffer_that_has_a_mapping_of_its_own_is_taken_over_and_a_smaller_one_stays_
         replies.push(b'x');
         Outbound::default().push(&mut replies, &[1], 0);
         assert_eq!((replies.len(), replies.capacity() == capacity), (0, stays), "{capacity}");
+    }
+}
+
+#[test]
+fn what_is_pushed_inside_a_reply_waits_in_order_and_counts_until_it_is_taken() {
+    let mut connection = connection();
+    for (mid_reply, opening, parks) in [(false, false, false), (true, false, true), (false, true, true)] {
+        (connection.mid_reply, connection.opening) = (mid_reply, opening);
+        assert_eq!(connection.parks_pushes(), parks);
+    }
+    connection.park(Arc::from(&b"first"[..]), MARKS);
+    connection.park(Arc::from(&b"second"[..]), MARKS);
+    assert_eq!(connection.take_parked().as_deref(), Some(&b"first"[..]));
+    let second = 6 + size_of::<Arc<[u8]>>();
+    assert_eq!(connection.held_bytes(), size_of::<Buffers>() + second);
+    assert_eq!(connection.take_parked().as_deref(), Some(&b"second"[..]));
+    assert!(connection.take_parked().is_none() && !connection.has_buffers());
+}
+
+#[test]
+fn a_writer_goes_on_when_its_peer_has_read_enough_or_all() {
+    let mut connection = connection();
+    let (writer, waits) = sync_channel(1);
+    connection.park(Arc::from(&[b'x'; MARKS.0][..]), MARKS);
+    connection.keep_writer(writer.clone());
+    assert!(connection.is_choked() && connection.take_writer().is_some(), "all that can be read was read");
+    connection.keep_writer(writer.clone());
+    push(&mut connection, 1, 0);
+    assert!(connection.take_writer().is_none());
+    assert!(connection.take_parked().is_some());
+    push(&mut connection, 1, 0);
+    assert!(!connection.is_choked() && connection.take_writer().is_some());
+    connection.keep_writer(writer);
+    connection.drop_writer();
+    assert!(waits.recv().is_err(), "it is told that the connection has ended");
+}
+
+#[cfg(feature = "admin")]
+#[test]
+fn what_it_does_is_told_in_a_word() {
+    type Change = fn(&mut Connection);
+    let changes: &[(&str, Change)] = &[
+        ("receiving", |connection| connection.inbound_mut().append(b"x", Some(1), 0)),
+        ("sending", |connection| push(connection, 1, 0)),
+        ("held_back", |connection| connection.turn = Turn::Waits),
+        ("deferred", |connection| connection.await_reply(0, false)),
+        ("handling", |connection| connection.set_job_out(1)),
+        ("not_reading", |connection| push(connection, MARKS.0, 0)),
+        ("closing", |connection| connection.phase = Phase::Closing(CloseReason::Eof)),
+        ("closed", |connection| connection.phase = Phase::Lingering(CloseReason::Eof)),
+    ];
+    let mut connection = connection();
+    assert_eq!(connection.doing(), "idle");
+    // What comes later in the list matters more.
+    for (word, change) in changes {
+        change(&mut connection);
+        assert_eq!(connection.doing(), *word);
     }
 }

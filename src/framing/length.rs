@@ -94,6 +94,11 @@ mod tests {
             let shorter = LengthPrefixed::new(width, endian, 2);
             assert_eq!(shorter.next(prefix, 0, false), Found::TooLong, "{width} {endian:?}");
         }
+        for (endian, prefix) in [(Endian::Big, [1, 3]), (Endian::Little, [3, 1])] {
+            let bytes = [&prefix[..], &[b'x'; 0x103]].concat();
+            let frame = Found::Frame { content: 2..0x105, consumed: 0x105 };
+            assert_eq!(LengthPrefixed::new(2, endian, 1 << 10).next(&bytes, 0, false), frame, "{endian:?}");
+        }
     }
 
     #[test]

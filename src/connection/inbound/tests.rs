@@ -2,6 +2,8 @@
 //! reads, cuts and looks.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -9,11 +11,69 @@ use proptest::test_runner::RngSeed;
 use super::*;
 use crate::config::{ServiceSettings, StopFrom};
 use crate::connection::model::{Comments, NoInline};
+use crate::framing::{Framing, Lines};
 use crate::job::{Endpoint, FreeJobs};
+use crate::service::{Handler, Reply, Request, Service};
 use crate::slots::{ConnId, Slots};
 
 fn service() -> Served {
     Served::new(Arc::new(Comments), &ServiceSettings::of_lines(8, StopFrom::Any))
+}
+
+/// Its requests are of each kind, by their first byte.
+struct Kinds;
+
+impl Handler for Kinds {
+    fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn classify(&self, line: &[u8]) -> Kind {
+        match line {
+            [b'#', ..] => Kind::Ignored,
+            [b'i', ..] => Kind::Inline,
+            [b's', ..] => Kind::Switch,
+            _ => Kind::Request,
+        }
+    }
+}
+
+/// Its requests are handled inline, and its framing panics when it is asked for behind the first.
+struct Falters {
+    asked: AtomicUsize,
+    lines: Lines,
+}
+
+impl Service for Falters {
+    type State = ();
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, (): &mut (), _: &crate::service::Connection<'_>, _: &mut Reply<'_>) {}
+
+    fn handle(&self, (): &mut (), (): &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+
+    fn framing(&self, (): &()) -> Option<&dyn Framing> {
+        // At the start, and when the cut begins.
+        assert!(self.asked.fetch_add(1, Relaxed) < 2, "it falters");
+        Some(&self.lines)
+    }
+
+    fn classify(&self, (): &(), _: &[u8]) -> Kind {
+        Kind::Inline
+    }
+
+    fn has_sessions(&self) -> bool {
+        false
+    }
+}
+
+/// Handles requests inline. Behind one that ends with `!` its connection is closed.
+struct Inline;
+
+impl HandleInline for Inline {
+    fn handle(&mut self, _: &Served, _: &mut Option<Session>, frame: &[u8], _: &mut Job) -> JobEnd {
+        if frame.ends_with(b"!") { JobEnd::Close } else { JobEnd::Done }
+    }
 }
 
 fn job() -> Box<Job> {
@@ -78,6 +138,38 @@ fn what_finds_no_room_is_left_for_the_next_job() {
 }
 
 #[test]
+fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
+    let take = |service: &Served, bytes: &[u8]| {
+        let (job, inline) = (&mut *job(), &mut Inline);
+        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, inline };
+        let Taken { requests, inline, consumed, end, .. } = cut.take(&mut None, bytes, 0, false);
+        (requests, inline, consumed, end)
+    };
+    let settings = ServiceSettings::of_lines(8, StopFrom::Any);
+    let kinds = Served::new(Arc::new(Kinds), &settings);
+    for (bytes, expected) in [
+        (&b"i\ni\n#\n"[..], (0, 2, 6, End::More { scanned: 0 })),
+        (b"i\na\ni\n", (0, 1, 2, End::Full)),
+        (b"a\ni\n", (1, 0, 2, End::Full)),
+        (b"i!\ni\n", (0, 1, 3, End::Full)),
+        (b"a\ns\nb\n", (2, 0, 4, End::Full)),
+    ] {
+        assert_eq!(take(&kinds, bytes), expected, "{}", bytes.escape_ascii());
+    }
+    let falters =
+        Served::new(Arc::new(Falters { asked: AtomicUsize::new(0), lines: Lines::new(8) }), &settings);
+    assert_eq!(take(&falters, b"i\ni\n"), (0, 1, 2, End::Close(CloseReason::Panic)));
+}
+
+#[test]
+fn requests_are_counted_as_far_as_it_is_known_how_they_are_framed() {
+    let service = Served::new(Arc::new(Kinds), &ServiceSettings::of_lines(8, StopFrom::Any));
+    for (bytes, expected) in [(b"a\n#\nb\nc\n", 3), (b"a\n#\ni\nc\n", 2), (b"a\n#\ns\nc\n", 2)] {
+        assert_eq!(inbound(bytes).count_requests(&service, None, false), expected);
+    }
+}
+
+#[test]
 fn a_refused_stop_and_a_line_too_long_end_what_is_behind_them() {
     for (bytes, reason, stops) in [
         (&b"a\nstop\nb\n"[..], CloseReason::KillRefused, 1),
@@ -126,6 +218,11 @@ fn a_long_line_that_comes_in_pieces_holds_little_more_than_its_length() {
     let mut line = Inbound::default();
     line.append(&[b'x'; 60_000], Some(60_000), 0);
     assert_eq!(line.capacity(), 60_000);
+    let mut full = Vec::with_capacity(100);
+    full.resize(full.capacity() - 3, b'x');
+    let before = full.capacity();
+    grow(&mut full, 3);
+    assert_eq!(full.capacity(), before, "there is room");
 }
 
 #[test]
@@ -143,6 +240,10 @@ fn the_wait_for_the_rest_of_a_frame_begins_anew_only_with_the_next_frame() {
     assert_eq!((cut(&mut inbound).consumed, inbound.incomplete_since()), (0, Some(5)));
     inbound.append(b"\nz", None, 8);
     assert_eq!((cut(&mut inbound).consumed, inbound.incomplete_since()), (3, Some(9)));
+    assert_eq!(inbound.scanned, 1, "it is not looked at again");
+    let mut empty = Inbound::default();
+    empty.examine(&service, None, 5);
+    assert_eq!(empty.incomplete_since(), None, "nothing has begun");
 }
 
 #[test]
@@ -173,6 +274,8 @@ fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
     };
     inbound.cut(&mut None, false, cut, 9);
     assert_eq!((inbound.capacity(), inbound.len()), (before, before - 2));
+    inbound.skip(before / 2 - 2);
+    assert_eq!((inbound.capacity(), inbound.len()), (before, before - before / 2), "half of it is not most");
     let mut long = Inbound::default();
     for _ in 0..100 {
         long.append(&[b'x'; 1024], Some(0), 0);
