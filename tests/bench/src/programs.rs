@@ -18,11 +18,13 @@ use procfs::process::Process;
 use crate::flood::{self, load};
 use crate::gateways;
 use crate::machine::signed;
-use crate::server::{OURS, Server, ServerSpec};
+use crate::server::{Known, OURS, Server, ServerSpec};
 use crate::stats::Estimate;
 
 /// Whatever takes longer has failed.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long each rate is measured.
+const RUN: Duration = Duration::from_secs(1);
 const LINE: &[u8] = b"thirty bytes, their newline too\n";
 /// Requests that a client sends at once where it does not wait for each reply.
 const PACK: usize = 16;
@@ -49,12 +51,6 @@ pub(crate) struct Args {
     /// The server
     #[arg(long, value_name = "FILE")]
     pub(crate) tidemill: String,
-    /// A program that answers each line with itself, and costs nothing
-    #[arg(long, value_name = "COMMAND", default_value = "cat")]
-    trivial: String,
-    /// A program that needs time to start; it answers a line when it has slept for as many seconds as it says
-    #[arg(long, value_name = "COMMAND", default_value = SLOW)]
-    slow: String,
     /// Requests of a turn, one at a time
     #[arg(long, value_name = "N", default_value_t = 5_000)]
     requests: usize,
@@ -69,7 +65,10 @@ pub(crate) struct Args {
     others: bool,
 }
 
-/// Half a second of imports, as it were, of which a part is work.
+/// A program that answers each line with itself, and costs nothing.
+const TRIVIAL: &str = "cat";
+/// One that needs time to start, half a second of imports, as it were, of which a part is work; it answers a line when it has slept for
+/// as many seconds as it says.
 const SLOW: &str = r#"perl -e '$| = 1; my $until = 10 + (times)[0]; $n += $_ for 1 .. 200_000; select undef, undef, undef, 0.4; while (<STDIN>) { select undef, undef, undef, $_; print }'"#;
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
@@ -153,8 +152,8 @@ pub(crate) fn middle(values: &[f64]) -> f64 {
 
 fn one_at_a_time(args: &Args) -> Result<()> {
     let mut socket = connect(serve_bare(None)?)?;
-    let mut bare = Bare::start(&args.trivial)?;
-    let server = serve(args, &args.trivial, &["--min-threads", "1", "--max-threads", "1"])?;
+    let mut bare = Bare::start(TRIVIAL)?;
+    let server = serve(args, TRIVIAL, &["--min-threads", "1", "--max-threads", "1"])?;
     let mut client = connect(server.address)?;
     let (mut pipes, mut sockets, mut served) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.turns {
@@ -171,34 +170,52 @@ fn one_at_a_time(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Requests a second of `count` threads for a second.
-fn rate<T: Send>(of: Vec<T>, one: impl Fn(&mut T) -> Result<()> + Sync) -> Result<f64> {
+/// Does `each` with all of them at the same time, on a thread for each.
+pub(crate) fn together<T: Send, R: Send>(
+    of: impl ExactSizeIterator<Item = T>,
+    each: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let barrier = Barrier::new(of.len());
-    let each = |mut it: T| -> Result<usize> {
+    let begin = |it| {
         barrier.wait();
+        each(it)
+    };
+    let begin = &begin;
+    thread::scope(|scope| {
+        let threads: Vec<_> = of.map(|it| scope.spawn(move || begin(it))).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, Result<R>>| {
+            thread.join().unwrap_or_else(|_| Err(Error::other("a thread panicked")))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// Requests a second of all of them for so long, each as fast as it can.
+pub(crate) fn rate<T: Send>(
+    of: &mut [T],
+    length: Duration,
+    one: impl Fn(&mut T) -> Result<()> + Sync,
+) -> Result<f64> {
+    let each = |it: &mut T| {
         let (begun, mut count) = (Instant::now(), 0);
-        while begun.elapsed() < Duration::from_secs(1) {
-            one(&mut it)?;
+        while begun.elapsed() < length {
+            one(it)?;
             count += 1;
         }
         Ok(count)
     };
-    thread::scope(|scope| {
-        let threads: Vec<_> = of.into_iter().map(|it| scope.spawn(|| each(it))).collect();
-        let counts =
-            threads.into_iter().map(|thread| thread.join().map_err(|_| Error::other("a thread panicked"))?);
-        Ok(counts.sum::<Result<usize>>()? as f64)
-    })
+    let counts = together(of.iter_mut(), each)?;
+    Ok(counts.into_iter().sum::<usize>() as f64 / length.as_secs_f64())
 }
 
 /// A server without what makes one: a thread for each connection, and a program if `command` says one, the two ends of a socket and of
 /// a pipe one behind the other.
-fn serve_bare(command: Option<String>) -> Result<SocketAddr> {
+fn serve_bare(command: Option<&'static str>) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let serve = move |mut stream: TcpStream| -> Result<()> {
         stream.set_nodelay(true)?;
-        let mut program = command.as_deref().map(Bare::start).transpose()?;
+        let mut program = command.map(Bare::start).transpose()?;
         let mut buffer = [0; 4096];
         loop {
             let read = stream.read(&mut buffer)?;
@@ -216,7 +233,6 @@ fn serve_bare(command: Option<String>) -> Result<SocketAddr> {
     };
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
             thread::spawn(move || serve(stream).map_err(|error| eprintln!("a bare server: {error}")));
         }
     });
@@ -226,8 +242,8 @@ fn serve_bare(command: Option<String>) -> Result<SocketAddr> {
 fn many(args: &Args) -> Result<()> {
     let count = args.connections;
     let threads = count.to_string();
-    let server = serve(args, &args.trivial, &["--max-threads", &threads])?;
-    let (echo, hop) = (serve_bare(None)?, serve_bare(Some(args.trivial.clone()))?);
+    let server = serve(args, TRIVIAL, &["--max-threads", &threads])?;
+    let (echo, hop) = (serve_bare(None)?, serve_bare(Some(TRIVIAL))?);
     // Those of a bare server are there behind the first reply.
     let clients = |address| {
         let client = || {
@@ -241,12 +257,14 @@ fn many(args: &Args) -> Result<()> {
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let pack = LINE.repeat(PACK);
     for _ in 0..args.turns {
-        let programs = (0..count).map(|_| Bare::start(&args.trivial)).collect::<Result<Vec<_>>>()?;
-        bare.push(rate(programs, |program| program.ask(LINE))?);
-        echoed.push(rate(clients(echo)?, |client| ask(client, LINE))?);
-        hopped.push(rate(clients(hop)?, |client| ask(client, LINE))?);
-        served.push(rate(clients(server.address)?, |client| ask(client, LINE))?);
-        packed.push(rate(clients(server.address)?, |client| ask(client, &pack))? * PACK as f64);
+        let mut programs = (0..count).map(|_| Bare::start(TRIVIAL)).collect::<Result<Vec<_>>>()?;
+        bare.push(rate(&mut programs, RUN, |program| program.ask(LINE))?);
+        programs.into_iter().try_for_each(Bare::end)?;
+        let rate_of = |address, line: &[u8]| rate(&mut clients(address)?, RUN, |client| ask(client, line));
+        echoed.push(rate_of(echo, LINE)?);
+        hopped.push(rate_of(hop, LINE)?);
+        served.push(rate_of(server.address, LINE)?);
+        packed.push(rate_of(server.address, &pack)? * PACK as f64);
     }
     let [bare, echoed, hopped, served, packed] =
         [bare, echoed, hopped, served, packed].map(|rates| middle(&rates));
@@ -271,7 +289,7 @@ fn burst(args: &Args) -> Result<()> {
     let (mut bare, mut served) = (Vec::new(), Vec::new());
     for _ in 0..args.turns.min(3) {
         let begun = Instant::now();
-        let mut programs = (0..missing).map(|_| Bare::start(&args.slow)).collect::<Result<Vec<_>>>()?;
+        let mut programs = (0..missing).map(|_| Bare::start(SLOW)).collect::<Result<Vec<_>>>()?;
         for program in &mut programs {
             program.input.write_all(line)?;
         }
@@ -283,7 +301,7 @@ fn burst(args: &Args) -> Result<()> {
         programs.into_iter().try_for_each(Bare::end)?;
 
         let options = ["--min-threads", "2", "--max-threads", "64", "--exec-spare", "0"];
-        let server = serve(args, &args.slow, &options)?;
+        let server = serve(args, SLOW, &options)?;
         let mut clients = (0..count).map(|_| connect(server.address)).collect::<Result<Vec<_>>>()?;
         // Both are there.
         for client in &mut clients[..2] {
@@ -364,54 +382,70 @@ fn commands(args: &Args) -> Result<()> {
 }
 
 /// Servers that start a program for each connection, and ours, which starts one for each worker.
-const OTHERS: [(&str, &str); 4] = [
-    (OURS, "{tidemill} serve {port} --log-level error --exec"),
-    ("socat", "socat TCP-LISTEN:{port},bind=127.0.0.1,fork,backlog=1024"),
-    ("tcpserver", "tcpserver -q -H -R -l0 -c600 -b1024 127.0.0.1 {port}"),
-    ("systemd-socket-activate", "systemd-socket-activate -l 127.0.0.1:{port} --inetd -a"),
+const OTHERS: [Known; 4] = [
+    (OURS, "{tidemill} serve {port} --log-level error --exec", ASKS),
+    ("socat", "socat TCP-LISTEN:{port},bind=127.0.0.1,fork,backlog=1024", ASKS),
+    ("tcpserver", "tcpserver -q -H -R -l0 -c600 -b1024 127.0.0.1 {port}", ASKS),
+    ("systemd-socket-activate", "systemd-socket-activate -l 127.0.0.1:{port} --inetd -a", ASKS),
 ];
 /// What they start: an interpreter, as most such programs have.
 const SCRIPT: &str = "#!/bin/sh\nexec perl -ne 'BEGIN { $| = 1 } print'\n";
 /// What they are asked.
 const ASKS: &str = "--request a-line-of-thirty-bytes-and-one --expect {line} --timeout 60s";
 /// Clients at a time.
-pub(crate) const CLIENTS: [usize; 3] = [1, 64, 500];
+const CLIENTS: [usize; 3] = [1, 64, 500];
 /// First replies at least, one after the other where there are fewer clients.
 pub(crate) const FIRSTS: usize = 21;
 
-fn beside_others(args: &Args) -> Result<()> {
-    let file = Script::new("echo.sh", SCRIPT)?;
-    let script = file.0.display().to_string();
-    println!("| server | clients | first reply, p50 | requests/s | processes | memory |");
+/// What a server does with so many clients: the median first reply in ms, requests a second, and its [`weight`].
+pub(crate) type Row = (f64, f64, (usize, f64));
+
+/// A table of servers, each with the arguments that `words` gives it behind its command, measured by `row`.
+pub(crate) fn table(
+    args: &Args,
+    head: &str,
+    servers: &[Known],
+    words: impl Fn(&str) -> Vec<String>,
+    row: impl Fn(&str, &Server, usize) -> Result<Row>,
+) -> Result<()> {
+    println!("| {head} | clients | first reply, p50 | requests/s | processes | memory |");
     println!("| --- | --- | --- | --- | --- | --- |");
     for clients in CLIENTS {
-        for (name, command) in OTHERS {
-            let spec = ServerSpec::other(name, &command.replace("{tidemill}", &args.tidemill), ASKS);
-            let what = if name == "socat" { format!("EXEC:{script}") } else { script.clone() };
-            let server = match spec.start(&[what], &[]) {
+        for known in servers {
+            let name = known.0;
+            let server = match ServerSpec::of(*known, &args.tidemill)?.start(&words(name), &[]) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     eprintln!("{name} is not installed");
                     continue;
                 }
                 server => server?,
             };
-            // The generator counts from when it connects, with a connection for each request.
-            let firsts = format!("{ASKS} -c {clients} -n {} --reconnect", clients.max(FIRSTS));
-            let first = load(&args.tidemill, server.address, &firsts)?;
-            let running = flood::start(
-                &[],
-                &args.tidemill,
-                server.address,
-                &format!("{ASKS} -c {clients} --warm-up 1s -d 2s"),
-            )?;
-            thread::sleep(Duration::from_secs(2));
-            let (processes, mib) = weight(server.pid())?;
-            let rate = flood::verified(running)?.requests_per_second;
-            let first = first.latency_us.p50.unwrap_or(f64::NAN) / 1e3;
-            println!("| {name} | {clients} | {first:.1} ms | {rate:.0} | {processes} | {mib:.0} MiB |");
+            match row(name, &server, clients) {
+                Ok((first, rate, (processes, mib))) => println!(
+                    "| {name} | {clients} | {first:.1} ms | {rate:.0} | {processes} | {mib:.0} MiB |"
+                ),
+                // What one cannot do is a result, too.
+                Err(error) => println!("| {name} | {clients} | fails: {error} | | | |"),
+            }
         }
     }
     Ok(())
+}
+
+fn beside_others(args: &Args) -> Result<()> {
+    let file = Script::new("echo.sh", SCRIPT)?;
+    let script = file.0.display().to_string();
+    let words = |name: &str| vec![if name == "socat" { format!("EXEC:{script}") } else { script.clone() }];
+    table(args, "server", &OTHERS, words, |_, server, clients| {
+        // The generator counts from when it connects, with a connection for each request.
+        let firsts = format!("{ASKS} -c {clients} -n {} --reconnect", clients.max(FIRSTS));
+        let first = load(&args.tidemill, server.address, &firsts)?.latency_us.p50.unwrap_or(f64::NAN) / 1e3;
+        let options = format!("{ASKS} -c {clients} --warm-up 1s -d 2s");
+        let running = flood::start(&[], &args.tidemill, server.address, &options)?;
+        thread::sleep(Duration::from_secs(2));
+        let weight = weight(server.pid())?;
+        Ok((first, flood::verified(running)?.requests_per_second, weight))
+    })
 }
 
 /// Process `pid` and all that it has started: how many there are, and the memory that they have to themselves, in MiB.

@@ -25,6 +25,27 @@ pub(crate) const OURS: &str = "tidemill";
 /// The same, answering on its event loop.
 pub(crate) const INLINE: &str = "inline";
 
+/// A server's name, its command, and what the load generator is told where it does not speak HELO. `{tidemill}` and `{bench}` stand for
+/// the programs, `{port}` for the port.
+pub(crate) type Known = (&'static str, &'static str, &'static str);
+
+/// All servers that are known by name: ours, the peers, and for scale two that everybody knows.
+const KNOWN: [Known; 9] = [
+    (OURS, "{tidemill} serve {port} --log-level warn", ""),
+    (INLINE, "{tidemill} serve {port} --log-level warn --inline", ""),
+    ("tokio", "{bench} peer-tokio {port}", ""),
+    ("floor", "{bench} peer-floor {port}", ""),
+    ("channel", "{bench} peer-channel {port}", ""),
+    ("tidemill-max4", "{tidemill} serve {port} --log-level warn --max-threads 4", ""),
+    ("tidemill-max64", "{tidemill} serve {port} --log-level warn --max-threads 64", ""),
+    ("redis", "redis-server --bind 127.0.0.1 --port {port} --save", "--request PING --expect +PONG"),
+    (
+        "memcached",
+        "memcached -l 127.0.0.1 -p {port} -t 2 -c 12000 -u nobody",
+        "--request version --expect VERSION*",
+    ),
+];
+
 /// How to start a server.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerSpec {
@@ -33,64 +54,32 @@ pub(crate) struct ServerSpec {
     command: Vec<String>,
     /// It prints `listening on ADDRESS` once clients can connect; any other is tried until it accepts.
     announces: bool,
-    /// What the load generator is told where the server does not speak HELO.
     pub(crate) asks: &'static str,
 }
 
 impl ServerSpec {
-    fn new(name: &str, command: &str) -> Self {
-        let command = command.split_whitespace().map(str::to_owned).collect();
-        ServerSpec { name: name.to_owned(), command, announces: true, asks: "" }
-    }
-
-    /// A server of another make, with its own protocol.
-    pub(crate) fn other(name: &str, command: &str, asks: &'static str) -> Self {
-        ServerSpec { announces: false, asks, ..ServerSpec::new(name, command) }
-    }
-
     /// A server from `NAME=COMMAND`, as given on the command line.
     pub(crate) fn parse(text: &str) -> std::result::Result<Self, String> {
         let (name, command) = text.split_once('=').ok_or("expected NAME=COMMAND")?;
         if !command.contains("{port}") {
             return Err("the command must contain {port}".to_owned());
         }
-        Ok(ServerSpec::new(name, command))
+        let command = command.split_whitespace().map(str::to_owned).collect();
+        Ok(ServerSpec { name: name.to_owned(), command, announces: true, asks: "" })
     }
 
-    /// All servers that are known by name: `tidemill` from its binary, the peers, which this program is too, and for scale two
-    /// that everybody knows, each asked in its own protocol.
-    pub(crate) fn known(tidemill: &str) -> Result<Vec<Self>> {
+    /// A server with our programs where they are.
+    pub(crate) fn of((name, command, asks): Known, tidemill: &str) -> Result<Self> {
         let own = std::env::current_exe()?.display().to_string();
         // A path may have a blank in it.
-        let with_program = |program: String, spec: ServerSpec| {
-            let command = [program].into_iter().chain(spec.command).collect();
-            ServerSpec { command, ..spec }
-        };
-        let ours = |name: &str, options: &str| {
-            let spec = ServerSpec::new(name, &format!("serve {{port}} --log-level warn {options}"));
-            with_program(tidemill.to_owned(), spec)
-        };
-        let peer =
-            |name: &str| with_program(own.clone(), ServerSpec::new(name, &format!("peer-{name} {{port}}")));
-        Ok(vec![
-            ours(OURS, ""),
-            ours(INLINE, "--inline"),
-            peer("tokio"),
-            peer("floor"),
-            peer("channel"),
-            ours("tidemill-max4", "--max-threads 4"),
-            ours("tidemill-max64", "--max-threads 64"),
-            ServerSpec::other(
-                "redis",
-                "redis-server --bind 127.0.0.1 --port {port} --save",
-                "--request PING --expect +PONG",
-            ),
-            ServerSpec::other(
-                "memcached",
-                "memcached -l 127.0.0.1 -p {port} -t 2 -c 12000 -u nobody",
-                "--request version --expect VERSION*",
-            ),
-        ])
+        let place = |word: &str| word.replace("{tidemill}", tidemill).replace("{bench}", &own);
+        let words = command.split_whitespace().map(place).collect();
+        Ok(ServerSpec { name: name.to_owned(), command: words, announces: command.starts_with('{'), asks })
+    }
+
+    /// All that are known by name.
+    pub(crate) fn known(tidemill: &str) -> Result<Vec<Self>> {
+        KNOWN.into_iter().map(|known| ServerSpec::of(known, tidemill)).collect()
     }
 
     /// Starts the server and waits until clients can connect.
