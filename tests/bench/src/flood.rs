@@ -36,6 +36,12 @@ pub(crate) fn verified(running: Child) -> Result<LoadReport> {
     }
 }
 
+/// How many ms each reply took that counts, in order.
+pub(crate) fn latencies(report: &LoadReport) -> Vec<f64> {
+    let seen = report.histogram_ns.iter();
+    seen.flat_map(|(nanos, count)| (0..*count).map(|_| *nanos as f64 / 1e6)).collect()
+}
+
 /// Floods, and waits for the end.
 pub(crate) fn load(tidemill: &str, target: SocketAddr, options: &str) -> Result<LoadReport> {
     verified(start(&[], tidemill, target, options)?)

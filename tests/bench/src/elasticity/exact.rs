@@ -5,7 +5,7 @@ use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use procfs::process::Process;
 
@@ -15,6 +15,7 @@ use super::rows::{
     Effort, KEEP_ALIVE, LIMITS, MS, SLEEP, grown, last_begun, ms, resizes_since, up_and_down, uptime,
 };
 use super::score::{Check, Goal, Row, quantile, row};
+use crate::flood::load;
 use crate::wait::wait_for;
 
 pub(crate) fn slow_ramp(effort: Effort<'_>) -> Result<Row> {
@@ -34,22 +35,18 @@ pub(crate) fn inside_the_band(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.threads(4, LIMITS.max_threads).tolerance(8))?;
     // Known is how long they take.
     Client::connect(lab.address())?.ask(Kind::Sleep, 20_000)?;
-    let crowd = Crowd::start(lab.address(), 10, Kind::Sleep, 20_000, Duration::ZERO)?;
-    crowd.set_active(10);
-    thread::sleep(effort.seconds(5, 5));
-    let slowest = crowd.take_latencies().into_iter().max().map_or(f64::NAN, ms);
-    crowd.finish()?;
+    let report = load(effort.tidemill, lab.address(), "-c 10 -d 5s --request s:20000 --expect ok")?;
     let resizes = lab.handle().stats().pool_resizes_total;
     let checks = vec![
         Check::count("resizes", (resizes.grow + resizes.shrink) as f64, Goal::AtMost(0.0)),
-        Check::time("the slowest request", slowest, 100.0),
+        Check::time("the slowest request", report.latency_us.max / 1e3, 100.0),
     ];
     Ok(row("min 4, tolerance 8, 10 clients of 20 ms", checks))
 }
 
 pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.tolerance(1000))?;
-    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, 5_000, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, 5_000)?;
     crowd.set_active(40);
     thread::sleep(200 * MS);
     lab.take_calls();
@@ -67,7 +64,7 @@ pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn nothing_known(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000)?;
     // Every descriptor that there is: what tells who is blocked cannot be opened.
     let mut taken = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
@@ -160,7 +157,7 @@ pub(crate) fn cores_come_and_go(_: Effort<'_>) -> Result<Row> {
     }
     let lab = Lab::start(LIMITS)?;
     let shown = || usize::try_from(lab.handle().stats().pool_cores).unwrap_or_default();
-    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000)?;
     crowd.set_active(48);
     let noticed =
         |wanted: usize| wait_for("it is noticed", KEEP_ALIVE, || shown() == wanted).map_or(f64::INFINITY, ms);
@@ -193,7 +190,7 @@ pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
     let mut replaced = Vec::new();
     for _ in 0..effort.rounds(30, 8) {
         let lab = Lab::start(LIMITS)?;
-        let crowd = Crowd::start(lab.address(), 16, Kind::Burn, 200, Duration::ZERO)?;
+        let crowd = Crowd::start(lab.address(), 16, Kind::Burn, 200)?;
         let mut stuck = Client::connect(lab.address())?;
         crowd.set_active(16);
         thread::sleep(100 * MS);

@@ -249,7 +249,7 @@ pub(crate) fn first_on_new_thread(calls: &[Call], known: &mut HashSet<ThreadId>)
 }
 
 /// Clients in threads of their own, of which a changing number is active: each sends its next request when it has the
-/// reply to the one before, after a pause.
+/// reply to the one before.
 pub(crate) struct Crowd {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<u64>>>,
@@ -263,13 +263,7 @@ struct Shared {
 
 impl Crowd {
     /// `count` clients, none of them active.
-    pub(crate) fn start(
-        address: SocketAddr,
-        count: usize,
-        kind: Kind,
-        argument: u64,
-        pause: Duration,
-    ) -> Result<Crowd> {
+    pub(crate) fn start(address: SocketAddr, count: usize, kind: Kind, argument: u64) -> Result<Crowd> {
         let shared = Arc::new(Shared {
             active: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -288,9 +282,6 @@ impl Crowd {
                     client.ask(kind, argument)?;
                     replies += 1;
                     shared.latencies.0.send(sent.elapsed()).expect("it has the other end, too");
-                    if !pause.is_zero() {
-                        thread::sleep(pause.saturating_sub(sent.elapsed()));
-                    }
                 }
                 Ok(replies)
             })

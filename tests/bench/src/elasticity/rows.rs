@@ -197,7 +197,7 @@ pub(crate) fn whole(value: f64) -> usize {
 /// [`areas`].
 pub(crate) fn up_and_down(effort: Effort<'_>, least: f64) -> Result<(Lab, Series, f64, f64)> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP)?;
     let half = effort.seconds(30, 10).as_secs_f64();
     let length = Duration::from_secs_f64(2.0 * half) + KEEP_ALIVE + Duration::from_secs(1);
     let active = |t: f64| whole(least + (64.0 - least) * (1.0 - (t / half - 1.0).abs()).max(0.0));
@@ -231,67 +231,36 @@ pub(crate) fn areas(series: &[Moment]) -> (f64, f64) {
     (unmet / demand, unneeded / demand)
 }
 
-/// Pools under the same load at the same time, so that what disturbs one disturbs all. The first is the one in question.
-struct Together {
-    labs: Vec<Lab>,
-    crowds: Vec<Crowd>,
-}
-
-impl Together {
-    fn start(limits: &[PoolLimits], clients: usize, kind: Kind, argument: u64) -> Result<Together> {
-        let labs: Vec<Lab> = limits.iter().copied().map(Lab::start).collect::<Result<_>>()?;
-        let crowd = |lab: &Lab| Crowd::start(lab.address(), clients, kind, argument, Duration::ZERO);
-        let crowds = labs.iter().map(crowd).collect::<Result<_>>()?;
-        Ok(Together { labs, crowds })
-    }
-
-    /// Plays all for `length`. Returns the first one's series.
-    fn play(&self, length: Duration, mut active: impl FnMut(f64) -> usize) -> Series {
-        play(&self.labs[0], &self.crowds[0], length, |t| {
-            let clients = active(t);
-            self.crowds[1..].iter().for_each(|crowd| crowd.set_active(clients));
-            clients
-        })
-    }
-
-    /// The q-quantile of how long requests waited for a worker since the last time, pool by pool.
-    fn take_waits(&self, q: f64) -> Vec<f64> {
-        self.labs.iter().map(|lab| quantile(&mut waits(&lab.take_calls()), q)).collect()
-    }
-
-    /// The q-quantile of how long clients waited for their replies since the last time, and how many had one.
-    fn take_latencies(&self, q: f64) -> Vec<(f64, f64)> {
-        let of = |crowd: &Crowd| {
-            let mut times: Vec<f64> = crowd.take_latencies().into_iter().map(ms).collect();
-            (quantile(&mut times, q), times.len() as f64)
-        };
-        self.crowds.iter().map(of).collect()
-    }
-
-    fn finish(self) -> Result<()> {
-        self.crowds.into_iter().try_for_each(|crowd| crowd.finish().map(drop))
-    }
-}
-
 pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
-    let pools = [LIMITS, LIMITS.tolerance(0), LIMITS.threads(64, 64)];
-    let pools = Together::start(&pools, 48, Kind::Sleep, SLEEP)?;
-    let tooth = |t: f64| whole(4.0 + 44.0 * (t / 2.0).fract());
+    // All at the same time, so that what disturbs one disturbs all.
+    let labs = [LIMITS, LIMITS.tolerance(0), LIMITS.threads(64, 64)].map(Lab::start);
+    let [lab, intolerant, fixed] = labs;
+    let (lab, intolerant, fixed) = (lab?, intolerant?, fixed?);
+    let crowd = |lab: &Lab| Crowd::start(lab.address(), 48, Kind::Sleep, SLEEP);
+    let crowds = [crowd(&lab)?, crowd(&intolerant)?, crowd(&fixed)?];
+    let seen_p99 =
+        |crowd: &Crowd| quantile(&mut crowd.take_latencies().into_iter().map(ms).collect::<Vec<_>>(), 0.99);
+    let waits_p99 = |lab: &Lab| quantile(&mut waits(&lab.take_calls()), 0.99);
     let (mut seen, mut waited, mut series) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..effort.rounds(8, 7) {
         let length = effort.seconds(8, 2);
         let from = number as f64 * length.as_secs_f64();
-        let part = pools.play(length, tooth);
+        let part = play(&lab, &crowds[0], length, |t| {
+            let clients = whole(4.0 + 44.0 * (t / 2.0).fract());
+            crowds[1..].iter().for_each(|crowd| crowd.set_active(clients));
+            clients
+        });
         series.extend(part.into_iter().map(|(t, clients, workers)| (from + t, clients, workers)));
-        let (latencies, waits) = (pools.take_latencies(0.99), pools.take_waits(0.99));
+        let ratios =
+            (seen_p99(&crowds[0]) / seen_p99(&crowds[2]), waits_p99(&intolerant) / waits_p99(&fixed));
         // The first window grows the pool.
         if number > 0 {
-            seen.push(latencies[0].0 / latencies[2].0);
-            waited.push(waits[1] / waits[2]);
+            seen.push(ratios.0);
+            waited.push(ratios.1);
         }
     }
-    let turned = turns(&pools.labs[0].handle().decisions());
-    pools.finish()?;
+    let turned = turns(&lab.handle().decisions());
+    crowds.into_iter().try_for_each(|crowd| crowd.finish().map(drop))?;
     let checks = vec![
         Check::count("changes of direction", turned, Goal::AtMost(2.0)),
         // Where the top of a tooth is within the tolerance of the pool, which stays as it is then, some requests wait for a worker
@@ -305,7 +274,7 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn on_off(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP)?;
     let cycle = |t: f64| if t.rem_euclid(2.0) < 1.0 { 64 } else { 0 };
     let mut series = play(&lab, &crowd, Duration::from_secs(2), cycle);
     let before = grown(&lab);
@@ -320,7 +289,7 @@ pub(crate) fn on_off(effort: Effort<'_>) -> Result<Row> {
 /// Resizes after the first second while the number of clients is another one of `range` every 50 ms.
 fn noise(effort: Effort<'_>, range: RangeInclusive<usize>) -> Result<(f64, Series)> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), *range.end(), Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), *range.end(), Kind::Sleep, SLEEP)?;
     let mut random = fastrand::Rng::with_seed(7);
     let mut next = (0.0, 0);
     let begun = uptime(&lab);
@@ -379,98 +348,82 @@ pub(crate) fn nested(effort: Effort<'_>) -> Result<Row> {
     Ok(row("the handler calls its own server, 32 deep", checks))
 }
 
-/// Throughput and p99 of one round, in which all clients of the crowd are active for `length`.
-fn round(crowd: &Crowd, clients: usize, length: Duration) -> (f64, f64) {
-    crowd.take_latencies();
-    let begun = Instant::now();
-    crowd.set_active(clients);
-    thread::sleep(length);
-    let took = begun.elapsed();
-    let latencies = crowd.take_latencies();
-    crowd.set_active(0);
-    // Each client ends the request that it has begun.
-    thread::sleep(100 * MS);
-    let mut times: Vec<f64> = latencies.iter().copied().map(ms).collect();
-    (times.len() as f64 / took.as_secs_f64(), quantile(&mut times, 0.99))
+/// What a round of a flood of all labs at the same time, so that what disturbs one disturbs all, found of each: throughput, p99 in ms, and the
+/// workers near its end.
+fn round<const LABS: usize>(
+    effort: Effort<'_>,
+    labs: [&Lab; LABS],
+    clients: usize,
+    length: Duration,
+    asks: &str,
+) -> Result<[[f64; 3]; LABS]> {
+    let options = format!("-c {clients} -d {}s --request {asks} --expect ok", length.as_secs());
+    let floods = labs.map(|lab| flood::start(&[], effort.tidemill, lab.address(), &options));
+    thread::sleep(length.mul_f64(0.9));
+    let workers = labs.map(|lab| lab.workers() as f64);
+    let mut found = [[0.0; 3]; LABS];
+    for ((found, flood), workers) in found.iter_mut().zip(floods).zip(workers) {
+        let report = flood::verified(flood?)?;
+        *found = [report.requests_per_second, quantile(&mut flood::latencies(&report), 0.99), workers];
+    }
+    Ok(found)
 }
 
 pub(crate) fn for_the_cpu(effort: Effort<'_>) -> Result<Row> {
-    const CLIENTS: usize = 48;
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    // Half as much again as the cores can do; as each client waits for its reply, 48 requests are there all the time.
-    let pause = Duration::from_secs_f64(CLIENTS as f64 / (1.5 * cores as f64 * 1000.0));
     let limits = std::iter::once(LIMITS).chain((cores..=cores + 2).map(|fixed| LIMITS.threads(fixed, fixed)));
     let labs: Vec<Lab> = limits.map(Lab::start).collect::<Result<_>>()?;
-    let crowd = |lab: &Lab| Crowd::start(lab.address(), CLIENTS, Kind::Burn, 1_000, pause);
-    let crowds: Vec<Crowd> = labs.iter().map(crowd).collect::<Result<_>>()?;
     let mut figures = vec![Vec::new(); labs.len()];
-    let mut workers = Vec::new();
     for _ in 0..effort.rounds(9, 6) {
-        for (which, crowd) in crowds.iter().enumerate() {
-            figures[which].push(round(crowd, CLIENTS, effort.seconds(3, 1)));
-            if which == 0 {
-                workers.push(labs[0].workers() as f64);
-            }
+        for (lab, figures) in labs.iter().zip(&mut figures) {
+            figures.extend(round(effort, [lab], 48, effort.seconds(3, 1), "c:1000")?);
         }
     }
-    for crowd in crowds {
-        crowd.finish()?;
-    }
-    let median = |which: usize, pick: fn(&(f64, f64)) -> f64| {
-        let mut values: Vec<f64> = figures[which].iter().map(pick).collect();
-        quantile(&mut values, 0.5)
-    };
+    let values = |which: usize, figure: usize| figures[which].iter().map(move |all| all[figure]);
+    let median = |which: usize, figure: usize| quantile(&mut values(which, figure).collect::<Vec<_>>(), 0.5);
     let fixed = || 1..figures.len();
-    let fastest = fixed().max_by(|a, b| median(*a, |it| it.0).total_cmp(&median(*b, |it| it.0))).unwrap_or(1);
-    let smoothest =
-        fixed().min_by(|a, b| median(*a, |it| it.1).total_cmp(&median(*b, |it| it.1))).unwrap_or(1);
-    let ratios = |which: usize, pick: fn(&(f64, f64)) -> f64| -> Vec<f64> {
-        figures[0].iter().zip(&figures[which]).map(|(ours, theirs)| pick(ours) / pick(theirs)).collect()
+    let fastest = fixed().max_by(|a, b| median(*a, 0).total_cmp(&median(*b, 0))).unwrap_or(1);
+    let smoothest = fixed().min_by(|a, b| median(*a, 1).total_cmp(&median(*b, 1))).unwrap_or(1);
+    let ratios = |which: usize, figure: usize| -> Vec<f64> {
+        values(0, figure).zip(values(which, figure)).map(|(ours, theirs)| ours / theirs).collect()
     };
-    let mean = workers.iter().sum::<f64>() / workers.len() as f64;
+    let mean = values(0, 2).sum::<f64>() / figures[0].len() as f64;
     let named = |what: &str, which: usize| format!("{what} to the best fixed size ({})", cores + which - 1);
     let checks = vec![
         Check::count("workers at the end of each round, mean", mean, Goal::AtMost(cores as f64 + 3.0)),
-        Check::ratio(named("throughput", fastest), &ratios(fastest, |it| it.0), Goal::AtLeast(0.97)),
-        Check::ratio(named("p99", smoothest), &ratios(smoothest, |it| it.1), Goal::AtMost(1.15)),
+        Check::ratio(named("throughput", fastest), &ratios(fastest, 0), Goal::AtLeast(0.97)),
+        Check::ratio(named("p99", smoothest), &ratios(smoothest, 1), Goal::AtMost(1.15)),
     ];
     Ok(row("CPU-bound: 1 ms of work, 1.5 × capacity", checks))
+}
+
+/// How many ms each of 200 requests a second of 1 ms takes that has 40 of 1 s beside it, in a second.
+pub(crate) fn short_ones(effort: Effort<'_>, lab: SocketAddr) -> Result<Vec<f64>> {
+    let short = "-c 10 --rate 200 --warm-up 100ms -d 1s --request s:1000 --expect ok";
+    let short = flood::start(&[], effort.tidemill, lab, short)?;
+    thread::sleep(100 * MS);
+    load(effort.tidemill, lab, "-c 40 -n 40 --request s:1000000 --expect ok")?;
+    Ok(flood::latencies(&flood::verified(short)?))
 }
 
 pub(crate) fn mixed(effort: Effort<'_>) -> Result<Row> {
     let mut latencies = Vec::new();
     for _ in 0..effort.rounds(5, 2) {
-        let lab = Lab::start(LIMITS)?;
-        let crowd = Crowd::start(lab.address(), 10, Kind::Sleep, 1_000, 50 * MS)?;
-        crowd.set_active(10);
-        thread::sleep(500 * MS);
-        let mut long = Client::connect_many(lab.address(), 40)?;
-        // Only those count that have the long ones beside them.
-        crowd.take_latencies();
-        burst(&mut long, Kind::Sleep, 1_000_000)?;
-        collect(&mut long)?;
-        latencies.extend(crowd.take_latencies().into_iter().map(ms));
-        crowd.finish()?;
+        latencies.extend(short_ones(effort, Lab::start(LIMITS)?.address())?);
     }
     let checks = vec![Check::time("p99 of the short ones", quantile(&mut latencies, 0.99), 10.0)];
     Ok(row("40 requests of 1 s that block, beside 200/s of 1 ms", checks))
 }
 
 pub(crate) fn lost_worker(effort: Effort<'_>) -> Result<Row> {
-    const CLIENTS: usize = 48;
     let labs = [Lab::start(LIMITS)?, Lab::start(LIMITS)?];
     let mut stuck = Client::connect(labs[0].address())?;
     stuck.send(Kind::Block, 0)?;
-    let crowd = |lab: &Lab| Crowd::start(lab.address(), CLIENTS, Kind::Burn, 1_000, Duration::ZERO);
-    let crowds = [crowd(&labs[0])?, crowd(&labs[1])?];
     let mut ratios = Vec::new();
     for _ in 0..effort.rounds(9, 6) {
-        let [with, without] =
-            [0, 1].map(|which: usize| round(&crowds[which], CLIENTS, effort.seconds(3, 1)).0);
+        let of = |lab| round(effort, [lab], 48, effort.seconds(3, 1), "c:1000");
+        let ([[with, ..]], [[without, ..]]) = (of(&labs[0])?, of(&labs[1])?);
         ratios.push(with / without);
-    }
-    for crowd in crowds {
-        crowd.finish()?;
     }
     labs[0].release();
     stuck.receive()?;
@@ -480,7 +433,7 @@ pub(crate) fn lost_worker(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, SLEEP, Duration::ZERO)?;
+    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, SLEEP)?;
     crowd.set_active(40);
     // The last of them may be inside the tolerance.
     let all = 40 - LIMITS.tolerance..=40;
@@ -512,18 +465,16 @@ pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
 }
 
 pub(crate) fn steady(effort: Effort<'_>) -> Result<Row> {
-    let pools = Together::start(&[LIMITS, LIMITS.threads(32, 32)], 32, Kind::Sleep, SLEEP)?;
+    let (lab, fixed) = (Lab::start(LIMITS)?, Lab::start(LIMITS.threads(32, 32))?);
     let (mut throughput, mut p99) = (Vec::new(), Vec::new());
     for number in 0..effort.rounds(10, 7) {
-        pools.play(effort.seconds(4, 1), |_| 32);
-        let latencies = pools.take_latencies(0.99);
+        let [ours, theirs] = round(effort, [&lab, &fixed], 32, effort.seconds(4, 1), "s:50000")?;
         // The first window grows the pool.
         if number > 0 {
-            p99.push(latencies[0].0 / latencies[1].0);
-            throughput.push(latencies[0].1 / latencies[1].1);
+            throughput.push(ours[0] / theirs[0]);
+            p99.push(ours[1] / theirs[1]);
         }
     }
-    pools.finish()?;
     let checks = vec![
         Check::ratio("throughput to a fixed pool of 32", &throughput, Goal::AtLeast(0.98)),
         Check::ratio("p99 to a fixed pool of 32", &p99, Goal::AtMost(1.1)),
