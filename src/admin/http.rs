@@ -16,12 +16,15 @@ const MAX_FIELDS: usize = 64;
 pub(super) struct Heads;
 
 impl Framing for Heads {
-    fn next(&self, bytes: &[u8], scanned: usize, _: bool) -> Found {
+    fn next(&self, bytes: &[u8], _: usize, _: bool) -> Found {
         let shown = &bytes[..bytes.len().min(MAX_HEAD_BYTES)];
         let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
         match httparse::Request::new(&mut fields).parse(shown) {
             Ok(httparse::Status::Complete(end)) => Found::Frame { content: 0..end, consumed: end },
-            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => Found::More { scanned },
+            // The parser looks at all of it again, which of so few bytes it may.
+            Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => {
+                Found::More { scanned: bytes.len() }
+            }
             Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => Found::TooLong,
             Err(_) => Found::Frame { content: 0..0, consumed: 1 },
         }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use memchr::memchr;
+use memchr::{memchr, memchr_iter, memrchr};
 
 use crate::framing::{Found, Framing};
 
@@ -116,9 +116,14 @@ pub(super) struct Requests {
 
 impl Framing for Requests {
     fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found {
-        // Lines are counted anew; a line that says where the end is can be looked for where the last search stopped.
-        let line = if matches!(self.extent, Extent::Until(_)) { scanned } else { 0 };
-        let mut at = Progress { line, scanned: line, lines: 0 };
+        // Only the last call's progress in bytes is kept; where its last line begins, and the lines before, are told from them quickly.
+        let before = &bytes[..scanned];
+        let line = memrchr(b'\n', before).map_or(0, |end| end + 1);
+        let lines = match self.extent {
+            Extent::Lines(_) => memchr_iter(b'\n', before).count(),
+            _ => 0,
+        };
+        let mut at = Progress { line, scanned, lines };
         if let Some(end) = self.extent.find(bytes, &mut at) {
             let content = without_cr(&bytes[..end - 1]).len();
             return if content > self.max_bytes {
@@ -139,7 +144,7 @@ impl Framing for Requests {
         if bytes.len() - usize::from(bytes.last() == Some(&b'\r')) > self.max_bytes {
             return Found::TooLong;
         }
-        Found::More { scanned: if matches!(self.extent, Extent::Until(_)) { at.line } else { bytes.len() } }
+        Found::More { scanned: bytes.len() }
     }
 
     fn max_bytes(&self) -> usize {
@@ -175,6 +180,8 @@ mod tests {
             (Extent::Until(String::new()), 100),
             (Extent::Until(String::new()), 8),
             (Extent::Until("END".to_owned()), 100),
+            (Extent::Lines(3), 70_000),
+            (Extent::Until("END".to_owned()), 70_000),
         ] {
             verify(&Requests { extent, max_bytes }, bytes);
         }

@@ -38,7 +38,8 @@ pub enum Found {
     },
     /// The frame is not complete.
     More {
-        /// So many bytes need not be looked at again for the end of this frame.
+        /// So many bytes need not be looked at again for the end of this frame: all that are there, but for what may be the begin of a
+        /// terminator, and never fewer than before. Else a frame that comes in small pieces is looked at in the square of its length.
         scanned: usize,
     },
     /// The frame has more bytes than its limit allows. What follows is not looked at.
@@ -64,7 +65,8 @@ pub enum Found {
 ///
 /// impl Framing for Netstrings {
 ///     fn next(&self, bytes: &[u8], _: usize, _: bool) -> Found {
-///         let more = Found::More { scanned: 0 };
+///         // Behind the length nothing is looked for.
+///         let more = Found::More { scanned: bytes.len() };
 ///         let Some(colon) = bytes.iter().take(10).position(|byte| *byte == b':') else {
 ///             return if bytes.len() < 10 { more } else { Found::TooLong };
 ///         };
@@ -93,8 +95,9 @@ pub trait Framing: Send + Sync + 'static {
     /// Of the first `scanned` bytes an earlier call has said that they need not be looked at again; they are still the same.
     /// `ended`: no byte will follow. A rest that is no whole frame may count as one then; if it does not, it is dropped.
     ///
-    /// It must find the same frames however the bytes come, and [`Found::TooLong`] before more than its limit and a few
-    /// bytes have come, as everything up to there is held in memory.
+    /// It must find the same frames however the bytes come, and [`Found::TooLong`] once more than its limit and what a length or a
+    /// terminator takes have come, as everything up to there is held in memory. A server ends a connection at 64 KiB above the
+    /// limit, [`verify`] fails at 256 bytes.
     fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found;
 
     /// Most content bytes of a frame: what one connection may make the server hold.
