@@ -10,7 +10,7 @@ use super::join::{Join, Joining};
 use super::reply::{Mode, Reply};
 use super::request::Request;
 use super::traits::Service;
-use super::words::{Farewell, Kind, Place};
+use super::words::{self, Farewell, Kind, Place};
 use crate::framing::Framing;
 use crate::job::{Handled, Replies, Session};
 use crate::reason::CloseReason;
@@ -238,10 +238,12 @@ pub(crate) fn last_line(service: &dyn Erased, farewell: &Farewell) -> Option<Vec
     panic::catch_unwind(AssertUnwindSafe(|| service.last_line(farewell))).map_err(discard).ok().flatten()
 }
 
-/// Asks `service` for what is told in place of a reply that comes too late. After a panic there is none.
-pub(crate) fn busy_line(service: &dyn Erased, waited: Duration) -> Option<Vec<u8>> {
+/// Asks `service` for what is told in place of a reply that comes too late. After a panic it is the default: told nothing, a client
+/// that pipelines would take the next reply for this one.
+pub(crate) fn busy_line(service: &dyn Erased, waited: Duration) -> Vec<u8> {
     // Unwind safety: as above.
-    panic::catch_unwind(AssertUnwindSafe(|| service.busy_line(waited))).map_err(discard).ok()
+    let line = panic::catch_unwind(AssertUnwindSafe(|| service.busy_line(waited))).map_err(discard);
+    line.unwrap_or_else(|()| words::busy_line(waited))
 }
 
 /// Tells `service` that the server stops, whether it panics or not.

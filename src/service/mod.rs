@@ -168,10 +168,10 @@ impl Served {
         if self.times_handlers() { 1 } else { MAX_JOB_LINES }
     }
 
-    /// Writes what is told in place of the reply to a request that is late. `false`: nothing is.
+    /// Writes what is told in place of the reply to a request that is late. `false`: the service says nothing.
     pub(crate) fn answer_late(&self, waited: Nanos, replies: &mut Vec<u8>) -> bool {
         // To the millisecond, as a person reads it.
-        let line = erased::busy_line(&*self.service, Duration::from_millis(waited / MS)).unwrap_or_default();
+        let line = erased::busy_line(&*self.service, Duration::from_millis(waited / MS));
         replies.extend_from_slice(&line);
         !line.is_empty()
     }

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use tidemill::{Reply, Request};
+use tidemill::{Handler, Reply, Request};
 
 use crate::support::{
     DEADLINE, Gate, Peer, SetAtEnd, allow_files, assert_adds_up, configure, echo, eventually, in_parallel,
@@ -155,6 +155,39 @@ fn a_slow_reader_lives_as_long_as_it_reads() {
     assert!(read < REPLY, "the reply was over too soon");
     peer.expect(&vec![b'x'; REPLY - read]);
     assert_eq!(server.handle().stats().connections_closed_total.write_timeout, 0);
+}
+
+#[test]
+fn a_busy_line_that_panics_is_replaced_so_that_no_reply_is_missing() {
+    struct Panics<H>(H);
+    impl<H: Fn(&Request<'_>, &mut Reply<'_>) + Send + Sync + 'static> Handler for Panics<H> {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+            (self.0)(request, reply);
+        }
+        fn busy_line(&self, _: Duration) -> Vec<u8> {
+            panic!("on purpose");
+        }
+    }
+    let gate = Gate::closed();
+    let server = configure(Panics(gate.holds_stuck()), |config| {
+        (config.min_threads, config.max_threads) = (1, 1);
+        config.queue_timeout = Some(10 * MS);
+    });
+    let handle = server.handle();
+    let mut stuck = Peer::connect(server.local_addr());
+    stuck.send(b"stuck\n");
+    eventually("it is with the worker", || handle.stats().pool_busy == 1);
+    let mut waits = Peer::connect(server.local_addr());
+    waits.send(b"a\nb\n");
+    eventually("it waits", || handle.stats().requests_pending == 3);
+    std::thread::sleep(50 * MS);
+    gate.open();
+    for _ in 0..2 {
+        let line = String::from_utf8(waits.line()).unwrap();
+        assert!(line.starts_with("ERROR busy (waited "), "{line}");
+    }
+    eventually("they are counted", || handle.stats().requests_late_total == 2);
+    assert_adds_up(&handle.stats());
 }
 
 #[test]
