@@ -74,7 +74,7 @@ use mio::{Poll, Waker};
 
 use crate::error::Error;
 use crate::framing::Framing;
-use crate::service::{Connection, Farewell, Join, Kind, Reply, Request, Service};
+use crate::service::{Connection, Farewell, Join, Reply, Request, Service};
 use crate::sync::lock_std;
 use crate::threads;
 pub use extent::Extent;
@@ -353,13 +353,6 @@ impl Service for Programs {
 
     fn framing<'a>(&'a self, (): &'a ()) -> Option<&'a dyn Framing> {
         self.handle.shared.settings.requests.as_ref().map(|requests| requests as &dyn Framing)
-    }
-
-    fn classify(&self, (): &(), frame: &[u8]) -> Kind {
-        match self.stop_line() {
-            Some(line) if line == frame => Kind::Stop,
-            _ => Kind::Request,
-        }
     }
 
     fn stop_line(&self) -> Option<&[u8]> {

@@ -19,7 +19,7 @@ use crate::framing::Framing;
 ///
 /// # Examples
 /// ```
-/// use tidemill::{Handler, Kind, Reply, Request};
+/// use tidemill::{Handler, Reply, Request};
 ///
 /// struct Upper;
 ///
@@ -29,8 +29,8 @@ use crate::framing::Framing;
 ///         reply.push(b"\n");
 ///     }
 ///
-///     fn classify(&self, line: &[u8]) -> Kind {
-///         if line == b"quit server" { Kind::Stop } else { Kind::Request }
+///     fn stop_line(&self) -> Option<&[u8]> {
+///         Some(b"quit server")
 ///     }
 ///
 ///     fn name(&self) -> &str {
@@ -51,13 +51,16 @@ pub trait Handler: Send + Sync + 'static {
         None
     }
 
-    /// Tells what a frame is. By default every frame is a request. See [`Service::classify`].
+    /// Tells what a frame is. By default the [stop line](Self::stop_line) is [`Kind::Stop`], every other frame a request. See
+    /// [`Service::classify`].
     fn classify(&self, frame: &[u8]) -> Kind {
-        let _ = frame;
-        Kind::Request
+        match self.stop_line() {
+            Some(line) if line == frame => Kind::Stop,
+            _ => Kind::Request,
+        }
     }
 
-    /// See [`Service::stop_line`].
+    /// A line that stops the server, if the peer may, wherever it stands. By default there is none. See [`Service::stop_line`].
     fn stop_line(&self) -> Option<&[u8]> {
         None
     }
@@ -67,7 +70,8 @@ pub trait Handler: Send + Sync + 'static {
         farewell.line()
     }
 
-    /// See [`Service::busy_line`].
+    /// What a peer is told in place of the reply to a request that waited too long. If it is empty, pipelining clients are off by one
+    /// reply: see [`Service::busy_line`].
     fn busy_line(&self, waited: Duration) -> Vec<u8> {
         words::busy_line(waited)
     }

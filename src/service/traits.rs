@@ -97,8 +97,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// A connection has ended, and gives its state back: exactly once for each that was opened, whatever it ended of, and behind
     /// its last request. A peer that has only ended its side ([`Eof`](CloseReason::Eof)) still gets what is pushed to it until this
-    /// returns, and keeps its place so long; for any other reason nothing reaches it any more. Runs where [`place`](Self::place) says; at
+    /// returns; for any other reason nothing reaches it any more. Runs where [`place`](Self::place) says; at
     /// a stop at once, on a thread of its own. By default the state is dropped.
+    ///
+    /// With `Eof` the connection keeps its place among [`Config::max_connections`](crate::Config::max_connections) until it returns; with
+    /// another reason as many that have ended as may be open, 64 at least, may wait for it. Where it takes long and more leave, those
+    /// who come are told that the server is full.
     ///
     /// The one exception: a state that is with a handler that never returns.
     fn close(
@@ -112,8 +116,8 @@ pub trait Service: Send + Sync + 'static {
         drop(state);
     }
 
-    /// Where [`open`](Self::open) and [`close`](Self::close) run, and by default requests too. Asked once, at the start. By default
-    /// on a worker.
+    /// Where [`open`](Self::open) and [`close`](Self::close) run, and by default requests too: the same at every call. Asked at the
+    /// start, and by the default [`classify`](Self::classify) for each frame. By default on a worker.
     fn place(&self) -> Place {
         Place::Worker
     }
@@ -129,16 +133,18 @@ pub trait Service: Send + Sync + 'static {
         None
     }
 
-    /// Tells what a frame is when its turn has come. By default every frame is a request, handled where [`place`](Self::place) says.
+    /// Tells what a frame is when its turn has come. By default a frame that is the [stop line](Self::stop_line) is
+    /// [`Kind::Stop`], and every other a request, handled where [`place`](Self::place) says.
     ///
     /// Runs on the event loop, once for every frame or, where one has to wait, again: it holds up all connections while it runs, so it must only look. The state
     /// is what the last [`Kind::Switch`] or [`Kind::Inline`] left, or later: requests that were cut together are classified
     /// before the first of them is handled.
     fn classify(&self, state: &Self::State, frame: &[u8]) -> Kind {
-        let _ = (state, frame);
-        match self.place() {
-            Place::Worker => Kind::Request,
-            Place::Loop => Kind::Inline,
+        let _ = state;
+        match (self.stop_line(), self.place()) {
+            (Some(line), _) if line == frame => Kind::Stop,
+            (_, Place::Worker) => Kind::Request,
+            (_, Place::Loop) => Kind::Inline,
         }
     }
 
@@ -151,11 +157,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// A line that is [`Kind::Stop`] wherever it stands in the stream, for a service whose lines mean the same in every state. It is
     /// acted on as soon as it has been read, also where lines before it still wait for workers that are stuck. By default
-    /// there is none. Asked once, at the start.
+    /// there is none. The same at every call.
     ///
     /// It is looked for ahead only where connections have no state, which is to say for a [`Handler`](crate::Handler), and frames are
     /// lines: elsewhere it may stand inside of another frame, and is acted on when its turn has come, as
-    /// [`classify`](Self::classify) says.
+    /// [`classify`](Self::classify) says. There the default says so too; one of your own must, as a line is not looked for ahead
+    /// where nothing stands before it.
     fn stop_line(&self) -> Option<&[u8]> {
         None
     }
@@ -168,7 +175,11 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// What a peer is told, line ending included, in place of the reply to a request that has `waited` for a worker longer than
-    /// [`Config::queue_timeout`](crate::Config::queue_timeout) and is not run. Runs on a worker.
+    /// [`Config::queue_timeout`](crate::Config::queue_timeout) and is not run. By default `ERROR busy` with how long. Runs on a worker;
+    /// after a panic the peer is told the default.
+    ///
+    /// An empty one makes the request one without a reply: a client that counts replies then takes the next one for this one's, so leave
+    /// it empty only where replies say what they are for.
     fn busy_line(&self, waited: Duration) -> Vec<u8> {
         words::busy_line(waited)
     }

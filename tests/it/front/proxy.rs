@@ -260,10 +260,6 @@ fn a_stop_right_behind_the_header_is_obeyed_though_every_worker_is_stuck() {
             (self.0)(request, reply);
         }
 
-        fn classify(&self, line: &[u8]) -> tidemill::Kind {
-            if line == b"stop" { tidemill::Kind::Stop } else { tidemill::Kind::Request }
-        }
-
         fn stop_line(&self) -> Option<&[u8]> {
             Some(b"stop")
         }

@@ -266,6 +266,58 @@ fn a_stop_line_inside_another_frame_is_no_stop() {
     peer.expect_end();
 }
 
+/// Says which line stops it, and nothing else of it.
+struct Stops;
+
+impl Handler for Stops {
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(request.frame());
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        Some(b"STOP")
+    }
+}
+
+/// The same with a state, handled where it says.
+struct StopsWithState(Place);
+
+impl Service for StopsWithState {
+    type State = u8;
+    type Worker = ();
+
+    fn start_worker(&self) {}
+
+    fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) -> u8 {
+        0
+    }
+
+    fn handle(&self, _: &mut u8, _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
+        reply.push(request.frame());
+    }
+
+    fn place(&self) -> Place {
+        self.0
+    }
+
+    fn stop_line(&self) -> Option<&[u8]> {
+        Some(b"STOP")
+    }
+}
+
+#[test]
+fn a_stop_line_needs_no_other_word_wherever_it_stands() {
+    for (sent, replies) in [("STOP\n", ""), ("a\nSTOPS\nSTOP\n", "aSTOPS")] {
+        for server in [embed(Stops), embed(StopsWithState(Place::Worker)), embed(StopsWithState(Place::Loop))]
+        {
+            let mut peer = Peer::connect(server.local_addr());
+            peer.send(sent.as_bytes());
+            peer.expect_rest(replies.as_bytes());
+            assert!(server.handle().is_stopping(), "{sent:?}");
+        }
+    }
+}
+
 /// Keeps a book of what was opened and closed. Opening waits on the event loop where `hold` says so.
 struct Held {
     hold: Mutex<Option<Box<dyn Fn() + Send>>>,
