@@ -1,7 +1,7 @@
 //! Where a handler writes its reply: at once, in pieces, or later.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
 use std::mem;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -13,8 +13,9 @@ use crate::slots::ConnId;
 
 /// Where a handler writes its reply.
 ///
-/// Also an [`io::Write`], for `write!` and `io::copy`: writing never fails, and [flushing](Self::flush) sends what was written so
-/// far, so that a long reply needs no more memory than its longest piece.
+/// Also an [`io::Write`], for `write!`: writing never fails, and holds what was written until the handler returns or
+/// [flushes](Self::flush). `io::copy` never flushes, so it holds all; [`copy_from`](Self::copy_from) copies in pieces, so that a reply of
+/// any length needs the memory of two.
 #[derive(Debug)]
 pub struct Reply<'a> {
     to: Replies<'a>,
@@ -27,6 +28,10 @@ pub struct Reply<'a> {
     pub(super) deferred: bool,
     mode: Mode,
 }
+
+/// Bytes of a piece that is copied: so many that the visit of the event loop for each is hardly felt, and no more than the default of
+/// [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes).
+const PIECE_BYTES: usize = 32 << 10;
 
 /// What a reply may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +85,13 @@ impl<'a> Reply<'a> {
         }
     }
 
-    /// Sends what was written so far, and blocks while the peer leaves more unread than
-    /// [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes): so long replies are written in pieces of, say, 32 KiB,
-    /// and flushed after each.
+    /// Sends what was written so far. Blocks until the event loop has it and, where the peer leaves more unread than
+    /// [`Config::high_watermark_bytes`](crate::Config::high_watermark_bytes), until less than a quarter of that is left: so long
+    /// replies are written in pieces of, say, 32 KiB, and flushed after each.
+    ///
+    /// A worker that waits here does nothing else: [`Config::max_threads`](crate::Config::max_threads) peers that read slowly occupy
+    /// all of them, each until it has read, or has taken nothing for
+    /// [`Config::write_timeout`](crate::Config::write_timeout) and is closed; without that, for ever.
     ///
     /// What is pushed to the connection meanwhile waits for the end of this reply. After a panic the
     /// peer has what was flushed and the end of the stream, with no word between. On
@@ -106,6 +115,41 @@ impl<'a> Reply<'a> {
         self.start = 0;
         self.connection.post.post(Mail::Piece(Box::new(piece)));
         may_go_on.recv().map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Adds what `reader` has up to its end, in pieces of 32 KiB each of which is [flushed](Self::flush), so that no more than two of
+    /// them are held: a file, or the output of a program. Returns how many bytes that were.
+    ///
+    /// Blocks a worker as reading and flushing do. A piece is sent when it is full, or the reader at its end. On the event loop and
+    /// while greeting nothing is flushed: there all of it is held.
+    ///
+    /// # Errors
+    /// Those of `reader`, after which a part of the reply is sent or written: [close](Self::close) the connection, unless the
+    /// protocol can say so. Those of [`flush`](Self::flush), where there is nothing more to do.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::fs::File;
+    /// use tidemill::{Reply, Request};
+    ///
+    /// let cat = |request: &Request<'_>, reply: &mut Reply<'_>| {
+    ///     let file = File::open(String::from_utf8_lossy(request.line()).as_ref());
+    ///     if file.and_then(|file| reply.copy_from(file)).is_err() {
+    ///         reply.close();
+    ///     }
+    /// };
+    /// # let _server = tidemill::Server::builder(cat);
+    /// ```
+    pub fn copy_from(&mut self, mut reader: impl Read) -> io::Result<u64> {
+        let mut copied = 0;
+        loop {
+            self.to.bytes.reserve(PIECE_BYTES);
+            match reader.by_ref().take(PIECE_BYTES as u64).read_to_end(self.to.bytes)? {
+                0 => return Ok(copied),
+                piece => copied += piece as u64,
+            }
+            self.flush()?;
+        }
     }
 
     /// Whether anything was written.

@@ -1,12 +1,14 @@
 //! Long replies in pieces: memory is bounded by the watermark, whatever their length.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 
 use tidemill::{Pusher, Reply, Request, Server};
 
-use crate::support::{DEADLINE, Gate, Peer, assert_adds_up, configure, embed, eventually, in_parallel};
+use crate::support::{
+    DEADLINE, Gate, Peer, assert_adds_up, assert_same, configure, embed, eventually, in_parallel,
+};
 
 /// Bytes of a piece.
 const PIECE: usize = 16 << 10;
@@ -38,9 +40,27 @@ fn they_arrive_whole_and_in_order_between_other_replies() {
     assert_adds_up(&stats);
 }
 
+/// The same, `N` pieces of something that is read.
+fn copied(request: &Request<'_>, reply: &mut Reply<'_>) {
+    let count: u64 = std::str::from_utf8(request.line()).unwrap().parse().unwrap();
+    match reply.copy_from(io::repeat(b'x').take(count * PIECE as u64)) {
+        Ok(copied) => assert_eq!(copied, count * PIECE as u64),
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            return;
+        }
+    }
+    reply.push(b"\n");
+}
+
 #[test]
 fn who_does_not_read_holds_no_more_than_the_watermark_and_a_piece() {
-    let server = configure(pieces, |config| config.write_timeout = None);
+    holds_little(configure(pieces, |config| config.write_timeout = None));
+    // Of its pieces, two of ours each.
+    holds_little(configure(copied, |config| config.write_timeout = None));
+}
+
+fn holds_little(server: Server) {
     let mut peer = Peer::with_small_buffer(server.local_addr(), 4 << 10);
     // A gigabyte.
     peer.send(b"65536\n");
@@ -48,38 +68,48 @@ fn who_does_not_read_holds_no_more_than_the_watermark_and_a_piece() {
     eventually("its writer waits", || handle.stats().held_bytes > 32 << 10);
     for _ in 0..1000 {
         let held = handle.stats().held_bytes;
-        assert!(held < (64 << 10) + 2 * PIECE as u64, "{held}");
+        assert!(held < (64 << 10) + 4 * PIECE as u64, "{held}");
     }
     assert_eq!(handle.stats().pool_busy, 1);
     peer.reset();
     eventually("its writer is told and gives up", || handle.stats().requests_pending == 0);
     let stats = handle.stats();
     assert_eq!(stats.requests_silent_total + stats.requests_dropped_total, 1);
+    assert_eq!(stats.handler_panics_total, 0);
     assert_adds_up(&stats);
 }
 
 #[test]
-fn a_file_is_copied_by_the_standard_library() {
-    let copy = |_: &Request<'_>, reply: &mut Reply<'_>| {
-        let mut reply = io::BufWriter::with_capacity(PIECE, Flushing(reply));
-        io::copy(&mut io::repeat(b'y').take(10 << 20), &mut reply).unwrap();
-        reply.flush().unwrap();
+fn what_is_copied_comes_whole_behind_what_was_written_before() {
+    let copy = |request: &Request<'_>, reply: &mut Reply<'_>| {
+        let count: u64 = std::str::from_utf8(request.line()).unwrap().parse().unwrap();
+        reply.push(b"<");
+        assert_eq!(reply.copy_from(io::repeat(b'y').take(count)).unwrap(), count);
+        reply.push(b">");
     };
-    use std::io::Read;
-    /// Flushes after each write.
-    struct Flushing<'a, 'b>(&'a mut Reply<'b>);
-    impl Write for Flushing<'_, '_> {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.push(bytes);
-            self.0.flush()?;
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.flush()
+    let server = embed(copy);
+    let counts = [0, 1, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 1, 10 << 20, 0];
+    let (mut sent, mut expected) = (Vec::new(), Vec::new());
+    for count in counts {
+        writeln!(sent, "{count}").unwrap();
+        expected.extend([b"<", &vec![b'y'; count][..], b">"].concat());
+    }
+    assert_same(&Peer::connect(server.local_addr()).exchange(&sent), &expected);
+    // What was read before an error is sent, and it is told.
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::InvalidData.into())
         }
     }
-    let server = embed(copy);
-    assert_eq!(Peer::connect(server.local_addr()).exchange(b"\n").len(), 10 << 20);
+    let server = embed(|_: &Request<'_>, reply: &mut Reply<'_>| {
+        let error = reply.copy_from(io::repeat(b'z').take(40_000).chain(Broken)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        reply.close();
+    });
+    let mut peer = Peer::connect(server.local_addr());
+    peer.send(b"\n");
+    peer.expect_rest(&[b'z'; 40_000]);
 }
 
 #[test]
