@@ -34,8 +34,8 @@ pub struct Builder {
     /// The first one is set by `config`, the others are by what comes with them.
     service: Arc<dyn Erased>,
     others: Vec<(Arc<dyn Erased>, ServiceConfig)>,
-    /// Sockets of the first service that others have opened and keep.
-    given: Vec<OwnedFd>,
+    /// Sockets that others have opened and keep, each with the number of its service.
+    given: Vec<(OwnedFd, usize)>,
     /// Those of the server whose place this one takes.
     inherited: Vec<Listener>,
 }
@@ -65,7 +65,8 @@ impl Builder {
     }
 
     /// Listens on a socket that is open already, TCP or Unix: a `TcpListener`, a `UnixListener`, or a descriptor that came from
-    /// whoever started this process. Can be given more than once; the default address is not listened on then.
+    /// whoever started this process. Can be given more than once; the default address is not listened on then. It is served by the
+    /// first service; for a further one there is [`service_listener`](Self::service_listener).
     ///
     /// Others may have the socket, too. So a stop accepts what is in its queue, gives connections that were just accepted 50 ms for
     /// their first line, and closes our descriptor, but shuts no door that is not this server's: nothing is done to the socket itself,
@@ -82,7 +83,27 @@ impl Builder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn listener(mut self, socket: impl Into<OwnedFd>) -> Self {
-        self.given.push(socket.into());
+        self.given.push((socket.into(), 0));
+        self
+    }
+
+    /// The same for the [service](Self::service) that was added last, before any for the first one.
+    ///
+    /// # Examples
+    /// ```
+    /// use tidemill::{Helo, Reply, Request, Server, ServiceConfig};
+    ///
+    /// let echo = |request: &Request<'_>, reply: &mut Reply<'_>| reply.push(request.line());
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let server = Server::builder(Helo::new())
+    ///     .listen("127.0.0.1:0".parse()?)
+    ///     .service(echo, ServiceConfig::default())
+    ///     .service_listener(socket)
+    ///     .start()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn service_listener(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.given.push((socket.into(), self.others.len()));
         self
     }
 
@@ -97,7 +118,8 @@ impl Builder {
     }
 
     /// Adds a service, with listeners and limits of its own. All services share the pool and the event loop; the statistics tell them
-    /// apart by [`Service::name`]. Can be given more than once.
+    /// apart by [`Service::name`]. Can be given more than once. Its limits hold from the start to the end:
+    /// [`ServerHandle::reconfigure`] changes those of the first service only.
     pub fn service(mut self, service: impl Service, config: ServiceConfig) -> Self {
         self.others.push((Arc::new(service), config));
         self
@@ -156,7 +178,12 @@ impl Builder {
     /// Binds the listeners and starts the threads. Clients can connect when this returns.
     ///
     /// # Errors
-    /// [`Error::Setting`], [`Error::Bind`], [`Error::Poll`] or [`Error::Thread`]. Nothing is left running.
+    /// [`Error::Setting`], [`Error::Bind`], [`Error::Listener`], [`Error::Poll`] or [`Error::Thread`]. Nothing is left running.
+    ///
+    /// # Panics
+    /// If a service does when it is asked what holds for all its connections: [`Service::name`], [`joins`](Service::joins),
+    /// [`has_sessions`](Service::has_sessions), [`place`](Service::place), [`stop_line`](Service::stop_line), and
+    /// [`framing`](Service::framing) where it has no sessions. Nothing is left running then either.
     pub fn start(self) -> Result<Server, Error> {
         self.start_with(Reactor::run)
     }
@@ -235,7 +262,7 @@ fn open_sockets(
     settings: &Settings,
     names: &[String],
     inherited: Vec<Listener>,
-    given: Vec<OwnedFd>,
+    given: Vec<(OwnedFd, usize)>,
     lent: &Lent,
 ) -> Result<(Vec<Bound>, Vec<ListenSocket>), Error> {
     let (inherited, given_before): (Vec<_>, Vec<_>) =
@@ -250,10 +277,10 @@ fn open_sockets(
     let bound = bound.map(|(socket, (asked, service))| Ok(Bound { socket, service, asked }));
     let given_before = given_before.into_iter().map(|listener| {
         let service = names.iter().position(|name| name == listener.service()).unwrap_or(0);
-        (OwnedFd::from(listener), ServiceId::try_from(service).unwrap_or(0))
+        (OwnedFd::from(listener), service)
     });
-    let given = given_before.chain(given.into_iter().map(|socket| (socket, 0)));
-    let given = given.map(|(socket, service)| {
+    let given = given_before.chain(given).map(|(socket, service)| {
+        let service = ServiceId::try_from(service).unwrap_or(0);
         let socket = ListenSocket::open(socket).map_err(|source| Error::Listener { source })?;
         Ok(Bound { socket, service, asked: None })
     });

@@ -248,7 +248,8 @@ impl ServerHandle {
     /// Changes the settings of the running server and of its first service, all of them or, where one is out of range, none. No
     /// request and no reply is lost by it; connections that are there obey too. A time limit that was off begins to count now, and
     /// [`Config::request_timeout`] with the next request that a worker takes. Never blocks: the event loop obeys from its next
-    /// turn on, so also for whoever connects or asks after this has returned.
+    /// turn on, so also for whoever connects or asks after this has returned. Further [services](crate::Builder::service) keep
+    /// what they were started with.
     ///
     /// What takes effect at the start only stays as it is: [`Config::listen`], [`Config::unix_mode`], [`Config::reuse_port`],
     /// [`Config::proxy_from`], [`Config::thread_stack_bytes`], what is set for the admin and the agent address, and

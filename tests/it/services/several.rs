@@ -1,5 +1,6 @@
 //! Several services in one server: each with listeners and limits of its own, one pool, statistics by service.
 
+use std::net::TcpListener;
 use std::time::Duration;
 
 use tidemill::framing::{Endian, Framing, LengthPrefixed};
@@ -23,6 +24,29 @@ impl Handler for Framed {
     fn name(&self) -> &str {
         "framed"
     }
+}
+
+#[test]
+fn a_further_service_is_given_a_socket_of_its_own() {
+    let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [first, second, third] = [0, 1, 2].map(|at| sockets[at].local_addr().unwrap());
+    let [for_first, for_second, for_third] = sockets;
+    let framed = Framed(LengthPrefixed::new(1, Endian::Big, 255));
+    let server = Server::builder(Helo::new())
+        .service(framed, ServiceConfig::default())
+        .service_listener(for_second)
+        .service(echo, ServiceConfig::default())
+        .service_listener(for_third)
+        .listener(for_first)
+        .start()
+        .unwrap();
+    assert_eq!(server.handle().local_addrs().len(), 3);
+    Peer::connect(first).ask("x");
+    assert_eq!(Peer::connect(second).exchange(b"\x02\n\n"), b"\x02\n\n");
+    assert_eq!(Peer::connect(third).exchange(b"a\n"), b"a\n");
+    let handle = server.handle();
+    eventually("all are gone", || handle.stats().connections == 0);
+    assert_adds_up(&handle.stats());
 }
 
 fn at_any_port() -> ServiceConfig {
