@@ -7,7 +7,8 @@ use crate::address::Address;
 
 /// Why a server could not start, take a new setting, or be waited for.
 ///
-/// What a peer does wrong is never an `Error`: it is answered, counted and logged.
+/// What a peer does wrong is never an `Error`: it is answered, counted and logged. Variants but [`Setting`](Self::Setting) may
+/// grow by fields, so they are matched with `..`.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,6 +22,7 @@ pub enum Error {
         must: String,
     },
     /// A listener could not be bound, for instance because the port is in use.
+    #[non_exhaustive]
     Bind {
         /// The address asked for.
         address: Address,
@@ -28,16 +30,19 @@ pub enum Error {
         source: io::Error,
     },
     /// A socket that was [given](crate::Builder::listener) cannot be listened on.
+    #[non_exhaustive]
     Listener {
         /// What is wrong with it.
         source: io::Error,
     },
     /// The system refused the poll instance, its waker or a registration.
+    #[non_exhaustive]
     Poll {
         /// What the system said.
         source: io::Error,
     },
     /// The system refused to start a thread that the server cannot do without.
+    #[non_exhaustive]
     Thread {
         /// Which one.
         name: &'static str,
@@ -47,6 +52,7 @@ pub enum Error {
     /// [`wait`](crate::ServerHandle::wait) was called by a handler of the same server, which would wait for itself.
     WaitInHandler,
     /// The system refused to wait for events any more, so the server ended. What was pending is dropped.
+    #[non_exhaustive]
     PollFailed {
         /// What the system said.
         source: io::Error,

@@ -215,7 +215,7 @@ pub struct Closed {
     pub eof: u64,
     /// The peer reset the connection, or it broke.
     pub reset: u64,
-    /// A line was longer than [`Config::max_line_bytes`](crate::Config::max_line_bytes).
+    /// A line was longer than [`Config::max_line_bytes`](crate::Config::max_line_bytes), or another frame than its framing's limit.
     pub line_too_long: u64,
     /// The peer asked to stop the service and may not.
     pub kill_refused: u64,
@@ -223,7 +223,7 @@ pub struct Closed {
     pub panic: u64,
     /// The handler asked for it.
     pub handler: u64,
-    /// The rest of a line did not come within [`Config::line_timeout`](crate::Config::line_timeout).
+    /// The rest of a line, or of another frame, did not come within [`Config::line_timeout`](crate::Config::line_timeout).
     pub line_timeout: u64,
     /// Nothing came for as long as [`Config::idle_timeout`](crate::Config::idle_timeout).
     pub idle_timeout: u64,
@@ -284,12 +284,13 @@ impl Closed {
     }
 }
 
-/// Lines accepted, by kind.
+/// Frames accepted, which by default are lines, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Requests {
-    /// [`Kind::Request`](crate::Kind::Request): given to a worker.
+    /// [`Kind::Request`](crate::Kind::Request), [`Switch`](crate::Kind::Switch) or [`Inline`](crate::Kind::Inline): given to a worker,
+    /// or handled on the event loop.
     pub request: u64,
     /// [`Kind::Stop`](crate::Kind::Stop), whether it was obeyed or refused.
     pub stop: u64,

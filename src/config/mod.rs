@@ -60,7 +60,8 @@ pub struct Config {
     pub tolerance: usize,
     /// The pool shrinks to the highest demand seen within this window. 1 ms to [`MAX_DURATION`]. Default: 5 s.
     pub keep_alive: Duration,
-    /// Most connections at a time. One more is told `ERROR server full` and closed. At least 1. Default: 10 000.
+    /// Most connections at a time. One more is told `ERROR server full` and closed; and so is each that comes while
+    /// as many that have ended, 64 at least, still wait for [`Service::close`](crate::Service::close). At least 1. Default: 10 000.
     pub max_connections: usize,
     /// Longest line in bytes, without its terminator (`\n` or `\r\n`), 1 to [`MAX_LINE_BYTES`]. A longer one is told
     /// `ERROR line too long` and its connection is closed. Default: 65 536.
@@ -92,7 +93,8 @@ pub struct Config {
     /// begin while one of them stops, some wait a second for another. Default: `false`.
     pub reuse_port: bool,
     /// How long the rest of a line may take once its first byte has come, whatever comes meanwhile. It stands still while the
-    /// server itself does not read the connection. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
+    /// server itself does not read the connection. With another framing it is the rest of the frame: of a body of many
+    /// bytes from a slow client, too, so there it says how slow one may be. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub line_timeout: Option<Duration>,
     /// How long a connection may have nothing outstanding. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
     pub idle_timeout: Option<Duration>,

@@ -34,31 +34,38 @@ pub enum Place {
     Loop,
 }
 
-/// What a peer may be told when its connection is ended by the server. Its text is what it is told by default.
+/// What a peer may be told when its connection is ended by the server. Its text is what it is told by default, with "line" for a frame
+/// of any kind. Variants may grow by fields, so they are matched with `..`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Farewell {
-    /// A line is longer than the limit.
+    /// A frame is longer than the limit.
+    #[non_exhaustive]
     LineTooLong {
-        /// [`Config::max_line_bytes`](crate::Config::max_line_bytes)
+        /// The framing's [`max_bytes`](crate::framing::Framing::max_bytes): of lines,
+        /// [`Config::max_line_bytes`](crate::Config::max_line_bytes).
         limit: usize,
     },
     /// There are as many connections as there may be.
+    #[non_exhaustive]
     Full {
         /// [`Config::max_connections`](crate::Config::max_connections)
         limit: usize,
     },
     /// The peer's address has as many connections as it may have.
+    #[non_exhaustive]
     PeerFull {
         /// [`Config::max_connections_per_peer`](crate::Config::max_connections_per_peer)
         limit: usize,
     },
-    /// The rest of a line did not come in time.
+    /// The rest of a frame, whatever the framing, did not come in time.
+    #[non_exhaustive]
     LineTimeout {
         /// [`Config::line_timeout`](crate::Config::line_timeout)
         limit: Duration,
     },
-    /// The handler did not return in time.
+    /// The handler did not return in time, or the reply that it [took along](crate::Reply::defer) was not given in time.
+    #[non_exhaustive]
     RequestTimeout {
         /// [`Config::request_timeout`](crate::Config::request_timeout)
         limit: Duration,
