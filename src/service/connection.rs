@@ -20,7 +20,8 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// The number of the connection, counted from 0 over all that the server has accepted.
+/// The number of the connection, counted from 0 over all that the server has accepted, those of the admin address included: so
+/// clients' numbers may have gaps.
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.generation.fmt(f)
@@ -61,10 +62,10 @@ impl<'a> Connection<'a> {
 
     /// A handle that pushes bytes to it, from any thread and for as long as it is kept.
     ///
-    /// Once one was made of any connection of a listener, replies of its connections are handed over one by one, so that what is
-    /// pushed between two of them arrives there, which costs those who send many requests at a time. Only of the very
-    /// first one, made by a request that came together with others, what is pushed may overtake the replies to these: make it
-    /// in [`Service::open`](crate::Service::open).
+    /// Once one was made of any connection of a listener, replies of all its connections are handed over one by one for as long as the
+    /// server runs, so that what is pushed between two of them arrives there, which costs those who send many requests at a time. Only of
+    /// the very first one, made by a request that came together with others, what is pushed may overtake the replies to these: make
+    /// it in [`Service::open`](crate::Service::open).
     pub fn pusher(&self) -> Pusher {
         self.origin.local.set_has_pushers();
         Pusher::new(self.origin.id, Arc::clone(&self.origin.slots), Arc::clone(self.post))

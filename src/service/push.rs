@@ -17,9 +17,9 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 /// Pushes bytes to one connection, from any thread. Cheap to clone; it keeps nothing of the connection alive.
 ///
 /// Pushed bytes leave in the order in which they were pushed, and in order with replies: a reply is given when its handler
-/// returns, or with [`Reply::flush`](crate::Reply#method.flush). Replies to requests of one connection that were cut together are
-/// given together, behind the last of them: where what a request pushes to its own connection must stand behind the replies before
-/// it, requests are a [`Kind::Switch`](crate::Kind::Switch), or flush first. Pushed bytes never stand inside a reply that was
+/// returns, or with [`Reply::flush`](crate::Reply#method.flush). So what a request pushes to its own connection stands behind the
+/// replies to those before it, and before its own, unless it flushes that first; the one exception is the very first pusher of a
+/// listener ([`Connection::pusher`](crate::Connection::pusher)). Pushed bytes never stand inside a reply that was
 /// begun. They are no replies in the statistics.
 ///
 /// # Examples
@@ -124,6 +124,9 @@ impl Pusher {
     /// Closes the connection behind what was given before: as [`Reply::close`](crate::Reply::close), from any thread. What has
     /// gone out to a handler is answered first; what was read behind it is dropped, and so is what is pushed
     /// later.
+    ///
+    /// Does not block, and the peer gets all that waits for it first. One that does not read is gone, and gives its place to another,
+    /// after [`Config::write_timeout`](crate::Config::write_timeout): never if that is `None`.
     pub fn close(&self) {
         if self.slots.post(self.id, 0) != Err(Refused::Gone) {
             self.send(Arc::default(), true);

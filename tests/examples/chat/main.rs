@@ -1,7 +1,7 @@
 //! Chat rooms: requests of several lines, a state for each connection, and messages that reach all members in one order.
 //!
-//! Every request is a [`Kind::Switch`], so what it pushes is behind the replies to those before it. What a room is told is pushed
-//! under the room's lock; a reply that comes before it is flushed before that, as flushing may wait for the peer.
+//! What a request pushes is behind the replies to those before it. What a room is told is pushed under the room's lock; a reply
+//! that comes before it is flushed before that, as flushing may wait for the peer.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -163,8 +163,7 @@ impl Service for Chat {
 
     fn classify(&self, _: &Client, frame: &[u8]) -> Kind {
         match Handler::classify(&self.helo, frame) {
-            Kind::Ignored if !frame.is_empty() => Kind::Switch,
-            Kind::Request => Kind::Switch,
+            Kind::Ignored if !frame.is_empty() => Kind::Request,
             other => other,
         }
     }
