@@ -9,25 +9,24 @@
 //!
 //! use tidemill::{Reply, Request, Server};
 //!
-//! // A server of your own: answer each line with itself.
-//! let server = Server::builder(|request: &Request<'_>, reply: &mut Reply<'_>| {
-//!     reply.push(request.line());
+//! // A server of your own: answer each line in upper case.
+//! let upper = |request: &Request<'_>, reply: &mut Reply<'_>| {
+//!     reply.push(&request.line().to_ascii_uppercase());
 //!     reply.push(b"\n");
-//! })
-//! .listen("127.0.0.1:0".parse()?)
-//! .start()?;
+//! };
+//! let server = Server::builder(upper).listen("127.0.0.1:0".parse()?).start()?;
 //!
 //! let mut client = std::net::TcpStream::connect(server.local_addr())?;
 //! client.write_all(b"hello\n")?;
 //! let mut reply = [0; 6];
 //! client.read_exact(&mut reply)?;
-//! assert_eq!(&reply, b"hello\n");
+//! assert_eq!(&reply, b"HELLO\n");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! A [`Service`] can do more than that: keep a state for each connection and each worker, greet, speak frames other than lines and
 //! change them on the way, give replies later or in pieces, push, handle what never blocks on the event loop. The [`guide`]
-//! grows one from these lines to a chat.
+//! grows these lines to a chat, step by step.
 //!
 //! # Map of the modules
 //!

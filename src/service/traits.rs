@@ -70,7 +70,8 @@ pub trait Service: Send + Sync + 'static {
     /// service.
     ///
     /// # Panics
-    /// It is tried again before the worker's next job, and what it panics for then fails as by a panic of its handler.
+    /// It is tried again before the worker's next job, and what it panics for then fails as by a panic of its handler; a state that was
+    /// to be [closed](Self::close) there is dropped.
     fn start_worker(&self) -> Self::Worker;
 
     /// A connection has opened: makes its state. What is written to `reply` greets the peer, before anything else. Runs where
@@ -97,14 +98,18 @@ pub trait Service: Send + Sync + 'static {
 
     /// A connection has ended, and gives its state back: exactly once for each that was opened, whatever it ended of, and behind
     /// its last request. A peer that has only ended its side ([`Eof`](CloseReason::Eof)) still gets what is pushed to it until this
-    /// returns; for any other reason nothing reaches it any more. Runs where [`place`](Self::place) says; at
-    /// a stop at once, on a thread of its own. By default the state is dropped.
+    /// returns; for any other reason nothing reaches it any more. Runs where [`place`](Self::place) says, on
+    /// a worker that is free or on the event loop. By default the state is dropped.
     ///
     /// With `Eof` the connection keeps its place among [`Config::max_connections`](crate::Config::max_connections) until it returns; with
     /// another reason as many that have ended as may be open, 64 at least, may wait for it. Where it takes long and more leave, those
     /// who come are told that the server is full.
     ///
-    /// The one exception: a state that is with a handler that never returns.
+    /// After a stop at once, or at a stop's deadline, what is left is closed on one thread of its own, with what that thread
+    /// [has](Self::start_worker): all of it together within a second.
+    ///
+    /// The exceptions, in which a state is dropped: what a worker has [could not be made](Self::start_worker) where it was to be closed;
+    /// and a handler has it that never returns or, where a stop has given up, not within that second.
     fn close(
         &self,
         state: Self::State,
