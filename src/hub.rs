@@ -82,6 +82,7 @@ impl<W: Wake> Post for Hub<W> {
     }
 
     fn takes_in(&self) -> bool {
-        !(self.is_on_own_thread() && IS_LOOP.get()) && !self.replies.has_ended()
+        let is_loop = self.is_on_own_thread() && IS_LOOP.get();
+        !(is_loop || self.replies.has_ended())
     }
 }
