@@ -537,7 +537,7 @@ mod tests {
             ("rate=sawtooth:1..5x0@1s", "count"),
             ("rate=hold:0@1s", "zero"),
             ("rate=hold:1@999us", "at least"),
-            ("rate=ramp:1..5x2@1s", "sawtooth"),
+            ("rate=ramp:1..5x2@1s", "no count"),
         ] {
             let error = text.parse::<Shape>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -1,7 +1,7 @@
 //! The rules of a connection one by one, where a real socket would need luck to come to them. Only in tests.
 
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{TryRecvError, sync_channel};
 
 use super::model::Comments;
 use super::*;
@@ -274,6 +274,42 @@ fn idle_is_who_is_quiet_and_counts_from_when_it_was_last_seen() {
 }
 
 #[test]
+fn a_request_is_late_from_when_it_was_taken_and_a_later_reply_from_when_it_is_waited_for() {
+    let timeouts = Timeouts { request: Some(100), ..Timeouts::default() };
+    let due = |connection: &Connection| connection.deadline(&timeouts, 99, || Some(50)).map(|(at, _)| at);
+    let mut connection = connection();
+    assert_eq!(due(&connection), None);
+    connection.set_job_out(1);
+    assert_eq!(due(&connection), Some(150));
+    assert_eq!(connection.deadline(&timeouts, 99, || None), Some((199, CloseReason::RequestTimeout)));
+    connection.phase = Phase::Closing(CloseReason::Eof);
+    assert_eq!(due(&connection), None, "to give the session back is no request");
+    connection.set_job_back();
+    connection.await_reply(70, true);
+    assert_eq!(due(&connection), Some(170));
+    assert_eq!((connection.end_await(), connection.end_await()), (Some(true), None));
+    assert_eq!(due(&connection), None);
+}
+
+#[test]
+fn a_header_is_late_from_the_accept_on_and_makes_the_connection_its_clients() {
+    let timeouts = Timeouts { line: Some(100), ..Timeouts::default() };
+    let endpoint = endpoint(3);
+    let mut connection = Connection::new(endpoint.clone(), &endpoint.address, false, Role::Announced, 7);
+    let due = |connection: &Connection| connection.deadline(&timeouts, 99, || None);
+    assert_eq!(due(&connection), Some((107, CloseReason::ProxyHeader)));
+    connection.inbound_mut().append(b"headerHELO", Some(10), 9);
+    let client = ([10, 0, 0, 1], 2).into();
+    connection.become_client(&client, None, true, 6);
+    assert_eq!((connection.role, connection.may_stop, connection.peer()), (Role::Requests, true, client));
+    assert_eq!(connection.inbound().map(Inbound::rest), Some(&b"HELO"[..]));
+    assert_eq!(due(&connection), None, "nobody has looked whether what is behind it is whole");
+    connection.role = Role::Announced;
+    connection.phase = Phase::Closing(CloseReason::ProxyHeader);
+    assert_eq!(due(&connection), None);
+}
+
+#[test]
 fn replies_behind_others_end_where_they_end() {
     let mut outbound = Outbound::default();
     outbound.push(&mut b"abcdef".to_vec(), &[3, 6], 3);
@@ -335,7 +371,7 @@ fn a_writer_goes_on_when_its_peer_has_read_enough_or_all() {
     assert!(!connection.is_choked() && connection.take_writer().is_some());
     connection.keep_writer(writer);
     connection.drop_writer();
-    assert!(waits.recv().is_err(), "it is told that the connection has ended");
+    assert_eq!(waits.try_recv(), Err(TryRecvError::Disconnected), "it is told that the connection has ended");
 }
 
 #[cfg(feature = "admin")]

@@ -164,7 +164,7 @@ fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
 #[test]
 fn requests_are_counted_as_far_as_it_is_known_how_they_are_framed() {
     let service = Served::new(Arc::new(Kinds), &ServiceSettings::of_lines(8, StopFrom::Any));
-    for (bytes, expected) in [(b"a\n#\nb\nc\n", 3), (b"a\n#\ni\nc\n", 2), (b"a\n#\ns\nc\n", 2)] {
+    for (bytes, expected) in [(b"a\n#\nb\nc\n", 3), (b"a\ni\nb\nc\n", 2), (b"a\ns\nb\nc\n", 2)] {
         assert_eq!(inbound(bytes).count_requests(&service, None, false), expected);
     }
 }
