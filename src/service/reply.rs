@@ -132,13 +132,12 @@ impl<'a> Reply<'a> {
     /// use std::fs::File;
     /// use tidemill::{Reply, Request};
     ///
-    /// let cat = |request: &Request<'_>, reply: &mut Reply<'_>| {
-    ///     let file = File::open(String::from_utf8_lossy(request.line()).as_ref());
-    ///     if file.and_then(|file| reply.copy_from(file)).is_err() {
+    /// let services = |_: &Request<'_>, reply: &mut Reply<'_>| {
+    ///     if File::open("/etc/services").and_then(|file| reply.copy_from(file)).is_err() {
     ///         reply.close();
     ///     }
     /// };
-    /// # let _server = tidemill::Server::builder(cat);
+    /// # let _server = tidemill::Server::builder(services);
     /// ```
     pub fn copy_from(&mut self, mut reader: impl Read) -> io::Result<u64> {
         let mut copied = 0;
