@@ -7,6 +7,12 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::MAX_DURATION;
+
+/// The highest rate of requests, in requests a second: some ten times what one machine can send, and low enough that each one's
+/// moment is still told in whole nanoseconds.
+pub const MAX_RATE: f64 = 1e7;
+
 /// One straight piece of a curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Stage {
@@ -160,7 +166,11 @@ impl FromStr for Curve {
         for stage in text.split(',') {
             add_stage(stage.trim(), &mut stages)?;
         }
-        Ok(Curve::of(stages))
+        let curve = Curve::of(stages);
+        if curve.seconds > MAX_DURATION.as_secs_f64() {
+            return Err("all stages together take at most 365days".to_owned());
+        }
+        Ok(curve)
     }
 }
 
@@ -178,6 +188,9 @@ impl FromStr for Shape {
         let curve: Curve = stages.parse()?;
         if curve.highest() == 0.0 {
             return Err("this shape is zero all the time".to_owned());
+        }
+        if subject == Subject::Rate && curve.highest() > MAX_RATE {
+            return Err(format!("a rate is at most {MAX_RATE} a second"));
         }
         Ok(Self { subject, curve, text: text.to_owned() })
     }

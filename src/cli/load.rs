@@ -21,11 +21,11 @@ use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
 use tidemill::protocol::Advertise;
-use tidemill::schedule::{Curve, Shape, Subject};
+use tidemill::schedule::{Curve, MAX_RATE, Shape, Subject};
 
 use super::bar::Bar;
 use super::files::{Later, check_readable};
-use super::{FAILED, Failure, print};
+use super::{FAILED, Failure, duration, print};
 
 /// Without -n, -d or --shape a run takes this long.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub(crate) struct LoadArgs {
     requests: Option<u64>,
 
     /// How long to send, warm-up not counted [default: 10s, or one pass of the shape, unless -n is given]
-    #[arg(short, long, value_name = "DUR", value_parser = positive)]
+    #[arg(short, long, value_name = "DUR", value_parser = duration::positive)]
     duration: Option<Duration>,
 
     /// Requests outstanding on each connection at most
@@ -91,7 +91,7 @@ pub(crate) struct LoadArgs {
     reconnect: bool,
 
     /// Send for this long first, without counting it in rate and latency (wrong replies count at any time)
-    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DUR", default_value = "0s", value_parser = duration::parse)]
     warm_up: Duration,
 
     /// Threads that send
@@ -101,7 +101,7 @@ pub(crate) struct LoadArgs {
     /// A connection on which no request is answered for this long is given up, and its requests are lost
     ///
     /// Whatever the server does, a run ends within its duration, this, and a second.
-    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = positive)]
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = duration::positive)]
     timeout: Duration,
 
     /// The server is going to stop gracefully: what it never read is no loss if its replies are a clean prefix
@@ -183,14 +183,9 @@ pub(crate) struct LoadArgs {
     merge: Vec<PathBuf>,
 }
 
-fn positive(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if duration.is_zero() { Err("it must be more than 0".to_owned()) } else { Ok(duration) }
-}
-
 fn rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=1e8).contains(rate));
-    rate.ok_or_else(|| "it must be a number from 0.001 to 100000000".to_owned())
+    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=MAX_RATE).contains(rate));
+    rate.ok_or_else(|| format!("it must be a number from 0.001 to {MAX_RATE}"))
 }
 
 /// Runs the subcommand.

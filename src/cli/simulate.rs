@@ -12,7 +12,7 @@ use tidemill::simulate::{self, Machine, Rule, Run, Setup, Workload};
 use tidemill::{Config, MAX_WORKERS};
 
 use super::files::Later;
-use super::{Failure, print};
+use super::{Failure, duration, print};
 use crate::report::simulation;
 
 /// Longest time to simulate.
@@ -44,11 +44,11 @@ pub(crate) struct SimulateArgs {
     max_threads: Option<usize>,
 
     /// Workers that the pool may differ from demand by without being resized
-    #[arg(long, value_name = "N", env = "TOLERANCE", default_value_t = Config::default().tolerance)]
+    #[arg(long, value_name = "N", env = "TOLERANCE", default_value_t = Config::default().tolerance, value_parser = tolerance)]
     tolerance: usize,
 
     /// The pool shrinks to the highest demand within this time
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "5s")]
+    #[arg(long, value_name = "DUR", value_parser = duration::positive, default_value = "5s")]
     keep_alive: Duration,
 
     /// CPUs to simulate [default: those that this process may use]
@@ -56,7 +56,7 @@ pub(crate) struct SimulateArgs {
     cores: Option<u32>,
 
     /// How long to simulate; a shorter workload starts again [default: one pass]
-    #[arg(short, long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    #[arg(short, long, value_name = "DUR", value_parser = duration::positive)]
     duration: Option<Duration>,
 
     /// Seed of everything random
@@ -86,6 +86,11 @@ impl std::str::FromStr for Rules {
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "all" { Ok(Rules(Rule::ALL.to_vec())) } else { text.parse().map(|rule| Rules(vec![rule])) }
     }
+}
+
+fn tolerance(text: &str) -> Result<usize, String> {
+    let tolerance = text.parse().ok().filter(|tolerance| *tolerance <= MAX_WORKERS);
+    tolerance.ok_or_else(|| format!("it is a number from 0 to {MAX_WORKERS}"))
 }
 
 fn workers(text: &str) -> Result<usize, String> {
@@ -120,9 +125,6 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode, Failure> {
     let duration = args.duration.unwrap_or_else(|| workload.duration());
     if duration.is_zero() || duration > MAX_SIMULATED {
         return Err(Failure::usage("--duration must be more than 0 and at most 7days"));
-    }
-    if args.keep_alive.is_zero() {
-        return Err(Failure::usage("--keep-alive must be more than 0"));
     }
     let policy = Policy::new(min_threads, max_threads, args.tolerance, args.keep_alive);
     let cores = args.cores.map_or_else(available_cores, |cores| cores as usize);

@@ -183,7 +183,11 @@ pub fn decide(policy: &Policy, mut memory: Memory, sample: &Sample) -> (Memory, 
     } else if wanted > band && workers < policy.max {
         (within(wanted), Reason::Demand)
     } else if overdue && workers < policy.max {
-        let more = if helps { wanted.max(there + policy.tolerance + 1).min(useful) } else { there + 1 };
+        let more = if helps {
+            wanted.max(there.saturating_add(policy.tolerance).saturating_add(1)).min(useful)
+        } else {
+            there + 1
+        };
         (within(more), Reason::Valve)
     } else if workers > within(highest) && workers > highest.saturating_add(policy.tolerance) {
         (within(highest), Reason::Surplus)

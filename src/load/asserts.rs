@@ -100,11 +100,13 @@ impl<S: Asserted> FromStr for Assert<S> {
         let bad = || {
             format!(
                 "`{limit}` in `{text}` is not {}",
-                if subject.is_time() { "like `20ms`" } else { "a number" }
+                if subject.is_time() { "like `20ms`, of at most 365days" } else { "a number" }
             )
         };
         let limit = if subject.is_time() {
-            let length = humantime::parse_duration(limit).map_err(|_| bad())?;
+            let length =
+                humantime::parse_duration(limit).ok().filter(|length| *length <= tidemill::MAX_DURATION);
+            let length = length.ok_or_else(bad)?;
             length.as_secs_f64() * 1e6
         } else {
             limit.parse::<f64>().ok().filter(|limit| limit.is_finite()).ok_or_else(bad)?

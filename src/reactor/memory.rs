@@ -25,7 +25,7 @@ impl Reactor {
     /// Closes some of the connections that hold most, until all together hold no more than they may.
     pub(super) fn obey_memory_limit(&mut self) {
         let limit = self.settings.max_memory_bytes as u64;
-        if self.holders.is_empty() && self.counters.held_bytes > limit + limit / LEEWAY {
+        if self.holders.is_empty() && self.counters.held_bytes > limit.saturating_add(limit / LEEWAY) {
             self.list_holders();
         }
         if self.holders.is_empty() {

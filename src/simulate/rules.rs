@@ -82,7 +82,7 @@ impl Rule {
     pub(super) fn at_start(self, policy: &Policy) -> usize {
         match self {
             Rule::Tidemill | Rule::Assignment | Rule::Squid | Rule::RoadRunner => policy.min(),
-            Rule::PhpFpm => (policy.min() + policy.tolerance() / 2).min(policy.max()),
+            Rule::PhpFpm => policy.min().saturating_add(policy.tolerance() / 2).min(policy.max()),
             Rule::Jdk | Rule::Tokio | Rule::DotNet => 0,
         }
     }

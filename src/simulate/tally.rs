@@ -108,7 +108,8 @@ impl Tally {
         let before = std::mem::replace(&mut self.last, now);
         let time = u128::from(now.at.saturating_sub(before.at));
         if time > 0 {
-            while self.highest.front().is_some_and(|(until, _)| *until + self.window < before.at) {
+            while self.highest.front().is_some_and(|(until, _)| until.saturating_add(self.window) < before.at)
+            {
                 self.highest.pop_front();
             }
             let needed =

@@ -3,7 +3,11 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::schedule::Curve;
+use crate::config::MAX_DURATION;
+use crate::schedule::{Curve, MAX_RATE};
+
+/// Most clients of a stream: as many as the load generator has connections. Each costs memory.
+const MAX_CLIENTS: f64 = 1e6;
 
 /// Streams of requests that come at the same time.
 ///
@@ -99,7 +103,8 @@ impl Workload {
             Load::Clients(curve) | Load::Rate { curve, .. } => Duration::from_secs_f64(curve.seconds()),
             Load::Bursts(bursts) => {
                 // A burst that is the last thing to happen has a second to be worked off.
-                bursts.iter().map(|burst| burst.0).max().unwrap_or_default() + Duration::from_secs(1)
+                let last = bursts.iter().map(|burst| burst.0).max().unwrap_or_default();
+                last.saturating_add(Duration::from_secs(1))
             }
         };
         self.streams.iter().map(of).max().unwrap_or_default()
@@ -131,8 +136,9 @@ impl FromStr for Stream {
         for word in text.split_whitespace() {
             let (key, value) = word.split_once('=').unwrap_or((word, ""));
             let duration = || {
-                humantime::parse_duration(value)
-                    .map_err(|_| bad(&format!("`{word}` has no duration like `5ms`")))
+                let duration = humantime::parse_duration(value).ok().filter(|value| *value <= MAX_DURATION);
+                duration
+                    .ok_or_else(|| bad(&format!("`{word}` has no duration like `5ms`, of at most 365days")))
             };
             let loads = match key {
                 "clients" => Load::Clients(value.parse()?),
@@ -170,14 +176,18 @@ impl FromStr for Stream {
             _ if poisson => return Err(bad("only a rate can be poisson")),
             _ => {}
         }
-        let highest = match &load {
-            Load::Clients(curve) | Load::Rate { curve, .. } => curve.highest(),
-            Load::Bursts(_) => 1.0,
+        let (highest, most) = match &load {
+            Load::Clients(curve) => (curve.highest(), MAX_CLIENTS),
+            Load::Rate { curve, .. } => (curve.highest(), MAX_RATE),
+            Load::Bursts(_) => (1.0, 1.0),
         };
         if highest == 0.0 {
             return Err(bad("the load is zero all the time"));
         }
-        if service.cpu + service.block < Duration::from_nanos(100) {
+        if highest > most {
+            return Err(bad(&format!("the load is at most {most}")));
+        }
+        if service.cpu.saturating_add(service.block) < Duration::from_nanos(100) {
             return Err(bad("a request takes 100ns at least: say cpu= or block="));
         }
         Ok(Stream { load, service })
@@ -189,7 +199,8 @@ fn bursts(text: &str) -> Result<Vec<(Duration, u32)>, String> {
     let one = |text: &str| {
         let (count, at) = text.split_once('@')?;
         let count = count.parse().ok().filter(|count| (1..=1_000_000).contains(count))?;
-        Some((humantime::parse_duration(at).ok()?, count))
+        let at = humantime::parse_duration(at).ok().filter(|at| *at <= MAX_DURATION)?;
+        Some((at, count))
     };
     text.split(',').map(|text| one(text).ok_or_else(|| format!("`{text}` is not like `64@1s`"))).collect()
 }

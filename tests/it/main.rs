@@ -30,6 +30,7 @@
 //! | `reconfigure` | settings changed while it runs: connections that are there obey, nothing is lost |
 //! | `stats` | the names, and that they add up at every moment |
 //! | `cli` | options, usage errors, exit statuses, help |
+//! | `extremes` | every option of every subcommand with values that nobody means: none panics or hangs |
 //! | `config` | `--config`: layers, errors, `--check`, the example |
 //! | `reload` | SIGHUP: what changes, what needs a restart, what is refused; under load |
 //! | `manual` | manual pages and completions, as `man` and shells take them |
@@ -61,6 +62,7 @@ mod controller_sim;
 mod deploy;
 mod examples;
 mod exec;
+mod extremes;
 mod faults;
 mod framing_props;
 mod front;

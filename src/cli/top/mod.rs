@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use tidemill::Address;
 
-use super::{FAILED, Failure, admin_address, print};
+use super::{FAILED, Failure, admin_address, duration, print};
 use crate::load::asserts::Asserts;
 use ask::Asked;
 use check::Fact;
@@ -38,19 +38,15 @@ pub(crate) struct TopArgs {
     #[arg(long, value_name = "CONDITION", conflicts_with = "json")]
     check: Vec<Asserts<Fact>>,
     /// How often to look
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "1s")]
+    #[arg(long, value_name = "DUR", value_parser = duration::positive, default_value = "1s")]
     every: Duration,
     /// How long an answer may take
-    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration, default_value = "5s")]
+    #[arg(long, value_name = "DUR", value_parser = duration::positive, default_value = "5s")]
     timeout: Duration,
 }
 
 /// Exit status 0; 1 if the server does not answer, or a condition does not hold.
 pub(crate) fn run(args: &TopArgs) -> Result<ExitCode, Failure> {
-    if args.timeout.is_zero() || args.every.is_zero() {
-        let option = if args.timeout.is_zero() { "timeout" } else { "every" };
-        return Err(Failure::usage(format!("--{option} is 0s, but must be longer")));
-    }
     let asked = Asked { address: args.address.clone(), timeout: args.timeout };
     // Nothing is done to the terminal for a server that is not there.
     let stats = asked.get("/stats.json").map_err(Failure::failed)?;

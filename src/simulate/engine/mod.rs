@@ -418,7 +418,7 @@ impl<'a> Engine<'a> {
             self.idle.push_back(self.now);
             if self.setup.rule.idle_ends_above().is_some() && !self.idle_timer {
                 self.idle_timer = true;
-                self.at(self.now + nanos(self.policy.keep_alive()), Event::IdleLongEnough);
+                self.at(self.now.saturating_add(nanos(self.policy.keep_alive())), Event::IdleLongEnough);
             }
         } else {
             self.take();

@@ -78,9 +78,9 @@ impl Engine<'_> {
         while let Some(since) = self.idle.front().copied()
             && self.live > least
         {
-            if self.now < since + keep_alive {
+            if self.now < since.saturating_add(keep_alive) {
                 self.idle_timer = true;
-                self.at(since + keep_alive, Event::IdleLongEnough);
+                self.at(since.saturating_add(keep_alive), Event::IdleLongEnough);
                 return;
             }
             self.resize(self.live - 1, self.jobs(), Reason::Surplus, None);
@@ -89,7 +89,8 @@ impl Engine<'_> {
 
     /// As the master process of php-fpm.
     fn maintain(&mut self) {
-        let (min_spare, max_spare) = (self.policy.min(), self.policy.min() + self.policy.tolerance());
+        let (min_spare, max_spare) =
+            (self.policy.min(), self.policy.min().saturating_add(self.policy.tolerance()));
         let idle = self.idle.len();
         let rate = std::mem::take(&mut self.others.spawn_rate);
         if idle > max_spare {
@@ -127,7 +128,7 @@ impl Engine<'_> {
         if fails && self.others.added_at.is_none_or(|at| now >= at + RATE_LIMIT) {
             self.others.added_at = Some(now);
             if !std::mem::replace(&mut self.others.listens, true) {
-                self.at(now + nanos(self.policy.keep_alive()), Event::Look);
+                self.at(now.saturating_add(nanos(self.policy.keep_alive())), Event::Look);
             }
             self.resize((self.live + SPAWN_RATE).min(self.policy.max()), self.jobs(), Reason::Valve, None);
         }
@@ -143,7 +144,7 @@ impl Engine<'_> {
             self.others.listens = added(self) > 0;
         }
         if self.others.listens {
-            self.at(now + keep_alive, Event::Look);
+            self.at(now.saturating_add(keep_alive), Event::Look);
         }
     }
 }
