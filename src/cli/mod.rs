@@ -129,8 +129,8 @@ fn unblock(signals: impl IntoIterator<Item = Signal>) {
 /// Prints help as it is, and a usage error as one line.
 fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nobody is left to tell if the terminal is gone.
-        return error.print().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        let printed = written(error.print().and_then(|()| io::stdout().flush()));
+        return printed.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS);
     }
     fail(USAGE, &one_line(&error.to_string()))
 }
@@ -171,7 +171,12 @@ fn print(text: &str) -> Result<(), Failure> {
 /// The same of bytes.
 fn print_bytes(text: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text).and_then(|()| stdout.flush()) {
+    written(stdout.write_all(text).and_then(|()| stdout.flush()))
+}
+
+/// What became of writing to standard output, where a closed pipe is no failure.
+fn written(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::failed(format!("cannot write to standard output: {error}")))
         }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -496,4 +496,31 @@ fn handler_delay_holds_back_each_reply() {
     other.send(b"nothing\n");
     eventually("it is counted", || serving.stats()["requests_total"]["helo"]["ignored"] == 1);
     assert_eq!(serving.stats()["service_seconds"]["count"], 2);
+}
+
+#[test]
+fn reader_that_has_seen_enough_of_help_is_no_failure_and_a_full_disk_is() {
+    let asked: [&[&str]; 7] = [
+        &["--help"],
+        &["--version"],
+        &["load", "--help"],
+        &["serve", "-h"],
+        &["man"],
+        &["completions", "bash"],
+        &["serve", "--check"],
+    ];
+    for arguments in asked {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        for (to, status, lines) in [(Stdio::from(writer), 0, 0), (full.into(), 1, 1)] {
+            let output = program().args(arguments).stdout(to).stderr(Stdio::piped()).output().unwrap();
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                (output.status.code(), said.lines().count()),
+                (Some(status), lines),
+                "{arguments:?}: {said}"
+            );
+        }
+    }
 }
