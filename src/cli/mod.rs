@@ -5,6 +5,7 @@
 mod address_space;
 mod bar;
 mod client;
+mod connect;
 mod duration;
 mod files;
 mod launch;

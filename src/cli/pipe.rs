@@ -4,17 +4,16 @@
 //! the reader of standard output. It is over when both have ended.
 
 use std::io::{self, ErrorKind, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::net::Shutdown;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::Socket;
 use tidemill::Address;
 
-use super::{Failure, load};
+use super::{Failure, connect, load};
 
 /// Exit status 0 once both directions have ended; 1 where one broke off.
 pub(super) fn run(address: &str, timeout: Duration) -> Result<ExitCode, Failure> {
@@ -63,20 +62,11 @@ fn end_output() {
 }
 
 fn connect(address: &str, timeout: Duration) -> Result<Socket, Failure> {
-    if let Ok(Address::Unix(path)) = address.parse() {
-        return UnixStream::connect(path).map(Socket::from).map_err(|error| failed(address, error));
-    }
-    let deadline = Instant::now() + timeout;
-    let mut refused = io::Error::from(ErrorKind::TimedOut);
-    for to in load::resolve(address)? {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let connected = if left.is_zero() { break } else { TcpStream::connect_timeout(&to, left) };
-        match connected.and_then(|stream| stream.set_nodelay(true).map(|()| stream)) {
-            Ok(stream) => return Ok(stream.into()),
-            Err(error) => refused = error,
-        }
-    }
-    Err(failed(address, refused))
+    let connected = match address.parse() {
+        Ok(Address::Unix(path)) => connect::unix(&path, timeout),
+        _ => connect::tcp(&load::resolve(address)?, timeout),
+    };
+    connected.map_err(|error| failed(address, error))
 }
 
 fn failed(address: &str, error: io::Error) -> Failure {

@@ -6,8 +6,12 @@ use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Stdio;
+use std::thread;
 
 use rustix::process::Signal;
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::support::{Ended, Peer, Serving, eventually, program, scratch};
 
@@ -118,4 +122,41 @@ fn several_addresses_are_served_and_announced_in_their_order() {
         Peer::connect(address).ask("x");
     }
     serving.stop().assert_clean();
+}
+
+#[test]
+fn timeout_of_a_tool_holds_where_the_listen_backlog_is_full() {
+    let path = scratch("backlog").join("full");
+    let address = SockAddr::unix(&path).unwrap();
+    let socket = || Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    let listener = socket();
+    listener.bind(&address).unwrap();
+    listener.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let client = socket();
+        client.set_nonblocking(true).unwrap();
+        if client.connect(&address).is_err() {
+            break;
+        }
+        waiting.push(client);
+    }
+    let target = format!("unix:{}", path.display());
+    for tool in [&["client", "--pipe"][..], &["top"]] {
+        let mut command = program();
+        let ended = Ended::of(command.args(tool).args([&target, "--timeout", "300ms"]));
+        let told = (ended.status.code(), ended.stderr.lines().count(), ended.stderr.contains(&target));
+        assert_eq!(told, (Some(1), 1, true), "{tool:?}: {ended:?}");
+    }
+    // Within its time it is waited for.
+    let mut client = program();
+    client.args(["client", "--pipe", &target, "--timeout", "1h"]).stdin(Stdio::null());
+    let accepts = thread::spawn(move || {
+        for _ in 0..=waiting.len() {
+            (&listener.accept().unwrap().0).write_all(b"accepted\n").unwrap();
+        }
+    });
+    let ended = Ended::of(&mut client);
+    assert_eq!((ended.status.code(), ended.stdout.as_str()), (Some(0), "accepted\n"), "{ended:?}");
+    accepts.join().unwrap();
 }

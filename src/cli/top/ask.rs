@@ -1,12 +1,11 @@
 //! The question to the admin address, and its answer.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use socket2::Socket;
 use tidemill::Address;
+
+use crate::cli::connect;
 
 /// Longest answer in bytes: more is none of ours.
 const MAX_ANSWER_BYTES: usize = 16 << 20;
@@ -50,12 +49,9 @@ impl Asked {
     /// All that it says until it closes.
     fn exchange(&self, path: &str) -> std::io::Result<Vec<u8>> {
         let deadline = Instant::now() + self.timeout;
-        let mut stream: Socket = match &self.address {
-            Address::Unix(path) => UnixStream::connect(path)?.into(),
-            address => {
-                let address = address.tcp().ok_or(ErrorKind::InvalidInput)?;
-                TcpStream::connect_timeout(&address, self.timeout)?.into()
-            }
+        let mut stream = match &self.address {
+            Address::Unix(path) => connect::unix(path, self.timeout)?,
+            address => connect::tcp(&[address.tcp().ok_or(ErrorKind::InvalidInput)?], self.timeout)?,
         };
         let rest = || Some(deadline.saturating_duration_since(Instant::now())).filter(|rest| !rest.is_zero());
         stream.set_write_timeout(Some(rest().ok_or(ErrorKind::TimedOut)?))?;
