@@ -4,6 +4,8 @@
 //! area under the rate reaches n (constant), or the sum of n exponential steps (Poisson), which stays exact while the
 //! rate ramps or is zero. The load generator and the simulation take their load from here.
 
+mod skip;
+
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -313,6 +315,11 @@ impl Arrivals {
             Some(random) => -(1.0 - random.f64()).ln(),
             None => 1.0,
         };
+        self.locate();
+    }
+
+    /// Finds the moment at which the area is that of the next request.
+    fn locate(&mut self) {
         loop {
             if self.stage == 0 && self.prelude.is_none() {
                 if self.pass_area <= 0.0 {

@@ -9,6 +9,13 @@ use super::histogram::Latencies;
 use super::tally::Tally;
 use tidemill::schedule::Arrivals;
 
+/// Requests taken in a turn of the loop at most: a millisecond's work, so that replies, the clock and an interrupt have their turn
+/// at any rate.
+const MAX_DUE_A_TURN: usize = 4096;
+/// Requests of a thread that are due and wait for a connection at most, 8 bytes each: seconds of a rate that can be sent. The others
+/// wait in the schedule, which costs nothing; those that are still there at the end are not sent.
+const MAX_BACKLOG: usize = 1 << 20;
+
 /// The two loops.
 #[derive(Debug)]
 pub(crate) enum Pace {
@@ -74,14 +81,22 @@ impl Open {
         }
     }
 
-    /// When the next request is due.
-    pub(crate) fn next_due(&self) -> u64 {
+    /// When the next request can be taken in: when it is due, if there is room then.
+    pub(crate) fn next_look(&self) -> u64 {
+        if self.backlog.len() < MAX_BACKLOG { self.next_due() } else { u64::MAX }
+    }
+
+    fn next_due(&self) -> u64 {
         Duration::try_from_secs_f64(self.arrivals.peek()).map_or(u64::MAX, super::nanoseconds)
     }
 
-    /// Takes in what has become due by `now`.
+    /// Takes in what has become due by `now`, as much as one turn may.
     pub(crate) fn collect(&mut self, now: u64, tally: &mut Tally) {
-        loop {
+        self.collect_some(MAX_DUE_A_TURN, now, tally);
+    }
+
+    fn collect_some(&mut self, most: usize, now: u64, tally: &mut Tally) {
+        for _ in 0..most.min(MAX_BACKLOG.saturating_sub(self.backlog.len())) {
             let due = self.next_due();
             if due > now || due >= self.until || (due >= self.measure_from && self.left == 0) {
                 return;
@@ -90,6 +105,24 @@ impl Open {
             self.backlog.push_back(due);
             tally.offered(due, 1);
             self.arrivals.advance();
+        }
+    }
+
+    /// Nothing becomes due any more after `now`. What is due by then is taken in, which may be long ago, as far as there is room;
+    /// the rest is not sent.
+    pub(crate) fn end(&mut self, now: u64, tally: &mut Tally) {
+        self.until = self.until.min(now.saturating_add(1));
+        self.collect_some(usize::MAX, now, tally);
+        for (until, due) in [(self.measure_from, 0), (u64::MAX, self.measure_from)] {
+            if self.left == 0 {
+                return;
+            }
+            // In nanoseconds, to which moments are rounded.
+            let rest = self.arrivals.skip_until((self.until.min(until) as f64 - 0.5) / 1e9);
+            let count = if due < self.measure_from { rest } else { rest.min(self.left) };
+            self.left -= if due < self.measure_from { 0 } else { count };
+            tally.offered(due, count);
+            tally.unsent(due, count);
         }
     }
 
@@ -132,7 +165,7 @@ impl Pace {
     /// Gives up what waits for a connection.
     pub(crate) fn give_up(&mut self, tally: &mut Tally) {
         if let Self::Open(open) = self {
-            open.backlog.drain(..).for_each(|due| tally.unsent(due));
+            open.backlog.drain(..).for_each(|due| tally.unsent(due, 1));
         }
     }
 }
@@ -181,6 +214,33 @@ mod tests {
         assert_eq!(all.fair_part(), 1);
         all.ready.clear();
         assert_eq!(all.fair_part(), 3);
+    }
+
+    #[test]
+    fn rate_beyond_reach_is_taken_in_a_little_a_turn_and_counted_in_the_end() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut tally = Tally::new(SECOND);
+        let arrivals = Arrivals::new(Curve::constant(1e7), 0.0, None);
+        let mut open = Open::new(arrivals, u64::MAX, SECOND, 3 * SECOND);
+        for turn in 1..=MAX_BACKLOG / MAX_DUE_A_TURN {
+            assert!(open.next_look() < SECOND, "there is room");
+            open.collect(2 * SECOND, &mut tally);
+            assert_eq!(open.backlog.len(), turn * MAX_DUE_A_TURN);
+        }
+        open.collect(2 * SECOND, &mut tally);
+        assert_eq!((open.backlog.len(), open.next_look()), (MAX_BACKLOG, u64::MAX), "no more than that");
+        // It ends before its time.
+        open.end(2 * SECOND, &mut tally);
+        let mut pace = Pace::Open(Box::new(open));
+        pace.give_up(&mut tally);
+        let (measured, total) = (tally.measured(), tally.total());
+        assert_eq!((measured.offered, measured.unsent), (10_000_001, 10_000_001));
+        assert_eq!((total.offered, total.unsent), (20_000_000, 20_000_000));
+        // A number that is asked for is not exceeded.
+        let (mut tally, arrivals) = (Tally::new(0), Arrivals::new(Curve::constant(1e7), 0.0, None));
+        let mut few = Open::new(arrivals, 2_000_000, 0, SECOND);
+        few.end(SECOND, &mut tally);
+        assert_eq!((tally.total().offered, few.backlog.len()), (2_000_000, MAX_BACKLOG));
     }
 
     #[test]

@@ -129,8 +129,8 @@ impl Tally {
         }
     }
 
-    pub(crate) fn unsent(&mut self, due: u64) {
-        self.counts(due).unsent += 1;
+    pub(crate) fn unsent(&mut self, due: u64, count: u64) {
+        self.counts(due).unsent += count;
     }
 
     pub(crate) fn sent(&mut self, asked: Asked, count: u64) {
@@ -206,7 +206,7 @@ mod tests {
             let asked = Asked { due, sent: due + 5 };
             tally.offered(due, 8);
             tally.sent(asked, 7);
-            tally.unsent(due);
+            tally.unsent(due, 1);
             tally.right(asked, 2, 300);
             tally.wrong(asked, due, || example("x"));
             tally.lost(asked, due, || example("x"));

@@ -237,11 +237,7 @@ impl<'a> Worker<'a> {
                 }
             }
             if self.offering && (now >= self.deadline || self.pace.is_used_up(now)) {
-                if let Pace::Open(open) = &mut self.pace {
-                    // What became due since the last turn, which may be long ago.
-                    open.collect(now, &mut self.tally);
-                }
-                self.offering = false;
+                self.stop_offering(now);
                 self.wind_up(now);
             }
             self.dispatch(now)?;
@@ -316,7 +312,7 @@ impl<'a> Worker<'a> {
         let (mut until, mut now) = (self.next_housekeeping, now);
         if let (true, Pace::Open(open)) = (self.offering, &self.pace) {
             now = self.stamp.now();
-            until = until.min(open.next_due());
+            until = until.min(open.next_look());
             if until <= now.saturating_add(SPIN_NANOS) {
                 return Ok(Some(Duration::ZERO));
             }
@@ -332,8 +328,17 @@ impl<'a> Worker<'a> {
     /// Nothing more is sent. What is outstanding is still waited for.
     fn end_early(&mut self, why: EndedEarly) {
         self.ended_early.get_or_insert(why);
-        self.offering = false;
+        let now = self.now();
+        self.stop_offering(now);
         self.send_by = 0;
+    }
+
+    fn stop_offering(&mut self, now: u64) {
+        if std::mem::take(&mut self.offering)
+            && let Pace::Open(open) = &mut self.pace
+        {
+            open.end(now, &mut self.tally);
+        }
     }
 
     fn on_event(&mut self, event: &Event) {

@@ -45,7 +45,7 @@ impl Worker<'_> {
             self.to_open.is_empty() && !matches!(&self.pace, Pace::Open(open) if !open.ready.is_empty());
         if self.plan.expect_stop && self.live == 0 && idle && self.tally.connections.opened > 0 {
             // Every connection ended after the expected stop.
-            self.offering = false;
+            self.stop_offering(now);
             self.send_by = 0;
             self.wind_up(now);
         }
@@ -129,7 +129,7 @@ impl Worker<'_> {
             let connection = &mut self.connections[slot];
             if let Some(due) = connection.assigned.take_if(|_| now >= self.send_by) {
                 self.assigned -= 1;
-                self.tally.unsent(due);
+                self.tally.unsent(due, 1);
             }
             let connection = &self.connections[slot];
             match connection.phase {

@@ -15,6 +15,7 @@ use crate::support::{DEADLINE, Ended, eventually, freeze, program, scratch, serv
 
 mod accounts;
 mod ends;
+mod limits;
 mod usage;
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
