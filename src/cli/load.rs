@@ -16,7 +16,7 @@ use crate::load::merge::merge_runs;
 use crate::load::progress::Progress;
 use crate::load::protocol::{Protocol, Tail};
 use crate::load::result::{judge, summarize};
-use crate::load::{self, Interrupts, Plan};
+use crate::load::{self, Interrupts, Plan, Polling};
 use crate::report::load::{LoadReport, Verdict};
 use crate::report::load_page;
 use crate::report::server_stats::ServerStats;
@@ -30,7 +30,7 @@ use super::{FAILED, Failure, duration, print};
 /// Without -n, -d or --shape a run takes this long.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
-/// Descriptors that a run needs beside one for each connection: standard streams, polls, timers, files.
+/// Descriptors that a run needs beside one for each connection and what its threads wait with: standard streams, files.
 const SPARE_DESCRIPTORS: usize = 32;
 
 /// Floods a server and judges every reply: one of HELO, or with --request and --expect one of any line protocol.
@@ -318,7 +318,7 @@ fn flood(args: &LoadArgs, plan: Plan, asserts: &[Assert]) -> Result<LoadReport, 
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupts.came)))
             .map_err(|error| Failure::failed(format!("cannot handle signals: {error}")))?;
     }
-    let needed = plan.connections + SPARE_DESCRIPTORS;
+    let needed = plan.connections + plan.threads as usize * Polling::DESCRIPTORS + SPARE_DESCRIPTORS;
     let limit = super::files::raise_limit(needed);
     if limit < needed {
         return Err(Failure::failed(format!(

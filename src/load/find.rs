@@ -194,7 +194,12 @@ pub(crate) fn find(
         is_wrong = self::is_wrong(&report);
         gone = matches!(
             outcome.ended_early,
-            Some(EndedEarly::Interrupted | EndedEarly::InterruptedTwice | EndedEarly::OutOf(_))
+            Some(
+                EndedEarly::Interrupted
+                    | EndedEarly::InterruptedTwice
+                    | EndedEarly::OutOf(_)
+                    | EndedEarly::Failed(_)
+            )
         );
         if gone {
             best.ended_early.clone_from(&report.ended_early);

@@ -42,6 +42,7 @@ use progress::Progress;
 use protocol::Protocol;
 use series::Series;
 use tally::{First, Kind};
+pub(crate) use worker::Polling;
 use worker::{Done, Row, Share, Worker};
 
 use crate::report::load::{Connections, Requests};
@@ -118,6 +119,8 @@ pub(crate) enum EndedEarly {
     InterruptedTwice,
     /// The generator ran out of something of its own: that says nothing about the server.
     OutOf(&'static str),
+    /// The system refused a worker what it needs to go on.
+    Failed(String),
 }
 
 impl EndedEarly {
@@ -153,6 +156,7 @@ impl fmt::Display for EndedEarly {
                 f.write_str("interrupted twice: replies that were on their way were not waited for")
             }
             Self::OutOf(what) => write!(f, "the generator is out of {what}"),
+            Self::Failed(why) => write!(f, "the generator failed: {why}"),
         }
     }
 }
@@ -175,7 +179,7 @@ pub(crate) struct Outcome {
 
 /// Floods the target as planned, and tells `watch` how it goes about ten times a second.
 ///
-/// An error is the system's, and says nothing about the target.
+/// An error is the system's, and says nothing about the target. Nothing has been sent then: what fails later ends a run early.
 pub(crate) fn run(
     plan: &Plan,
     interrupts: &Interrupts,
@@ -191,31 +195,41 @@ pub(crate) fn run(
         watch(&progress);
     };
     let share = |thread| share(plan, thread, threads);
-    if threads == 1 {
+    let mut polls = (0..threads).map(|_| Polling::new()).collect::<io::Result<Vec<_>>>()?;
+    if threads == 1
+        && let Some(polling) = polls.pop()
+    {
         // No second thread: a process of one saves every system call the counting of who uses its descriptors.
-        let done = Worker::new(plan, share(0), clock, interrupts, &mut collect)?.run()?;
+        let done = Worker::new(plan, share(0), polling, clock, interrupts, &mut collect).run();
         return Ok(put_together(plan, started, vec![done], series, Usage::default()));
     }
     let before = Usage::of_thread();
     let done = thread::scope(|scope| {
         let (rows, received) = mpsc::channel();
-        let mut handles = Vec::new();
-        for thread in 0..threads {
+        let mut spawned = Vec::new();
+        for (thread, polling) in (0..threads).zip(polls) {
             let (share, rows) = (share(thread), rows.clone());
+            let (start, started) = mpsc::channel::<()>();
             let flood = move || {
-                // Nobody listens when another thread has failed: this one is told by its own error soon.
+                // Where another thread was refused, none begins.
+                started.recv().ok()?;
+                // Whoever listens goes on until all have ended.
                 let mut send = |row| drop(rows.send(row));
-                Worker::new(plan, share, clock, interrupts, &mut send)?.run()
+                Some(Worker::new(plan, share, polling, clock, interrupts, &mut send).run())
             };
-            let spawned = thread::Builder::new().name(format!("load-{thread}")).spawn_scoped(scope, flood);
-            handles.push(spawned?);
+            let builder = thread::Builder::new().name(format!("load-{thread}"));
+            spawned.push((start, builder.spawn_scoped(scope, flood)?));
         }
         drop(rows);
+        for (start, _) in &spawned {
+            // It waits for this.
+            let _ = start.send(());
+        }
         received.into_iter().for_each(&mut collect);
         let mut done: Vec<Done> = Vec::new();
-        for handle in handles {
-            match handle.join() {
-                Ok(outcome) => done.push(outcome?),
+        for (_, thread) in spawned {
+            match thread.join() {
+                Ok(ended) => done.extend(ended),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }

@@ -34,7 +34,7 @@ pub(crate) fn summarize(
 ) -> LoadReport {
     let seconds = outcome.generator.seconds;
     let mut reasons = outcome.generator.reasons();
-    if let Some(own_fault @ EndedEarly::OutOf(_)) = &outcome.ended_early {
+    if let Some(own_fault @ (EndedEarly::OutOf(_) | EndedEarly::Failed(_))) = &outcome.ended_early {
         reasons.push(own_fault.to_string());
     }
     let late = outcome.generator.lateness_reason();
@@ -161,7 +161,7 @@ fn series(plan: &Plan, outcome: &Outcome) -> Vec<Point> {
 fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String> {
     let (total, connections) = (&report.total, &report.connections);
     let expect_stop = report.options.expect_stop;
-    let own_fault = matches!(ended_early, Some(EndedEarly::OutOf(_)));
+    let own_fault = matches!(ended_early, Some(EndedEarly::OutOf(_) | EndedEarly::Failed(_)));
     let interrupted = matches!(ended_early, Some(EndedEarly::Interrupted | EndedEarly::InterruptedTwice));
     let mut problems = Vec::new();
     let mut problem = |count: u64, what: &str| {
@@ -184,6 +184,9 @@ fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String
         problem(connections.refused, "connections refused");
     } else if connections.stopped == 0 {
         problems.push("the server did not stop".to_owned());
+    }
+    if let Some(failed @ EndedEarly::Failed(_)) = ended_early {
+        problems.push(format!("ended early: {failed}"));
     }
     if let Some(gone @ EndedEarly::Gone) = ended_early.filter(|_| !expect_stop) {
         problems.push(format!("ended early: {gone}"));

@@ -78,6 +78,23 @@ pub(crate) struct Done {
     pub(crate) ended_early: Option<EndedEarly>,
 }
 
+/// What a worker waits with. It costs two descriptors, so those of all workers are there before the first one sends.
+pub(crate) struct Polling {
+    poll: Poll,
+    timer: Timer,
+}
+
+impl Polling {
+    /// Descriptors of one.
+    pub(crate) const DESCRIPTORS: usize = 2;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let timer = Timer::new(poll.registry(), TIMER)?;
+        Ok(Self { poll, timer })
+    }
+}
+
 /// The event loop.
 pub(crate) struct Worker<'a> {
     plan: &'a Plan,
@@ -138,18 +155,20 @@ pub(crate) struct Worker<'a> {
     absent: u64,
     ended_early: Option<EndedEarly>,
     interrupts_heeded: u8,
+    /// What had been used when the measured part began; when it ended, and what had been used by then.
+    measured_from: Option<Usage>,
+    ended: Option<(u64, Usage)>,
 }
 
 impl<'a> Worker<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
         share: Share,
+        Polling { poll, timer }: Polling,
         clock: Clock,
         interrupts: &'a Interrupts,
         rows: &'a mut dyn FnMut(Row),
-    ) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let timer = Timer::new(poll.registry(), TIMER)?;
+    ) -> Self {
         let measure_from = nanoseconds(plan.warm_up);
         let deadline =
             plan.duration.map_or(u64::MAX, |length| measure_from.saturating_add(nanoseconds(length)));
@@ -165,7 +184,7 @@ impl<'a> Worker<'a> {
                 Pace::Open(Box::new(Open::new(arrivals, share.requests, measure_from, deadline)))
             }
         };
-        Ok(Self {
+        Self {
             plan,
             stamp: Stamp::new(clock),
             interrupts,
@@ -212,7 +231,9 @@ impl<'a> Worker<'a> {
             absent: 0,
             ended_early: None,
             interrupts_heeded: 0,
-        })
+            measured_from: None,
+            ended: None,
+        }
     }
 
     fn now(&mut self) -> u64 {
@@ -220,19 +241,44 @@ impl<'a> Worker<'a> {
     }
 
     /// Runs until everything is sent and answered, or given up.
-    pub(crate) fn run(mut self) -> io::Result<Done> {
+    pub(crate) fn run(mut self) -> Done {
+        if let Err(error) = self.flood() {
+            self.end_early(EndedEarly::Failed(error.to_string()));
+            // What is outstanding cannot be waited for any more.
+            self.settle_by = 0;
+        }
+        self.send_by = 0;
+        let now = self.now();
+        self.wind_up(now);
+        let (ended, usage) = self.ended.unwrap_or_else(|| (now, Usage::of_thread()));
+        self.flush_row(u64::MAX);
+        self.lateness.record_n(0, self.punctual);
+        if let Pace::Open(open) = self.pace {
+            self.lateness = open.lateness;
+        }
+        Done {
+            lateness: self.lateness,
+            usage: self.measured_from.map(|from| usage.since(from)).unwrap_or_default(),
+            right_while_busy: self.right_while_busy,
+            ended: self.tally.last_reply.max(ended.min(self.deadline)),
+            absent: self.absent,
+            ended_early: self.ended_early,
+            tally: self.tally,
+        }
+    }
+
+    fn flood(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
-        let mut measured_from = (self.measure_from == 0).then(Usage::of_thread);
-        let mut ended = None;
+        self.measured_from = (self.measure_from == 0).then(Usage::of_thread);
         let mut now = self.now();
         let mut last_woke = now;
         loop {
             if now >= self.next_housekeeping {
                 self.next_housekeeping = now + nanoseconds(HOUSEKEEPING);
                 self.housekeeping(now);
-                if measured_from.is_none() && now >= self.measure_from {
+                if self.measured_from.is_none() && now >= self.measure_from {
                     let usage = Usage::of_thread();
-                    measured_from = Some(usage);
+                    self.measured_from = Some(usage);
                     (self.row_began, self.row_usage) = (now, usage);
                 }
             }
@@ -244,9 +290,10 @@ impl<'a> Worker<'a> {
             self.open_connections(now)?;
             if !self.offering && self.open == 0 && !self.has_requests_to_send() {
                 // What follows is only the wait for the peers to close: it is not part of the run.
-                ended.get_or_insert_with(|| (self.now(), Usage::of_thread()));
+                let now = self.now();
+                self.ended.get_or_insert_with(|| (now, Usage::of_thread()));
                 if self.live == 0 {
-                    break;
+                    return Ok(());
                 }
             }
             let timeout = self.sleep(now)?;
@@ -285,23 +332,6 @@ impl<'a> Worker<'a> {
                 }
             }
         }
-        self.send_by = 0;
-        self.wind_up(now);
-        let (ended, usage) = ended.unwrap_or_else(|| (self.now(), Usage::of_thread()));
-        self.flush_row(u64::MAX);
-        self.lateness.record_n(0, self.punctual);
-        if let Pace::Open(open) = self.pace {
-            self.lateness = open.lateness;
-        }
-        Ok(Done {
-            lateness: self.lateness,
-            usage: measured_from.map(|from| usage.since(from)).unwrap_or_default(),
-            right_while_busy: self.right_while_busy,
-            ended: self.tally.last_reply.max(ended.min(self.deadline)),
-            absent: self.absent,
-            ended_early: self.ended_early,
-            tally: self.tally,
-        })
     }
 
     /// How long the poll may sleep, apart from the timer.

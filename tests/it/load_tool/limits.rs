@@ -42,3 +42,38 @@ fn rate_beyond_reach_is_not_deaf_to_an_interrupt() {
     assert!(offered >= 10_000_000, "{offered} became due by then");
     run.errors();
 }
+
+#[test]
+fn descriptors_of_threads_are_there_before_any_request_is_sent() {
+    let server = WrongServer::start(Fault::None);
+    let arguments = ["-c", "100", "--threads", "100", "-d", "1s", "--timeout", PATIENT];
+    let ended = limited("ulimit -n 160", &server.address(), &arguments);
+    if ended.stderr.contains("file descriptors are needed") {
+        // Not everybody may raise that limit.
+        assert_eq!((ended.status.code(), server.requests()), (Some(1), 0), "{ended:?}");
+        return;
+    }
+    let run = Run::of(&ended);
+    assert_eq!((run.errors(), run.status, run.count("connections", "opened")), (vec![], 0, 100));
+}
+
+#[test]
+fn what_was_measured_is_told_where_the_system_refuses_a_worker_to_go_on() {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return skipped("no strace here to refuse a system call");
+    }
+    let server = WrongServer::start(Fault::None);
+    for threads in ["1", "2"] {
+        let program = program();
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=epoll_wait:error=EINVAL:when=200+"]);
+        strace.arg(program.get_program()).args(["load", &server.address(), "--json", "--timeout", PATIENT]);
+        let run = Run::of(&Ended::of(strace.args(["-c", "4", "-d", "1h", "--threads", threads])));
+        let right = run.count("requests", "right");
+        assert!(right > 100 && run.status == 1, "{threads} threads: {}", run.json);
+        let told = run.json["problems"].to_string();
+        assert!(told.contains("the generator failed: Invalid argument"), "{threads} threads: {told}");
+        assert_eq!(run.json["generator"]["valid"], false, "{threads} threads: {}", run.json["generator"]);
+        run.errors();
+    }
+}
