@@ -131,7 +131,7 @@ pub(crate) struct LoadArgs {
     ///
     /// {n} is the number of the request, {line} the request itself, * at the end of a line the rest of that line (\* is a star). A reply of
     /// several lines is written with \n. Ends of lines may be \n or \r\n. With {n} or {line} in it every reply is known
-    /// to be that of its request; without, replies are matched in their order.
+    /// to be that of its request; without, replies are matched in their order. A line of more than 4 MiB is wrong.
     #[arg(long, value_name = "TEXT", requires = "request")]
     expect: Option<String>,
 

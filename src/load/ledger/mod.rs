@@ -12,9 +12,7 @@ mod outstanding;
 
 use std::collections::BTreeMap;
 
-use memchr::memchr;
-
-use super::protocol::{Identity, MAX_LINE_BYTES, Match, Protocol};
+use super::protocol::{Identity, Line, MAX_LINE_BYTES, Match, Protocol};
 use super::tally::{Kind, Tally};
 use outstanding::{Outstanding, Run};
 
@@ -35,7 +33,7 @@ pub(crate) struct Asked {
 pub(crate) enum Read {
     /// So many bytes are dealt with; the rest is the start of a reply.
     Consumed(usize),
-    /// A line that does not end.
+    /// A line that is too long.
     Rubbish,
 }
 
@@ -252,14 +250,16 @@ impl Ledger {
 
     /// A line that is none of a reply's.
     fn foreign(&mut self, rest: &[u8], protocol: &mut Protocol, now: u64, tally: &mut Tally) -> Step {
-        let end = memchr(b'\n', rest);
-        let line = &rest[..end.unwrap_or(rest.len())];
+        let end = Line::of(rest);
+        let line = if let Line::Ends(end) = end { &rest[..end] } else { rest };
         if let Some(at) = protocol.find_within(line) {
             self.wrong(self.next_unsettled(), &rest[..at], protocol, now, tally);
             return Step::Consumed(at);
         }
-        let Some(end) = end else {
-            return if rest.len() < MAX_LINE_BYTES { Step::Wait } else { Step::Rubbish };
+        let end = match end {
+            Line::Ends(end) => end,
+            Line::Unfinished => return Step::Wait,
+            Line::TooLong => return Step::Rubbish,
         };
         if Protocol::is_last_word(line) {
             self.last_words = Some(line.to_vec());
@@ -282,18 +282,18 @@ impl Ledger {
             }
             _ => return Step::Wait,
         }
-        let end = memchr(b'\n', rest);
-        if let Some(at) = protocol.find_within(&rest[..end.unwrap_or(rest.len())]) {
+        let end = Line::of(rest);
+        if let Some(at) = protocol.find_within(if let Line::Ends(end) = end { &rest[..end] } else { rest }) {
             self.inside_wrong = None;
             return Step::Consumed(at);
         }
         match end {
-            Some(end) => {
+            Line::Ends(end) => {
                 self.inside_wrong = Some(lines + 1).filter(|&lines| lines < protocol.lines());
                 Step::Consumed(end + 1)
             }
-            None if rest.len() < MAX_LINE_BYTES => Step::Wait,
-            None => Step::Rubbish,
+            Line::Unfinished => Step::Wait,
+            Line::TooLong => Step::Rubbish,
         }
     }
 
@@ -343,6 +343,10 @@ impl Ledger {
     /// Bytes that came, and what was asked and should have come instead, if anything.
     pub(crate) fn example(&self, number: Option<u64>, got: &[u8], protocol: &mut Protocol) -> Example {
         let number = number.or_else(|| self.next_unsettled());
+        let mut got_shown = shown(got);
+        if Line::of(got) == Line::TooLong {
+            got_shown.push_str(&format!(" (a line of more than {} MiB)", MAX_LINE_BYTES >> 20));
+        }
         Example {
             connection: self.connection,
             request: number.map_or_else(String::new, |number| {
@@ -350,7 +354,7 @@ impl Ledger {
                 shown(request.strip_suffix(b"\n").unwrap_or(request))
             }),
             expected: number.map_or_else(String::new, |number| shown(&protocol.shown_reply(number))),
-            got: shown(got),
+            got: got_shown,
         }
     }
 

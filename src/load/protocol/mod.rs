@@ -12,12 +12,13 @@ use std::net::SocketAddr;
 use memchr::memmem;
 
 use reply::Reply;
-pub(crate) use reply::{Identity, Match};
+pub(crate) use reply::{Identity, Line, Match};
 use template::{Digits, Template};
 use text::{Token, parts, push_byte, reply_of, tokens};
 
-/// A line that has not ended after so many bytes is no line of a reply: longer than any limit of lines in use.
-pub(crate) const MAX_LINE_BYTES: usize = 64 * 1024;
+/// Longest line of a reply, without its `\n`: what is longer is too long wherever it was cut on its way. Four times what memcached
+/// stores, and what each connection may make us hold.
+pub(crate) const MAX_LINE_BYTES: usize = 4 << 20;
 /// What precedes the number is looked for in the middle of a line, after a reply that was cut short, if it is at least so
 /// long: shorter text is found where nothing begins.
 const MIN_MARKER_BYTES: usize = 8;

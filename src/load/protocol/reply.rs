@@ -93,17 +93,18 @@ impl Reply {
         for (&end, &open) in self.ends.iter().zip(&self.open) {
             let expected = &full[from..end];
             from = end + 1;
-            match line(&bytes[at..]) {
-                Some(line) if agrees(line, expected, open) => at += line.len() + 1,
-                None if may_become(&bytes[at..], expected, open) => return Match::Start,
+            let rest = &bytes[at..];
+            match Line::of(rest) {
+                Line::Ends(end) if agrees(&rest[..end], expected, open) => at += end + 1,
+                Line::Unfinished if may_become(rest, expected, open) => return Match::Start,
                 _ => return Match::No,
             }
         }
         for _ in 0..self.free_lines {
-            match line(&bytes[at..]) {
-                Some(line) => at += line.len() + 1,
-                None if bytes.len() - at < MAX_LINE_BYTES => return Match::Start,
-                None => return Match::No,
+            match Line::of(&bytes[at..]) {
+                Line::Ends(end) => at += end + 1,
+                Line::Unfinished => return Match::Start,
+                Line::TooLong => return Match::No,
             }
         }
         Match::Whole(at)
@@ -118,9 +119,10 @@ impl Reply {
         let lines = prefix.iter().filter(|&&byte| byte == b'\n').count();
         for (expected, &open) in prefix.split(|&byte| byte == b'\n').take(lines).zip(&self.open) {
             from += expected.len() + 1;
-            match line(&bytes[at..]) {
-                Some(line) if agrees(line, expected, open) => at += line.len() + 1,
-                None if may_become(&bytes[at..], expected, open) => return Identity::Unfinished,
+            let rest = &bytes[at..];
+            match Line::of(rest) {
+                Line::Ends(end) if agrees(&rest[..end], expected, open) => at += end + 1,
+                Line::Unfinished if may_become(rest, expected, open) => return Identity::Unfinished,
                 _ => return Identity::Unknown,
             }
         }
@@ -169,9 +171,25 @@ impl Reply {
     }
 }
 
-/// The first line, without `\n`; `None` while it has no end.
-fn line(bytes: &[u8]) -> Option<&[u8]> {
-    memchr(b'\n', bytes).map(|end| &bytes[..end])
+/// The first line of some bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// Where its `\n` is.
+    Ends(usize),
+    Unfinished,
+    /// Of more than [`MAX_LINE_BYTES`]. Where it ends is not looked for.
+    TooLong,
+}
+
+impl Line {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        // No further than that, or it would depend on how the bytes were cut.
+        match memchr(b'\n', &bytes[..bytes.len().min(MAX_LINE_BYTES + 1)]) {
+            Some(end) => Self::Ends(end),
+            None if bytes.len() > MAX_LINE_BYTES => Self::TooLong,
+            None => Self::Unfinished,
+        }
+    }
 }
 
 /// Whether a line, less the `\r` of its end, is what it must be.
@@ -183,7 +201,7 @@ fn agrees(line: &[u8], expected: &[u8], open: bool) -> bool {
 /// Whether bytes without an end of line can still become such a line.
 fn may_become(bytes: &[u8], expected: &[u8], open: bool) -> bool {
     match bytes.strip_prefix(expected) {
-        Some(rest) if open => rest.len() < MAX_LINE_BYTES,
+        Some(_) if open => true,
         Some(rest) => rest.is_empty() || rest == b"\r",
         None => expected.starts_with(bytes),
     }

@@ -1,5 +1,8 @@
 //! What the tool itself costs and cannot do: rates beyond reach, descriptors, lines that are too long, files of others.
 
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+
 use super::*;
 
 /// The tool in a shell that has set limits.
@@ -75,5 +78,50 @@ fn what_was_measured_is_told_where_the_system_refuses_a_worker_to_go_on() {
         assert!(told.contains("the generator failed: Invalid argument"), "{threads} threads: {told}");
         assert_eq!(run.json["generator"]["valid"], false, "{threads} threads: {}", run.json["generator"]);
         run.errors();
+    }
+}
+
+/// A server that answers each line with one of `v` and so many `x` more, written in such pieces.
+fn long_lines(len: usize, piece: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let reply = [b"v".to_vec(), vec![b'x'; len], b"\n".to_vec()].concat();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, reply) = (stream.unwrap(), reply.clone());
+            stream.set_nodelay(true).unwrap();
+            thread::spawn(move || {
+                let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                for _ in lines.map_while(Result::ok) {
+                    if reply.chunks(piece).any(|piece| stream.write_all(piece).is_err()) {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn line_of_a_reply_is_right_or_too_long_however_it_was_cut() {
+    const MAX: usize = 4 << 20;
+    for (len, piece, is_right) in [
+        (300_000, 300_002, true),
+        (300_000, 9_000, true),
+        (MAX - 1, MAX + 1, true),
+        (MAX - 1, 60_001, true),
+        (MAX, MAX + 2, false),
+        (MAX, 60_001, false),
+    ] {
+        let server = long_lines(len, piece).to_string();
+        for lines in [&[][..], &["--expect", "*"]] {
+            let arguments = ["--request", "get {n}", "--expect", "v*", "-c", "1", "-n", "3"];
+            let run = Run::new(&server, &[&arguments[..], &["--timeout", PATIENT], lines].concat());
+            let wrong = run.count("requests", "wrong");
+            assert_eq!((run.status == 0, wrong == 0), (is_right, is_right), "{len} by {piece}: {}", run.json);
+            let example = run.example("wrong");
+            assert_eq!(example.contains("more than 4 MiB"), !is_right, "{len} by {piece}: {example}");
+        }
     }
 }
