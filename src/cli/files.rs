@@ -1,12 +1,21 @@
-//! Files of the program: what it writes at its end, and how many it may have open, which is not the library's to change.
+//! Files of the program: what it reads and writes at its end, and how many it may have open, which is not the library's to change.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::{Errno, read};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Failure;
+
+/// For one read.
+const READ_BYTES: usize = 64 << 10;
 
 /// A file that is written at the end. It is opened at the beginning, so that a path that cannot be written to is known then.
 #[derive(Debug)]
@@ -50,11 +59,97 @@ impl Drop for Later {
     }
 }
 
-/// Finds out whether a file that is read at the end can be read. One that is no file (a pipe) is only read once.
-pub(super) fn check_readable(path: &Path) -> Result<(), Failure> {
-    let readable =
-        fs::metadata(path).and_then(|file| if file.is_file() { File::open(path).map(drop) } else { Ok(()) });
-    readable.map_err(|error| Failure::of_file(path, error))
+/// Bytes of a [`Source`] that are taken at most: what lies beyond is not looked at. An hour of statistics every 50 ms has a hundred MiB.
+const MAX_SOURCE_BYTES: usize = 256 << 20;
+
+/// A file that is read at the end. It is opened at the beginning, so that one that cannot be read is known then. What is no file, such as a
+/// pipe, is read meanwhile: its writer does not wait for us, and we not for it.
+#[derive(Debug)]
+pub(super) struct Source {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    is_file: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    file: OwnedFd,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Source {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        // A pipe without a writer is open at once.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = open(path, flags, Mode::empty()).map_err(|error| Failure::of_file(path, error))?;
+        let kind = fstat(&file).map_err(|error| Failure::of_file(path, error))?;
+        let kind = FileType::from_raw_mode(kind.st_mode);
+        if kind == FileType::Directory {
+            return Err(Failure::of_file(path, Errno::ISDIR));
+        }
+        let is_file = kind == FileType::RegularFile;
+        let shared = Arc::new(Shared { file, bytes: Mutex::default() });
+        if !is_file {
+            let reader = Arc::clone(&shared);
+            // It ends with the program, if its writer does not.
+            let spawned = thread::Builder::new().name("source".to_owned()).spawn(move || reader.follow());
+            spawned.map_err(|error| Failure::of_file(path, error))?;
+        }
+        Ok(Self { path: path.to_owned(), shared, is_file })
+    }
+
+    /// What has come by now, as text.
+    pub(super) fn text(&self) -> Result<String, Failure> {
+        let took = if self.is_file { self.shared.take_some() } else { self.shared.take() };
+        took.map_err(|error| Failure::of_file(&self.path, error))?;
+        Ok(String::from_utf8_lossy(&self.shared.lock()).into_owned())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+        // Bytes are as usable after a panic.
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self) {
+        loop {
+            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], None) {
+                Err(Errno::INTR) => {}
+                Ok(_) if matches!(self.take(), Ok(true)) => {}
+                // Its end, or an error that whoever asks for the text meets too.
+                _ => return,
+            }
+        }
+    }
+
+    /// Takes what is there of a pipe, and tells whether more may come. Not by reading alone: a pipe that has had no writer yet
+    /// says that this is its end.
+    fn take(&self) -> Result<bool, Errno> {
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        while poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&none))? > 0 {
+            if !self.take_some()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes some of what is there, of a file all. False: that was the end.
+    fn take_some(&self) -> Result<bool, Errno> {
+        let mut bytes = self.lock();
+        let mut part = vec![0; READ_BYTES];
+        loop {
+            let most = part.len().min(MAX_SOURCE_BYTES.saturating_sub(bytes.len()));
+            match read(&self.file, &mut part[..most]) {
+                Ok(0) => return Ok(false),
+                Ok(count) => bytes.extend_from_slice(&part[..count]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// Descriptors in use at the start where the system does not tell: the standard streams, signals, and some that were

@@ -24,7 +24,7 @@ use tidemill::protocol::Advertise;
 use tidemill::schedule::{Curve, MAX_RATE, Shape, Subject};
 
 use super::bar::Bar;
-use super::files::{Later, check_readable};
+use super::files::{Later, Source};
 use super::{FAILED, Failure, duration, print};
 
 /// Without -n, -d or --shape a run takes this long.
@@ -170,7 +170,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
 
-    /// Draw the server's own statistics into the report: what `tidemill serve --stats-every` printed meanwhile
+    /// Draw the server's own statistics into the report: what `tidemill serve --stats-every` printed meanwhile, in a file or
+    /// through a pipe, which is not waited for; the first 256 MiB
     #[arg(long, value_name = "FILE", requires = "report")]
     stats: Option<PathBuf>,
 
@@ -192,7 +193,7 @@ fn rate(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     // Files that cannot be read or written are better known before the run than after it.
     let other = args.compare.as_deref().map(document).transpose()?;
-    args.stats.as_deref().map_or(Ok(()), check_readable)?;
+    let stats = args.stats.as_deref().map(Source::open).transpose()?;
     let page = args.report.as_deref().map(Later::open).transpose()?;
     let asserts: Vec<_> = args.assert.iter().flat_map(|asserts| asserts.0.iter().cloned()).collect();
     let report = if args.merge.is_empty() {
@@ -203,7 +204,11 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
     // Whatever becomes of the page, the result is known.
     let printed = print(&if args.json { report.json()? } else { report.text() });
     if let Some(page) = page {
-        page.write(&html(args, &report, other.as_ref())?)?;
+        // Without them there is a page all the same.
+        let said = stats.as_ref().map(Source::text).transpose();
+        let text = said.as_ref().map_or(None, Option::as_deref);
+        page.write(&html(&report, other.as_ref(), text)?)?;
+        said?;
     }
     printed?;
     Ok(match report.verdict {
@@ -344,15 +349,9 @@ fn flood(args: &LoadArgs, plan: Plan, asserts: &[Assert]) -> Result<LoadReport, 
 }
 
 /// The page, with what the server said meanwhile.
-fn html(args: &LoadArgs, report: &LoadReport, other: Option<&LoadReport>) -> Result<String, Failure> {
+fn html(report: &LoadReport, other: Option<&LoadReport>, stats: Option<&str>) -> Result<String, Failure> {
     let measured_from = report.started_unix_seconds + report.warm_up_seconds;
-    let server = match &args.stats {
-        None => None,
-        Some(path) => {
-            let text = fs::read_to_string(path).map_err(|error| Failure::of_file(path, error))?;
-            Some(ServerStats::read(&text, measured_from).within(0.0, report.seconds))
-        }
-    };
+    let server = stats.map(|text| ServerStats::read(text, measured_from).within(0.0, report.seconds));
     let page = load_page::page(report, other, server.as_ref());
     page.html().map_err(|error| Failure::failed(format!("cannot write the report: {error}")))
 }

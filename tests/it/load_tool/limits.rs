@@ -1,5 +1,6 @@
 //! What the tool itself costs and cannot do: rates beyond reach, descriptors, lines that are too long, files of others.
 
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 
@@ -124,4 +125,39 @@ fn line_of_a_reply_is_right_or_too_long_however_it_was_cut() {
             assert_eq!(example.contains("more than 4 MiB"), !is_right, "{len} by {piece}: {example}");
         }
     }
+}
+
+#[test]
+fn statistics_that_are_not_all_text_and_a_pipe_that_stays_open_are_drawn() {
+    let server = WrongServer::start(Fault::None);
+    let mut document = Run::new(&server.address(), &["-c", "1", "-n", "50"]).json;
+    (document["seconds"], document["started_unix_seconds"]) = (1800.into(), 1_000_000.into());
+    let (run, page) = (Scratch::new("drawn.json"), Scratch::new("drawn.html"));
+    std::fs::write(run.path(), document.to_string()).unwrap();
+    let said = |threads: u32| {
+        let line = format!("{{\"unix_seconds\":1000010,\"pool_threads\":{threads},\"pool_demand\":5}}\n");
+        [b"\xff\xfe\n", line.as_bytes(), b"{\"torn \xc3"].concat()
+    };
+    let (file, pipe) = (Scratch::new("drawn.stats"), Scratch::new("drawn.pipe"));
+    std::fs::write(file.path(), said(47_110)).unwrap();
+    assert!(Command::new("mkfifo").arg(pipe.path()).status().unwrap().success());
+    // Its writer, which also keeps it from waiting for a reader.
+    let mut writer: File = OpenOptions::new().read(true).write(true).open(pipe.path()).unwrap();
+    writer.write_all(&said(47_111)).unwrap();
+    for (stats, threads) in [(&file, "47110"), (&pipe, "47111")] {
+        let merge = ["load", "--merge", run.path(), "--report", page.path(), "--stats", stats.path()];
+        let ended = Ended::of(program().args(merge));
+        assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+        let html = std::fs::read_to_string(page.path()).unwrap();
+        assert!(html.contains(threads), "{} is not drawn", stats.path());
+    }
+    // More than a pipe holds: its writer waits for nobody.
+    let flood = ["--report", page.path(), "--stats", pipe.path()];
+    let flood = Flood::start(&server.address(), &[&["-c", "1", "-d", "1h"], &flood[..]].concat());
+    eventually("it floods", || server.requests() > 100);
+    for _ in 0..40 {
+        writer.write_all(&[b'\n'; 10_000]).unwrap();
+    }
+    flood.signal(Signal::INT);
+    assert_eq!(flood.end().status, 0);
 }

@@ -10,6 +10,7 @@ fn files_that_cannot_be_used_are_known_before_the_run() {
         &["--report", "/nowhere/at/all.html"][..],
         &["--report", "/"],
         &["--report", fine.path(), "--stats", "/nowhere/at/all"],
+        &["--report", fine.path(), "--stats", "/"],
         &["--report", fine.path(), "--compare", "/nowhere/at/all"],
     ] {
         let ended = tool(&server.address(), &[&["-c", "1", "-d", "1h"], arguments].concat());
