@@ -4,11 +4,12 @@
 #        scripts/load.sh [--quick] [load options]     starts servers of its own, floods them, plays a shape, and stops each
 #                                                     by SIGTERM in mid-flood; about a minute, with --quick under 15 seconds
 # Exit status 0 only if every reply was right and none was lost. The pages it leaves are named at the end.
-# (load options: see target/release/tidemill load --help; without HOST:PORT they go to the two floods)
+# (load options: see target/release/tidemill load --help; without HOST:PORT they go to the first two floods. They win over
+# what this script gives, such as -c 64, -d and --report; a page of your own is then that of the second flood)
 set -euo pipefail
 case ${1:-} in
 -h | --help)
-    sed -n '2,7s/^# //p' "$0"
+    sed -n '2,8s/^# //p' "$0"
     exit 0
     ;;
 esac
@@ -24,19 +25,30 @@ fi
 
 if [[ ${1:-} == *:* ]]; then
     status=0
-    "$tidemill" load "$@" --report "$out/flood.html" || status=$?
-    # Wrong usage leaves no report.
-    [ $status -eq 2 ] || echo "report: $out/flood.html"
+    # One of an earlier run is not to be taken for that of this one.
+    rm -f "$out/flood.html"
+    # What is given last wins.
+    "$tidemill" load --report "$out/flood.html" "$@" || status=$?
+    [ ! -s "$out/flood.html" ] || echo "report: $out/flood.html"
     exit $status
 fi
 
 flood=8s pipelined=8s reconnect=4s stop_after=4 shape='rate=hold:500@2s,ramp:500..6000@6s,hold:6000@3s,onoff:0..5000x3@6s,hold:300@4s'
-if [ "${1:-}" = --quick ]; then
-    shift
+options=() quick=
+for option; do
+    if [ "$option" = --quick ]; then quick=yes; else options+=("$option"); fi
+done
+set -- ${options[@]+"${options[@]}"}
+if [ -n "$quick" ]; then
     flood=1s pipelined=1s reconnect=500ms stop_after=1 shape='rate=hold:500@500ms,ramp:500..5000@1500ms,onoff:0..4000x2@2s'
 fi
 # In mid-flood means in the middle of a run that would go on for longer than any of this takes.
 endless=5m
+pages="shape flood pipelined reconnect stop stop-blocked"
+# Those of an earlier run are not to be taken for those of this one.
+for page in $pages; do
+    rm -f "$out/$page.html" "$out/$page.json"
+done
 
 failures=0
 fail() {
@@ -140,5 +152,7 @@ if [ $failures -gt 0 ]; then
 else
     echo "OK: no reply was wrong or lost; each stop left a clean prefix on every connection, no reset, and equal counts"
 fi
-echo "report: $out/shape.html (and flood, pipelined, reconnect, stop, stop-blocked beside it)"
+for page in $pages; do
+    [ ! -s "$out/$page.html" ] || echo "report: $out/$page.html"
+done
 [ $failures -eq 0 ]

@@ -41,8 +41,11 @@ const SPARE_DESCRIPTORS: usize = 32;
 ///
 /// CTRL-C ends a run early, with the account of what was done; again, and replies that are on their way are not waited for.
 ///
+/// Of an option that is given twice the last one counts, but for --assert and --merge, which add up.
+///
 /// Exit status: 0 when every reply was right and every assert holds, 1 when not, or when the run was not possible, 2 for wrong usage.
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(crate) struct LoadArgs {
     /// The server, as HOST:PORT
     #[arg(

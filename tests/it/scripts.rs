@@ -159,7 +159,7 @@ fn they_find_their_checkout_whatever_cdpath_says_and_through_symbolic_links() {
         ("compile.sh", &[][..], ""),
         ("start.sh", &["0", "--max-line", "1KiB"], "tidemill serve --assignment 0 --max-line 1KiB\n"),
         ("scripts/client.sh", &["K", "::1", "1"], "tidemill client K ::1 1\n"),
-        ("scripts/load.sh", &["::1:1", "-n", "1"], "tidemill load ::1:1 -n 1 --report "),
+        ("scripts/load.sh", &["::1:1", "-n", "1"], "tidemill load --report "),
         ("scripts/bench.sh", &["--quick"], "bench compare --tidemill "),
         ("scripts/elasticity.sh", &["--quick"], "bench elasticity --tidemill "),
         ("scripts/overload.sh", &["--patience", "1s"], "bench overload --tidemill "),
@@ -245,7 +245,8 @@ fn a_checkout_that_cannot_be_written_runs_what_is_built_or_says_so_in_one_line()
     assert_eq!(line_of(as_reader("scripts/client.sh").args(["K", "::1", "1"])), "tidemill client K ::1 1");
     let load = Ended::of(as_reader("scripts/load.sh").args(["::1:1"]));
     assert_eq!(load.status.code(), Some(0), "{}", load.stderr);
-    let report = load.stdout.lines().last().unwrap().strip_prefix("report: ").unwrap();
+    let report = load.stdout.strip_prefix("tidemill load --report ").unwrap();
+    let report = report.strip_suffix(" ::1:1\n").unwrap();
     assert!(!Path::new(report).starts_with(&checkout.root), "{report}");
     set_mode(0o755);
     fs::remove_dir_all(Path::new(report).parent().unwrap()).unwrap();
@@ -358,4 +359,60 @@ fn client_sh_sends_one_helo_or_stops_the_service() {
     let ended = Ended::of(fake_toolchain("scripts/client.sh").args(["H"]));
     assert_eq!(ended.status.code(), Some(2));
     assert!(ended.stderr.starts_with("usage:"), "{}", ended.stderr);
+}
+
+/// A program in the checkout's place that says how it is called to flood, and serves nobody.
+const FLOODS: &str = r#"#!/bin/sh
+case $1 in
+serve)
+    echo 'listening on 127.0.0.1:1'
+    trap 'exit 0' TERM
+    while :; do sleep 0.05; done
+    ;;
+*) echo "$*" >>"$FLOODS" ;;
+esac
+"#;
+
+#[test]
+fn load_sh_takes_the_options_that_it_gives_itself() {
+    // A server of somebody else's, and the real program.
+    let server = serve("");
+    let checkout = Checkout::new();
+    let address = server.address.to_string();
+    let load = |arguments: &[&str]| {
+        let mut command = checkout.command("tide mill/scripts/load.sh");
+        let program = crate::support::program();
+        Ended::of(command.env("ECHO", program.get_program()).arg(&address).args(arguments))
+    };
+    let page = checkout.root.join("target/load-report/flood.html");
+    let ended = load(&["-n", "20", "-c", "2"]);
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(ended.stdout.ends_with(&format!("report: {}\n", page.display())), "{ended:?}");
+    assert!(fs::read_to_string(&page).unwrap().starts_with("<!doctype html>"));
+    // No page of this run, but of the one before.
+    for (arguments, status) in [
+        (&["-n", "20", "-c", "2", "--report", "own.html"][..], 0),
+        (&["-n", "0"], 2),
+        (&["-n", "20", "--report", "/nowhere/at/all.html"], 1),
+    ] {
+        fs::write(&page, "of another run").unwrap();
+        let ended = load(arguments);
+        assert_eq!(ended.status.code(), Some(status), "{arguments:?}: {ended:?}");
+        assert!(!ended.stdout.contains("report: "), "{arguments:?}: {ended:?}");
+    }
+    assert!(fs::read_to_string(checkout.scratch.join("own.html")).unwrap().starts_with("<!doctype html>"));
+
+    // A server of its own: what is given comes last, and counts.
+    checkout.write("floods", FLOODS);
+    let mut command = checkout.command("tide mill/scripts/load.sh");
+    command.args(["-c", "100", "--quick", "-d", "3s", "--report", "own.html"]);
+    let list = checkout.scratch.join("list");
+    let ended = Ended::of(command.env("ECHO", checkout.scratch.join("floods")).env("FLOODS", &list));
+    assert_eq!(ended.status.code(), Some(1), "nothing was answered: {ended:?}");
+    assert!(!ended.stdout.contains("report: "), "{ended:?}");
+    let list = fs::read_to_string(list).unwrap();
+    let given: Vec<&str> =
+        list.lines().filter(|line| line.ends_with(" -c 100 -d 3s --report own.html")).collect();
+    assert_eq!((given.len(), list.lines().count()), (2, 6), "{list}");
+    assert!(given.iter().all(|line| line.contains(" -c 64 ") && line.contains(" -d 1s ")), "{list}");
 }

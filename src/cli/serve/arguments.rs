@@ -55,7 +55,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, conflicts_with = "handler_delay")]
     pub(super) inline: bool,
     /// Defaults for clients on other machines: --bind 0.0.0.0 --kill-from any
-    #[arg(long)]
+    #[arg(long, overrides_with = "assignment")]
     pub(super) assignment: bool,
     /// Who may stop the service with KILL_SERVICE: any, none, loopback, or networks in CIDR form, separated by commas
     /// [default: loopback; with --assignment any]

@@ -109,6 +109,32 @@ fn wrong_usage_is_one_line_and_status_2() {
 }
 
 #[test]
+fn of_an_option_given_twice_the_last_counts() {
+    let server = WrongServer::start(Fault::None);
+    let (first, last) = (Scratch::new("first.html"), Scratch::new("last.html"));
+    let script = ["-c", "64", "-d", "1h", "--warm-up", "1h", "--json", "--report", first.path()];
+    let user = ["-c", "2", "-n", "40", "--warm-up", "0s", "--json", "--report", last.path()];
+    let asserts = ["--assert", "right=41", "--assert", "lost=0"];
+    let run = Run::new(&server.address(), &[&script[..], &user, &asserts].concat());
+    assert_eq!((run.count("requests", "right"), run.count("connections", "opened")), (40, 2), "{}", run.json);
+    assert!(last.0.exists() && !first.0.exists());
+    // These add up.
+    assert_eq!(
+        (run.json["asserts"].as_array().unwrap().len(), run.status),
+        (2, 1),
+        "{}",
+        run.json["asserts"]
+    );
+    server_of_an_assignment_twice();
+}
+
+/// As `start.sh PORT --assignment` has it.
+fn server_of_an_assignment_twice() {
+    let ended = Ended::of(program().args(["serve", "--assignment", "0", "--assignment", "--check"]));
+    assert!(ended.status.success() && ended.stdout.contains("0.0.0.0"), "{ended:?}");
+}
+
+#[test]
 fn nothing_is_drawn_where_there_is_no_terminal() {
     let server = WrongServer::start(Fault::None);
     let output = tool(&server.address(), &["-c", "1", "-n", "300"]);
