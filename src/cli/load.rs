@@ -72,7 +72,7 @@ pub(crate) struct LoadArgs {
     #[arg(short = 'P', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pipeline: u32,
 
-    /// Open loop: requests that become due each second, over all connections [default: closed loop]
+    /// Open loop: requests that become due each second, over all connections, 0.001 to 10000000 [default: closed loop]
     ///
     /// Latency counts from when a request was due, also where it waited for a connection: there is no coordinated omission.
     #[arg(short, long, value_name = "PER_SECOND", value_parser = rate)]
