@@ -127,12 +127,14 @@ impl Shared {
     /// says that this is its end.
     fn take(&self) -> Result<bool, Errno> {
         let none = Timespec { tv_sec: 0, tv_nsec: 0 };
-        while poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&none))? > 0 {
-            if !self.take_some()? {
-                return Ok(false);
+        loop {
+            match poll(&mut [PollFd::new(&self.file, PollFlags::IN)], Some(&none)) {
+                Ok(0) => return Ok(true),
+                Ok(_) if !self.take_some()? => return Ok(false),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(true)
     }
 
     /// Takes some of what is there, of a file all. False: that was the end.
