@@ -3,6 +3,7 @@
 //!
 //! The mailbox is one queue, so all that is for one connection leaves it in the order in which it was given.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,6 @@ use crate::clock::Nanos;
 use crate::config::ServiceId;
 use crate::handover::Listener;
 use crate::job::Job;
-use crate::service::Guard;
 use crate::slots::ConnId;
 
 /// One piece of mail. Each is boxed, as it moves between queues.
@@ -91,7 +91,7 @@ pub(crate) struct JoinTo {
 pub(crate) struct Ends {
     pub(crate) input: OwnedFd,
     pub(crate) output: OwnedFd,
-    pub(crate) guard: Guard,
+    pub(crate) guard: Box<dyn Any + Send>,
 }
 
 /// What others want to know of the reactor; dropped without an answer if that has ended.

@@ -4,6 +4,7 @@
 //! other side does not take waits here, and nothing more is read for it: that is the back-pressure. Each end is passed on; when
 //! both have ended, the connection does.
 
+use std::any::Any;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use super::{Reactor, budget};
 use crate::connection::{Connection, Phase, Role};
 use crate::mail::{Ends, JoinTo};
 use crate::reason::CloseReason;
-use crate::service::{self, Guard, Joining};
+use crate::service::{self, Joining};
 use crate::slots::ConnId;
 
 /// Bytes that are read at once of either side: what waits here at the most where the other side takes no more.
@@ -43,7 +44,7 @@ pub(super) struct Joint {
     /// The peer was told the end.
     told_end: bool,
     /// Dropped with it.
-    _guard: Guard,
+    _guard: Box<dyn Any + Send>,
 }
 
 impl Joint {

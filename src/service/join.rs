@@ -77,7 +77,11 @@ impl Joining {
     /// `guard` is dropped when the connection has ended, or at once if it has ended meanwhile: on the event loop, so that its drop must not
     /// block. What it panics with is discarded.
     pub fn with(mut self, input: impl Into<OwnedFd>, output: impl Into<OwnedFd>, guard: impl Any + Send) {
-        let ends = Ends { input: input.into(), output: output.into(), guard: Guard(Some(Box::new(guard))) };
+        let ends = Ends {
+            input: input.into(),
+            output: output.into(),
+            guard: Box::new(Guard(Some(Box::new(guard)))),
+        };
         self.say(Ok(ends));
     }
 
@@ -93,8 +97,7 @@ impl Joining {
 }
 
 /// What is dropped when a connection has ended: the service's, so that its drop may panic.
-#[derive(Debug)]
-pub(crate) struct Guard(Option<Box<dyn Any + Send>>);
+struct Guard(Option<Box<dyn Any + Send>>);
 
 impl Drop for Guard {
     fn drop(&mut self) {

@@ -31,7 +31,6 @@ use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
 pub(crate) use erased::{Erased, WorkerState, classify, close, drop_value, handle, join, last_line, open};
 pub use handler::Handler;
-pub(crate) use join::Guard;
 pub use join::{Join, Joining};
 pub use push::{Group, PushError, Pusher};
 pub(crate) use reply::Mode;
