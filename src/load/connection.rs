@@ -81,8 +81,10 @@ pub(crate) struct Connection {
     /// It is among those that can take a request (open loop), and since when it could.
     pub(crate) queued: bool,
     pub(crate) free_since: u64,
-    /// When the request that waits for this connection to open was due (`--reconnect`).
+    /// When the request that waits for this connection to open was due (`--reconnect`), and how late the generator itself was
+    /// with the connect.
     pub(crate) assigned: Option<u64>,
+    pub(crate) late_to_connect: u64,
     /// The peer has ended its side: reading goes on until that is seen, and nothing else will tell.
     hung_up: bool,
     /// A write was told of a reset. The system tells it only once: the next read sees an ordinary end.
@@ -104,6 +106,7 @@ impl Connection {
             queued: false,
             free_since: 0,
             assigned: None,
+            late_to_connect: 0,
             hung_up: false,
             reset: false,
         }

@@ -305,7 +305,7 @@ mod tests {
     use super::*;
     use crate::load::Outcome;
     use crate::load::histogram::Latencies;
-    use crate::load::honesty::{Generator, Usage};
+    use crate::load::honesty::{Absence, Generator, Usage, compared};
     use crate::load::protocol::Protocol;
     use crate::load::series::Series;
     use crate::report::load::{Connections, Requests};
@@ -476,9 +476,9 @@ mod tests {
                 right_while_busy: 0,
                 seconds: 3.0,
                 lateness,
-                absent: 0,
+                absence: Absence::default(),
                 open_loop: true,
-                p99: latencies.percentile(99.0),
+                latency: compared(&latencies),
             },
             latencies,
             cpu_seconds: usage.cpu_seconds,

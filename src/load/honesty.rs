@@ -8,6 +8,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::histogram::Latencies;
 
+/// In less than this a share of the time says nothing: a process that starts is busy at first.
+const SHORTEST_SECONDS: f64 = 0.05;
 /// Share of the time at which a thread counts as never idle.
 const NEVER_IDLE: f64 = 0.95;
 /// Replies that come while their thread is never idle are measured by the generator's own pace. A share of them above this
@@ -15,8 +17,18 @@ const NEVER_IDLE: f64 = 0.95;
 const BUSY_SHARE: f64 = 0.05;
 /// Requests of the open loop may be sent so late without a word: what it takes to wake up, which no latency is told without.
 const LATE_NANOS: u64 = 20_000;
-/// A thread that did not run for so long, in nanoseconds, was stopped: latencies hold that time, and say nothing of the server.
+/// A thread that did not run for so long at a time, in nanoseconds, was stopped: latencies hold that time, and say nothing of
+/// the server.
 const ABSENT_NANOS: u64 = 500_000_000;
+/// The same of shorter times in all, as a share of the measured part: the percentiles that people ask for begin there, and
+/// the waits for a core of a machine with other work stay below it.
+const ABSENT_SHARE: f64 = 0.05;
+/// A shorter time, in nanoseconds, is an ordinary wait for a core: what that does to requests, lateness tells.
+const SHORTEST_ABSENT_NANOS: u64 = 10_000_000;
+/// And so much in all, in nanoseconds, is a longer wait or two, which a short run may have.
+const LEAST_ABSENT_NANOS: u64 = 50_000_000;
+/// Where lateness is held against latency: at the first of these that has enough samples of both.
+const COMPARED: [f64; 3] = [99.0, 90.0, 50.0];
 /// A lateness above this share of the latency it is part of spoils it.
 const LATE_SHARE: f64 = 0.25;
 
@@ -33,6 +45,11 @@ impl Usage {
     /// Of the calling thread.
     pub(crate) fn of_thread() -> Self {
         Self { cpu_seconds: seconds(ClockId::ThreadCPUTime), waited_seconds: waited().unwrap_or(0.0) }
+    }
+
+    /// What the calling thread has used of a core, in nanoseconds: cheaper than all of it.
+    pub(crate) fn nanoseconds_on_a_core() -> u64 {
+        super::whole(seconds(ClockId::ThreadCPUTime) * 1e9)
     }
 
     /// Whether a thread that used so much in `nanoseconds` had no time to spare.
@@ -72,12 +89,42 @@ pub(crate) struct Generator {
     pub(crate) seconds: f64,
     /// How late the generator itself was.
     pub(crate) lateness: Latencies,
-    /// The longest time between two turns of a thread's loop, less what it may sleep, in nanoseconds.
-    pub(crate) absent: u64,
+    /// For how long a thread did not run though it should have.
+    pub(crate) absence: Absence,
     /// Whether requests had a time at which they were due.
     pub(crate) open_loop: bool,
-    /// The 99th percentile of the measured latency, in nanoseconds.
-    pub(crate) p99: Option<u64>,
+    /// The measured latency at each percentile of [`COMPARED`], in nanoseconds.
+    pub(crate) latency: [Option<u64>; COMPARED.len()],
+}
+
+/// What lateness is held against.
+pub(crate) fn compared(latencies: &Latencies) -> [Option<u64>; COMPARED.len()] {
+    COMPARED.map(|percentile| latencies.percentile(percentile))
+}
+
+/// Times in which a thread neither ran nor slept as long as it meant to: it was stopped, or without a core. In nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Absence {
+    /// The longest, of the whole run.
+    pub(crate) longest: u64,
+    /// All together, in the measured part.
+    pub(crate) sum: u64,
+}
+
+impl Absence {
+    /// Takes down one that ended at `now`; what is measured begins at `measure_from`.
+    pub(crate) fn add(&mut self, absent: u64, now: u64, measure_from: u64) {
+        if absent < SHORTEST_ABSENT_NANOS {
+            return;
+        }
+        self.longest = self.longest.max(absent);
+        self.sum += absent.min(now.saturating_sub(measure_from));
+    }
+
+    /// Of two threads, the one that was away for longer.
+    pub(crate) fn worse(self, other: Self) -> Self {
+        Self { longest: self.longest.max(other.longest), sum: self.sum.max(other.sum) }
+    }
 }
 
 impl Generator {
@@ -85,8 +132,7 @@ impl Generator {
     /// when they do not.
     pub(crate) fn reasons(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        // In less than this a share says nothing.
-        if self.seconds >= 0.2 {
+        if self.seconds >= SHORTEST_SECONDS {
             for (number, usage) in self.threads.iter().enumerate() {
                 let (running, waiting) =
                     (usage.cpu_seconds / self.seconds, usage.waited_seconds / self.seconds);
@@ -108,10 +154,17 @@ impl Generator {
                 ));
             }
         }
-        if self.absent > ABSENT_NANOS {
+        let Absence { longest, sum } = self.absence;
+        if sum > LEAST_ABSENT_NANOS && sum as f64 > self.seconds * 1e9 * ABSENT_SHARE {
+            reasons.push(format!(
+                "the generator did not run for {:.2} s of {:.2} s: stopped, or without a core",
+                sum as f64 / 1e9,
+                self.seconds
+            ));
+        } else if longest > ABSENT_NANOS {
             reasons.push(format!(
                 "the generator did not run for {:.1} s: stopped, or without a core",
-                self.absent as f64 / 1e9
+                longest as f64 / 1e9
             ));
         }
         reasons
@@ -119,12 +172,17 @@ impl Generator {
 
     /// Whether requests were sent so late that it spoils their latency, which holds that time: it was shorter, not longer.
     pub(crate) fn lateness_reason(&self) -> Option<String> {
-        let (late, p99) = (self.lateness.percentile(99.0)?, self.p99?);
-        let is_late = self.open_loop && late > LATE_NANOS && late as f64 > p99 as f64 * LATE_SHARE;
+        let both = |(percentile, latency): (f64, Option<u64>)| {
+            Some((percentile, self.lateness.percentile(percentile)?, latency?))
+        };
+        let (percentile, late, took) = COMPARED.into_iter().zip(self.latency).find_map(both)?;
+        let is_late = self.open_loop && late > LATE_NANOS && late as f64 > took as f64 * LATE_SHARE;
         is_late.then(|| {
-            let [late, p99] =
-                [late, p99].map(|nanoseconds| crate::report::microseconds(nanoseconds as f64 / 1e3));
-            format!("the generator sent its requests up to {late} late (p99), against a latency of {p99}")
+            let [late, took] =
+                [late, took].map(|nanoseconds| crate::report::microseconds(nanoseconds as f64 / 1e3));
+            format!(
+                "the generator sent its requests up to {late} late (p{percentile}), against a latency of {took}"
+            )
         })
     }
 }
@@ -137,8 +195,9 @@ mod tests {
         let mut lateness = Latencies::new();
         lateness.record_n(late, 10_000);
         let threads = vec![Usage { cpu_seconds, waited_seconds: 0.1 }];
-        let (right, right_while_busy, p99) = (10_000, 0, Some(4_000_000));
-        Generator { threads, right, right_while_busy, seconds: 1.0, lateness, absent: 0, open_loop, p99 }
+        let (right, right_while_busy, latency) = (10_000, 0, [Some(4_000_000), None, None]);
+        let (seconds, absence) = (1.0, Absence::default());
+        Generator { threads, right, right_while_busy, seconds, lateness, absence, open_loop, latency }
     }
 
     #[test]
@@ -158,7 +217,7 @@ mod tests {
         let usage = Usage { cpu_seconds: 3.0, waited_seconds: 2.0 };
         let since = usage.since(Usage { cpu_seconds: 1.0, waited_seconds: 0.5 });
         assert_eq!((since.cpu_seconds, since.waited_seconds), (2.0, 1.5));
-        for (seconds, valid) in [(0.5, false), (0.6, true), (0.19, true)] {
+        for (seconds, valid) in [(0.5, false), (0.6, true), (0.06, false), (0.04, true)] {
             let threads = vec![Usage { cpu_seconds: 0.4, waited_seconds: 0.1 }];
             let generator = Generator { threads, seconds, ..generator(0.0, 0, false) };
             assert_eq!(generator.reasons().is_empty(), valid, "{seconds} s");
@@ -181,9 +240,31 @@ mod tests {
             (10_000, 30_000, true),
             (2_000_000, 20_000_000, true),
         ] {
-            let generator = Generator { p99: Some(p99), ..generator(0.1, late, true) };
+            let generator = Generator { latency: [Some(p99), None, None], ..generator(0.1, late, true) };
             assert_eq!(generator.lateness_reason().is_none(), valid, "{late} of {p99}");
         }
+    }
+
+    #[test]
+    fn where_there_are_too_few_samples_a_lower_percentile_is_compared() {
+        // A hundred samples tell the 90th percentile and a thousand the 99th.
+        for (samples, latency, told) in [
+            (1000, [Some(9_000_000), Some(1), Some(1)], None),
+            (999, [Some(9_000_000), Some(4_000_000), Some(1)], Some("(p90), against a latency of 4.00 ms")),
+            (999, [Some(1), Some(9_000_000), Some(1)], None),
+            (999, [None, None, Some(3_000_000)], Some("2.00 ms late (p50)")),
+            (19, [Some(1); 3], None),
+            (1000, [None; 3], None),
+        ] {
+            let mut lateness = Latencies::new();
+            lateness.record_n(2_000_000, samples);
+            let reason = Generator { lateness, latency, ..generator(0.1, 0, true) }.lateness_reason();
+            assert_eq!(reason.is_some(), told.is_some(), "{samples} {latency:?}: {reason:?}");
+            assert!(reason.is_none_or(|reason| reason.contains(told.unwrap())), "{samples} {latency:?}");
+        }
+        let mut latencies = Latencies::new();
+        latencies.record_n(5, 100);
+        assert_eq!(compared(&latencies).map(|latency| latency.is_some()), [false, true, true]);
     }
 
     #[test]
@@ -200,10 +281,32 @@ mod tests {
 
     #[test]
     fn thread_that_was_stopped_makes_a_run_invalid() {
-        for (absent, valid) in [(400_000_000, true), (600_000_000, false)] {
-            let generator = Generator { absent, ..generator(0.1, 0, false) };
-            assert_eq!(generator.reasons().is_empty(), valid);
+        // In a minute, in a second and in a fifth of it.
+        for (longest, sum, seconds, valid) in [
+            (400_000_000, 0, 60.0, true),
+            (600_000_000, 0, 60.0, false),
+            (40_000_000, 2_900_000_000, 60.0, true),
+            (40_000_000, 3_100_000_000, 60.0, false),
+            (20_000_000, 60_000_000, 1.0, false),
+            (20_000_000, 49_000_000, 0.2, true),
+            (20_000_000, 51_000_000, 0.2, false),
+        ] {
+            let absence = Absence { longest, sum };
+            let reasons = Generator { absence, seconds, ..generator(0.01, 0, false) }.reasons();
+            assert_eq!(reasons.is_empty(), valid, "{longest} {sum} {seconds}: {reasons:?}");
         }
+    }
+
+    #[test]
+    fn absence_counts_from_where_the_measured_part_begins() {
+        let mut absence = Absence::default();
+        let ms = 1_000_000;
+        for (absent, now) in [(70, 90), (50, 130), (20, 180), (9, 190)] {
+            absence.add(absent * ms, now * ms, 100 * ms);
+        }
+        assert_eq!((absence.longest, absence.sum), (70 * ms, 50 * ms));
+        let worse = absence.worse(Absence { longest: 5, sum: 80 * ms });
+        assert_eq!((worse.longest, worse.sum), (70 * ms, 80 * ms));
     }
 
     #[test]

@@ -37,7 +37,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use histogram::Latencies;
 
-use honesty::{Generator, Usage};
+use honesty::{Absence, Generator, Usage};
 use progress::Progress;
 use protocol::Protocol;
 use series::Series;
@@ -249,8 +249,8 @@ fn put_together(
     let mut connections = Connections::default();
     let mut examples: Vec<(Kind, First)> = Vec::new();
     let mut lateness = Latencies::new();
-    let (mut right_while_busy, mut ended, mut absent, mut ended_early, mut threads) =
-        (0, 0, 0, None, Vec::new());
+    let (mut right_while_busy, mut ended, mut ended_early, mut threads) = (0, 0, None, Vec::new());
+    let mut absence = Absence::default();
     for one in done {
         measured.add(&one.tally.measured());
         total.add(&one.tally.total());
@@ -258,7 +258,7 @@ fn put_together(
         lateness.add(&one.lateness.sparse());
         right_while_busy += one.right_while_busy;
         ended = ended.max(one.ended);
-        absent = absent.max(one.absent);
+        absence = absence.worse(one.absence);
         ended_early = ended_early.or(one.ended_early);
         threads.push(one.usage);
         examples.extend(one.tally.examples);
@@ -280,9 +280,9 @@ fn put_together(
         right_while_busy,
         seconds,
         lateness,
-        absent,
+        absence,
         open_loop: plan.rate.is_some(),
-        p99: latencies.percentile(99.0),
+        latency: honesty::compared(&latencies),
     };
     Outcome {
         started,

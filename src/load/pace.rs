@@ -12,7 +12,7 @@ use tidemill::schedule::Arrivals;
 /// Requests taken in a turn of the loop at most: a millisecond's work, so that replies, the clock and an interrupt have their turn
 /// at any rate.
 const MAX_DUE_A_TURN: usize = 4096;
-/// Requests of a thread that are due and wait for a connection at most, 8 bytes each: seconds of a rate that can be sent. The others
+/// Requests of a thread that are due and wait for a connection at most, 16 bytes each: seconds of a rate that can be sent. The others
 /// wait in the schedule, which costs nothing; those that are still there at the end are not sent.
 const MAX_BACKLOG: usize = 1 << 20;
 
@@ -53,12 +53,28 @@ impl Closed {
     }
 }
 
+/// A request that has become due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) at: u64,
+    /// When the generator saw it: at once, unless it did not run.
+    pub(crate) seen: u64,
+}
+
+impl Due {
+    /// How late the generator itself is with it at `now`, on a connection that has had room since `free_since`: it saw it too
+    /// late, or did not send it at once where there was room.
+    pub(crate) fn late(self, free_since: u64, now: u64) -> u64 {
+        now.saturating_sub(self.at.max(free_since)).max(self.seen - self.at)
+    }
+}
+
 /// Requests that are due, and those to come.
 #[derive(Debug)]
 pub(crate) struct Open {
     arrivals: Arrivals,
-    /// When those were due that wait for a connection with room.
-    pub(crate) backlog: VecDeque<u64>,
+    /// Those that wait for a connection with room.
+    pub(crate) backlog: VecDeque<Due>,
     /// Connections that can take one, the first free first.
     pub(crate) ready: VecDeque<usize>,
     /// How late the generator itself was.
@@ -102,7 +118,7 @@ impl Open {
                 return;
             }
             self.left -= u64::from(due >= self.measure_from);
-            self.backlog.push_back(due);
+            self.backlog.push_back(Due { at: due, seen: now });
             tally.offered(due, 1);
             self.arrivals.advance();
         }
@@ -131,11 +147,10 @@ impl Open {
         self.backlog.len().div_ceil(self.ready.len() + 1)
     }
 
-    /// Takes a request that was due at `due` for a connection that has had room since `free_since`.
-    pub(crate) fn sent(&mut self, due: u64, free_since: u64, now: u64) {
-        if due >= self.measure_from {
-            // Late by its own doing is only what came after the connection had room.
-            self.lateness.record(now.saturating_sub(due.max(free_since)));
+    /// Takes a request for a connection that has had room since `free_since`.
+    pub(crate) fn sent(&mut self, due: Due, free_since: u64, now: u64) {
+        if due.at >= self.measure_from {
+            self.lateness.record(due.late(free_since, now));
         }
     }
 }
@@ -158,14 +173,14 @@ impl Pace {
     pub(crate) fn take_one(&mut self, now: u64, tally: &mut Tally) -> Option<u64> {
         match self {
             Self::Closed(closed) => (closed.take(1, now, tally) > 0).then_some(now),
-            Self::Open(open) => open.backlog.pop_front(),
+            Self::Open(open) => open.backlog.pop_front().map(|due| due.at),
         }
     }
 
     /// Gives up what waits for a connection.
     pub(crate) fn give_up(&mut self, tally: &mut Tally) {
         if let Self::Open(open) = self {
-            open.backlog.drain(..).for_each(|due| tally.unsent(due, 1));
+            open.backlog.drain(..).for_each(|due| tally.unsent(due.at, 1));
         }
     }
 }
@@ -244,14 +259,22 @@ mod tests {
     }
 
     #[test]
-    fn late_is_what_came_after_the_connection_had_room() {
+    fn late_is_what_came_after_the_connection_had_room_or_what_was_seen_too_late() {
         let mut open = open(9, 20, u64::MAX);
-        open.sent(19, 0, 5_000_000);
+        let due = |at, seen| Due { at, seen };
+        open.sent(due(19, 19), 0, 5_000_000);
         assert_eq!(open.lateness.len(), 0, "the warm-up does not count");
-        open.sent(20, 0, 1_000_020);
-        open.sent(20, 7_000_020, 7_500_020);
-        assert_eq!(open.lateness.len(), 2);
+        open.sent(due(20, 20), 0, 1_000_020);
+        open.sent(due(20, 20), 7_000_020, 7_500_020);
+        open.sent(due(20, 500_020), 7_000_020, 7_100_020);
+        assert_eq!(open.lateness.len(), 3);
         assert!((999_000..1_001_000).contains(&open.lateness.max()), "{}", open.lateness.max());
+        // It did not run while this one became due, and then that waited for a connection besides.
+        open.sent(due(20, 9_000_020), 9_500_020, 9_500_020);
+        assert!((8_990_000..9_010_000).contains(&open.lateness.max()), "{}", open.lateness.max());
+        let mut tally = Tally::new(0);
+        open.collect(15 * MS, &mut tally);
+        assert_eq!(open.backlog, [due(10 * MS, 15 * MS)]);
     }
 
     #[test]

@@ -266,7 +266,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::load::honesty::{Generator, Usage};
+    use crate::load::honesty::{Absence, Generator, Usage, compared};
     use crate::load::protocol::Protocol;
     use crate::load::series::{Point as Row, Series};
     use crate::load::{tally, worker};
@@ -315,9 +315,9 @@ mod tests {
                 right_while_busy: 0,
                 seconds: 4.0,
                 lateness,
-                absent: 0,
+                absence: Absence::default(),
                 open_loop: false,
-                p99: latencies.percentile(99.0),
+                latency: compared(&latencies),
             },
             latencies,
             cpu_seconds: 0.5,
@@ -390,7 +390,7 @@ mod tests {
         let more = report(|plan, outcome| {
             open(plan, outcome);
             late(outcome);
-            outcome.generator.absent = 1000 * MS;
+            outcome.generator.absence.longest = 1000 * MS;
         });
         assert!(!more.generator.only_late && more.generator.reasons.len() == 2, "{:?}", more.generator);
         let ports = report(|_, outcome| outcome.ended_early = Some(EndedEarly::OutOf("ports")));

@@ -19,9 +19,9 @@ use mio::{Events, Poll, Token};
 
 use super::connection::{Connection, Outcome, Phase};
 use super::histogram::Latencies;
-use super::honesty::Usage;
+use super::honesty::{Absence, Usage};
 use super::ledger::Asked;
-use super::pace::{Closed, Open, Pace};
+use super::pace::{Closed, Due, Open, Pace};
 use super::protocol::Protocol;
 use super::series::Point;
 use super::tally::Tally;
@@ -73,8 +73,7 @@ pub(crate) struct Done {
     pub(crate) right_while_busy: u64,
     /// When the measured part ended, in nanoseconds since the start.
     pub(crate) ended: u64,
-    /// The longest time between two turns of the loop, less what it may sleep, in nanoseconds.
-    pub(crate) absent: u64,
+    pub(crate) absence: Absence,
     pub(crate) ended_early: Option<EndedEarly>,
 }
 
@@ -123,11 +122,13 @@ pub(crate) struct Worker<'a> {
     assigned: usize,
     /// When the first connection was read in this turn.
     first_read: Option<u64>,
+    /// When this turn began, or should have: what came before that lay here by the generator's doing.
+    turn_began: u64,
     /// Connections that were left with bytes to read.
     unread: Vec<usize>,
     buffer: Box<[u8]>,
     scratch: Vec<u8>,
-    due: Vec<u64>,
+    due: Vec<Due>,
     /// The next connection's number and the next request's, and the distance to the one after.
     next_connection: u32,
     next_number: u64,
@@ -152,7 +153,9 @@ pub(crate) struct Worker<'a> {
     row_began: u64,
     row_usage: Usage,
     right_while_busy: u64,
-    absent: u64,
+    absence: Absence,
+    /// What this thread had used of a core at the last housekeeping, in nanoseconds.
+    core_nanos: u64,
     ended_early: Option<EndedEarly>,
     interrupts_heeded: u8,
     /// What had been used when the measured part began; when it ended, and what had been used by then.
@@ -205,6 +208,7 @@ impl<'a> Worker<'a> {
             open: 0,
             assigned: 0,
             first_read: None,
+            turn_began: 0,
             unread: Vec::new(),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             scratch: Vec::new(),
@@ -228,7 +232,8 @@ impl<'a> Worker<'a> {
             row_began: 0,
             row_usage: Usage::of_thread(),
             right_while_busy: 0,
-            absent: 0,
+            absence: Absence::default(),
+            core_nanos: Usage::nanoseconds_on_a_core(),
             ended_early: None,
             interrupts_heeded: 0,
             measured_from: None,
@@ -261,7 +266,7 @@ impl<'a> Worker<'a> {
             usage: self.measured_from.map(|from| usage.since(from)).unwrap_or_default(),
             right_while_busy: self.right_while_busy,
             ended: self.tally.last_reply.max(ended.min(self.deadline)),
-            absent: self.absent,
+            absence: self.absence,
             ended_early: self.ended_early,
             tally: self.tally,
         }
@@ -274,6 +279,9 @@ impl<'a> Worker<'a> {
         let mut last_woke = now;
         loop {
             if now >= self.next_housekeeping {
+                if self.ended.is_none() {
+                    self.look_for_absence(now);
+                }
                 self.next_housekeeping = now + nanoseconds(HOUSEKEEPING);
                 self.housekeeping(now);
                 if self.measured_from.is_none() && now >= self.measure_from {
@@ -316,8 +324,8 @@ impl<'a> Worker<'a> {
             }
             // A connection that was read has told the time already.
             let woke = self.first_read.take().unwrap_or_else(|| self.now());
+            self.turn_began = self.turn_began.min(woke);
             now = if handled > 1 { self.now() } else { woke };
-            self.absent = self.absent.max(woke.saturating_sub(last_woke + nanoseconds(HOUSEKEEPING)));
             if now.saturating_sub(last_woke) > self.timeout / 4 {
                 // This process did not run for long, perhaps between a look at the clock and a send that goes by it: what was
                 // sent since then has had no time to be answered.
@@ -337,15 +345,18 @@ impl<'a> Worker<'a> {
     /// How long the poll may sleep, apart from the timer.
     fn sleep(&mut self, now: u64) -> io::Result<Option<Duration>> {
         if !self.unread.is_empty() {
+            self.turn_began = now;
             return Ok(Some(Duration::ZERO));
         }
         let (mut until, mut now) = (self.next_housekeeping, now);
         if let (true, Pace::Open(open)) = (self.offering, &self.pace) {
             now = self.stamp.now();
             until = until.min(open.next_look());
-            if until <= now.saturating_add(SPIN_NANOS) {
-                return Ok(Some(Duration::ZERO));
-            }
+        }
+        // The turn begins earlier if something comes.
+        self.turn_began = until;
+        if until <= now.saturating_add(SPIN_NANOS) {
+            return Ok(Some(Duration::ZERO));
         }
         self.timer.wake_at(until, now)
     }
@@ -401,7 +412,10 @@ impl<'a> Worker<'a> {
             }
             let (now, outcome) =
                 connection.read(&mut self.buffer, &mut self.protocol, &mut self.stamp, &mut self.tally);
-            self.first_read.get_or_insert(now);
+            if self.first_read.is_none() {
+                self.first_read = Some(now);
+                self.turn_began = self.turn_began.min(now);
+            }
             if self.tally.last_reply == now {
                 self.failures = 0;
             }
@@ -477,7 +491,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Sends the requests that were due at the times in `due`, and clears it.
+    /// Sends the requests in `due`, and clears it.
     fn send_due(&mut self, slot: usize, now: u64) {
         self.scratch.clear();
         for at in 0..self.due.len() {
@@ -486,7 +500,7 @@ impl<'a> Worker<'a> {
             if let Pace::Open(open) = &mut self.pace {
                 open.sent(due, connection.free_since, now);
             }
-            let asked = Asked { due, sent: now };
+            let asked = Asked { due: due.at, sent: now };
             let bytes = connection.ledger.ask(asked, first, 1, &mut self.protocol, &mut self.tally);
             self.scratch.extend_from_slice(bytes);
         }
@@ -514,7 +528,7 @@ impl<'a> Worker<'a> {
         let connection = &mut self.connections[slot];
         if let (Pace::Open(open), false) = (&mut self.pace, connection.queued) {
             connection.queued = true;
-            connection.free_since = now;
+            connection.free_since = now.min(self.turn_began);
             open.ready.push_back(slot);
         }
     }
@@ -534,7 +548,10 @@ impl<'a> Worker<'a> {
             connection.queued = false;
             match connection.phase {
                 Phase::Idle if self.plan.reconnect && slot < self.wanted => {
-                    connection.assigned = open.backlog.pop_front();
+                    let due = open.backlog.pop_front();
+                    connection.assigned = due.map(|due| due.at);
+                    // What it is late for the connect by, it is late for the request by.
+                    connection.late_to_connect = due.map_or(0, |due| due.late(connection.free_since, now));
                     self.assigned += 1;
                     self.connect(slot)?;
                 }

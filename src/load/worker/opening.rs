@@ -10,7 +10,7 @@ use super::Worker;
 use crate::load::EndedEarly;
 use crate::load::connection::{Connected, Ending, Phase};
 use crate::load::ledger::{End, Example, Ledger, shown};
-use crate::load::pace::Pace;
+use crate::load::pace::{Due, Pace};
 use crate::load::tally::Kind;
 
 /// Before a connection that failed is opened again: a server that restarts is not flooded with connects.
@@ -159,11 +159,12 @@ impl Worker<'_> {
         self.open += 1;
         let connection = &mut self.connections[slot];
         connection.opened(now);
-        connection.free_since = now;
+        let late = std::mem::take(&mut connection.late_to_connect);
+        connection.free_since = now.min(self.turn_began).saturating_sub(late);
         match connection.assigned.take() {
             Some(due) => {
                 self.assigned -= 1;
-                self.due.push(due);
+                self.due.push(Due { at: due, seen: due });
                 self.send_due(slot, now);
             }
             None => self.go_on(slot, now),

@@ -51,6 +51,17 @@ impl Worker<'_> {
         }
     }
 
+    /// Takes down the time for which this thread neither ran nor meant to sleep, before [`Self::housekeeping`]: it is late for
+    /// that, and has not computed meanwhile.
+    pub(super) fn look_for_absence(&mut self, now: u64) {
+        let core_nanos = Usage::nanoseconds_on_a_core();
+        let computed = core_nanos.saturating_sub(std::mem::replace(&mut self.core_nanos, core_nanos));
+        if self.next_housekeeping > 0 {
+            let absent = now.saturating_sub(self.next_housekeeping.saturating_add(computed));
+            self.absence.add(absent, now, self.measure_from);
+        }
+    }
+
     pub(super) fn follow_shape(&mut self, now: u64) {
         let all = self.connections.len();
         let wanted = match &self.connection_curve {

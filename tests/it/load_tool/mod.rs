@@ -17,6 +17,7 @@ mod accounts;
 mod ends;
 mod limits;
 mod usage;
+mod verdicts;
 
 /// Long enough for a reply on a machine that does other work as well; nothing waits for it.
 const PATIENT: &str = "20s";
