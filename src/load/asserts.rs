@@ -43,6 +43,7 @@ pub(crate) enum Count {
     Unasked,
     Opened,
     Refused,
+    NotLetIn,
     Reset,
     ClosedEarly,
     /// Everything that is wrong, of requests and connections.
@@ -131,6 +132,7 @@ fn subject(name: &str) -> Result<Subject, String> {
         "unasked" => Count::Unasked,
         "opened" => Count::Opened,
         "refused" => Count::Refused,
+        "not_let_in" => Count::NotLetIn,
         "reset" => Count::Reset,
         "closed_early" => Count::ClosedEarly,
         "errors" => Count::Errors,

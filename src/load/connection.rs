@@ -155,6 +155,11 @@ impl Connection {
         self.since = now;
     }
 
+    /// Whether it has been connecting since before `before`.
+    pub(crate) fn is_connecting_since(&self, before: u64) -> bool {
+        self.phase == Phase::Connecting && self.since < before
+    }
+
     pub(crate) fn awaits_greeting(&self) -> bool {
         self.awaits_greeting
     }

@@ -182,6 +182,7 @@ fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String
             problem(total.unsent, "requests due, but never sent");
         }
         problem(connections.refused, "connections refused");
+        problem(connections.not_let_in, "connections never let in");
     } else if connections.stopped == 0 {
         problems.push("the server did not stop".to_owned());
     }
@@ -252,6 +253,7 @@ fn value_of(subject: Subject, report: &LoadReport, latencies: &Latencies) -> Opt
                 Count::Unasked => requests.unasked,
                 Count::Opened => connections.opened,
                 Count::Refused => connections.refused,
+                Count::NotLetIn => connections.not_let_in,
                 Count::Reset => connections.reset,
                 Count::ClosedEarly => connections.closed_early,
                 Count::Errors => requests.errors() + connections.errors(),
@@ -441,7 +443,7 @@ mod tests {
     fn each_thing_that_went_wrong_is_a_problem_unless_it_was_asked_for() {
         let problems = |change: fn(&mut Plan, &mut Outcome)| report(change).problems.join("; ");
         type Change = fn(&mut Plan, &mut Outcome);
-        let alone: [(Change, &str); 9] = [
+        let alone: [(Change, &str); 10] = [
             (|_, it| it.total.wrong = 1, "1 replies wrong"),
             (|_, it| it.total.reordered = 2, "2 replies reordered"),
             (|_, it| it.total.duplicated = 3, "3 replies duplicated"),
@@ -451,6 +453,7 @@ mod tests {
             (|_, it| it.connections.reset = 7, "7 connections reset"),
             (|_, it| it.connections.closed_early = 8, "8 connections closed early"),
             (|_, it| it.connections.refused = 9, "9 connections refused"),
+            (|_, it| it.connections.not_let_in = 10, "10 connections never let in"),
         ];
         for (change, said) in alone {
             assert_eq!((problems(change), report(change).verdict), (said.to_owned(), Verdict::Failed));
@@ -531,8 +534,14 @@ mod tests {
                 unasked: 9,
                 unsent: 10,
             };
-            outcome.connections =
-                Connections { opened: 11, refused: 12, reset: 13, closed_early: 14, stopped: 15 };
+            outcome.connections = Connections {
+                opened: 11,
+                refused: 12,
+                reset: 13,
+                closed_early: 14,
+                stopped: 15,
+                not_let_in: 16,
+            };
         });
         let mut latencies = Latencies::new();
         latencies.add(&counted.histogram_ns);
@@ -543,10 +552,10 @@ mod tests {
         };
         let counts = ["sent", "right", "wrong", "reordered", "duplicated", "lost", "unread", "unasked"];
         assert_eq!(counts.map(value), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0].map(Some));
-        let connections = ["opened", "refused", "reset", "closed_early"].map(value);
-        assert_eq!(connections, [11.0, 12.0, 13.0, 14.0].map(Some));
-        // Of requests 4 + 5 + 6 + 7 + 9, of connections 12 + 13 + 14.
-        assert_eq!(value("errors"), Some(70.0));
+        let connections = ["opened", "refused", "reset", "closed_early", "not_let_in"].map(value);
+        assert_eq!(connections, [11.0, 12.0, 13.0, 14.0, 16.0].map(Some));
+        // Of requests 4 + 5 + 6 + 7 + 9, of connections 12 + 13 + 14 + 16.
+        assert_eq!(value("errors"), Some(86.0));
         assert_eq!((value("rate"), value("generator_cpu")), (Some(500.0), Some(250.0)));
         assert!(is_about(value("p50"), 1000.0) && is_about(value("p99"), 2000.0), "{:?}", value("p99"));
         assert!(is_about(value("mean"), 1515.0) && is_about(value("max"), 4000.0), "{:?}", value("max"));

@@ -177,6 +177,9 @@ pub(crate) struct Connections {
     /// Ended by a server that was expected to stop, with nothing out of order.
     #[serde(default)]
     pub(crate) stopped: u64,
+    /// Still waiting to be let in when the time was over.
+    #[serde(default)]
+    pub(crate) not_let_in: u64,
 }
 
 impl Connections {
@@ -186,10 +189,11 @@ impl Connections {
         self.reset += other.reset;
         self.closed_early += other.closed_early;
         self.stopped += other.stopped;
+        self.not_let_in += other.not_let_in;
     }
 
     pub(crate) fn errors(&self) -> u64 {
-        self.refused + self.reset + self.closed_early
+        self.refused + self.reset + self.closed_early + self.not_let_in
     }
 }
 
@@ -312,10 +316,13 @@ impl LoadReport {
     /// What was run, in one line.
     pub(crate) fn subtitle(&self) -> String {
         let options = &self.options;
-        let mut parts = vec![format!("{} connections", count(options.connections))];
-        if options.connections == 1 {
-            parts = vec!["1 connection".to_owned()];
-        }
+        let mut parts = vec![match (options.connections, self.connections.opened) {
+            (wanted, opened) if opened < wanted => {
+                format!("{} of {} connections", count(opened), count(wanted))
+            }
+            (1, _) => "1 connection".to_owned(),
+            (wanted, _) => format!("{} connections", count(wanted)),
+        }];
         if options.pipeline > 1 {
             parts.push(format!("{} requests pipelined", options.pipeline));
         }
@@ -355,6 +362,7 @@ impl LoadReport {
         seldom("never sent", requests.unsent);
         seldom("never read by the server", requests.unread);
         seldom("connections refused", connections.refused);
+        seldom("connections never let in", connections.not_let_in);
         seldom("connections reset", connections.reset);
         seldom("connections closed early", connections.closed_early);
         seldom("connections stopped by the server", connections.stopped);

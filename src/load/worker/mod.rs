@@ -292,6 +292,9 @@ impl<'a> Worker<'a> {
             }
             if self.offering && (now >= self.deadline || self.pace.is_used_up(now)) {
                 self.stop_offering(now);
+                if now >= self.deadline {
+                    self.count_not_let_in(now);
+                }
                 self.wind_up(now);
             }
             self.dispatch(now)?;

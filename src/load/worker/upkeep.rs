@@ -13,6 +13,10 @@ use crate::load::{EndedEarly, nanoseconds, whole};
 /// person waits.
 const PATIENCE_NANOS: u64 = 1_000_000_000;
 
+/// A connection that is being opened for less long than this when the time is over, in nanoseconds, is not held against the
+/// server: it was begun late. A handshake is done by then, and one that found the listen backlog full takes a second at least.
+const LET_IN_NANOS: u64 = 200_000_000;
+
 impl Worker<'_> {
     pub(super) fn housekeeping(&mut self, now: u64) {
         self.flush_row(now);
@@ -78,6 +82,29 @@ impl Worker<'_> {
         for slot in wanted..before {
             self.close_if_settled(slot, now);
         }
+    }
+
+    /// Counts the connections that there should be and that the server has not let in, when the time is over. Where each request
+    /// has its own, these are the requests that were never sent.
+    pub(super) fn count_not_let_in(&mut self, now: u64) {
+        if self.plan.reconnect || self.plan.expect_stop {
+            return;
+        }
+        let before = now.saturating_sub(LET_IN_NANOS.min(self.deadline / 2));
+        let mut is_stuck = false;
+        for slot in 0..self.wanted {
+            if self.connections[slot].phase == Phase::Connecting {
+                self.catch_up(slot);
+                is_stuck |= self.connections[slot].is_connecting_since(before);
+            }
+        }
+        if !is_stuck {
+            return;
+        }
+        // Others were begun later, or never, because only so many are opened at once.
+        let is_untried = |&&slot: &&usize| slot < self.wanted && self.connections[slot].phase == Phase::Idle;
+        let untried = self.to_open.iter().filter(is_untried).count();
+        self.tally.connections.not_let_in += (self.connecting + untried) as u64;
     }
 
     /// Takes in what lies in the socket, for whoever is about to judge its silence: this process may not have run for long.

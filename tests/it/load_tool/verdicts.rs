@@ -1,6 +1,37 @@
 //! Runs that must not be called right: a generator that did not run, a server that did not let in, read, answer or stop.
 
+use std::net::{TcpListener, TcpStream};
+
 use super::*;
+
+/// A server of its own kind: `serve` gets each connection, the first with number 0. It ends with the tests.
+fn each_connection(
+    backlog: i32,
+    between: Duration,
+    serve: impl Fn(usize, &TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> String {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(backlog).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = std::sync::Arc::new(serve);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            let serve = std::sync::Arc::clone(&serve);
+            thread::spawn(move || serve(number, &stream));
+            thread::sleep(between);
+        }
+    });
+    address
+}
+
+fn echo(mut stream: &TcpStream) -> std::io::Result<()> {
+    let mut output = stream;
+    std::io::copy(&mut stream, &mut output).map(drop)
+}
+
+const ECHO: [&str; 4] = ["--request", "x{n}", "--expect", "{line}"];
 
 /// Lets it run for a third of the time, until it ends.
 #[track_caller]
@@ -44,4 +75,22 @@ fn generator_that_ran_for_a_third_of_the_time_says_so_in_every_mode() {
         .map(|(arguments, part)| scope.spawn(move || check(arguments, part)))
         .map(|way| way.join().unwrap())
     });
+}
+
+#[test]
+fn connections_that_were_never_let_in_are_told() {
+    for way in [&[][..], &["-r", "300"]] {
+        let target = each_connection(1, Duration::from_millis(30), |_, stream| echo(stream));
+        // More than are opened at once: some are never tried.
+        // What the system has let in beyond the backlog is answered late, or not at all.
+        let arguments = [&["-c", "600", "-d", "900ms", "--timeout", "1s"], &ECHO[..], way].concat();
+        let run = Run::new(&target, &arguments);
+        let (opened, not_let_in) =
+            (run.count("connections", "opened"), run.count("connections", "not_let_in"));
+        assert_eq!((opened + not_let_in, run.status), (600, 1), "{way:?}: {}", run.json["connections"]);
+        assert!(not_let_in > 400, "{way:?}: {}", run.json["connections"]);
+        assert!(run.json["problems"].to_string().contains("never let in"), "{}", run.json["problems"]);
+        let text = tool(&target, &arguments).stdout;
+        assert!(text.contains(" of 600 connections"), "{text}");
+    }
 }
