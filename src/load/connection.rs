@@ -5,6 +5,7 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 
+use memchr::memchr_iter;
 use mio::net::TcpStream;
 
 use super::Stamp;
@@ -76,6 +77,9 @@ pub(crate) struct Connection {
     /// What the socket did not take yet, from `unsent_from` on.
     unsent: Vec<u8>,
     unsent_from: usize,
+    /// Ends of lines in it, and since when the socket has taken nothing of it.
+    unsent_lines: usize,
+    unsent_since: u64,
     /// The server is yet to say what it says first.
     awaits_greeting: bool,
     /// It is among those that can take a request (open loop), and since when it could.
@@ -102,6 +106,8 @@ impl Connection {
             held: Vec::new(),
             unsent: Vec::new(),
             unsent_from: 0,
+            unsent_lines: 0,
+            unsent_since: 0,
             awaits_greeting: false,
             queued: false,
             free_since: 0,
@@ -182,25 +188,38 @@ impl Connection {
         if self.has_unsent() { 0 } else { pipeline.saturating_sub(self.ledger.outstanding()) }
     }
 
-    /// Sends bytes, or keeps what the socket does not take.
-    pub(crate) fn send(&mut self, bytes: &[u8]) {
+    /// Sends the bytes of requests of `lines` lines each, or keeps what the socket does not take.
+    pub(crate) fn send(&mut self, bytes: &[u8], lines: usize, now: u64) {
         debug_assert!(!self.has_unsent(), "requests would overtake each other");
         let taken = self.write(bytes);
         self.unsent.clear();
-        self.unsent.extend_from_slice(&bytes[taken..]);
         self.unsent_from = 0;
+        if taken < bytes.len() {
+            self.unsent.extend_from_slice(&bytes[taken..]);
+            self.unsent_lines = memchr_iter(b'\n', &self.unsent).count();
+            self.unsent_since = now;
+            self.tell_unsent(lines);
+        }
     }
 
     /// Sends what was kept.
-    pub(crate) fn flush(&mut self, now: u64) {
+    pub(crate) fn flush(&mut self, lines: usize, now: u64) {
         let unsent = std::mem::take(&mut self.unsent);
-        let taken = self.write(&unsent[self.unsent_from..]);
+        let rest = &unsent[self.unsent_from..];
+        let taken = self.write(rest);
+        self.unsent_lines -= memchr_iter(b'\n', &rest[..taken]).count();
         self.unsent = unsent;
         self.unsent_from += taken;
         if taken > 0 {
             // The peer could not answer before it got this.
-            self.since = now;
+            (self.since, self.unsent_since) = (now, now);
+            self.tell_unsent(lines);
         }
+    }
+
+    /// Tells the ledger of how many requests the last line has not been taken.
+    fn tell_unsent(&mut self, lines: usize) {
+        self.ledger.set_unsent(self.unsent_lines.div_ceil(lines.max(1)) as u64);
     }
 
     fn write(&mut self, bytes: &[u8]) -> usize {
@@ -292,17 +311,18 @@ impl Connection {
             Phase::Idle => false,
             Phase::Connecting => self.since < before,
             Phase::Open => {
-                self.ledger.waits_since().is_some_and(|since| since.max(self.since) < before)
-                    || self.ledger.misses_since().is_some_and(|since| since < before)
+                self.is_silent(now, timeout) || self.ledger.misses_since().is_some_and(|since| since < before)
             }
             Phase::Closing => self.since < now.saturating_sub(LINGER_NANOS),
         }
     }
 
-    /// Whether the request whose turn it is has waited for too long, so that nothing is expected any more.
+    /// Whether the request whose turn it is has waited for too long, or bytes to be taken have while nothing was answered, so
+    /// that nothing is expected any more.
     pub(crate) fn is_silent(&self, now: u64, timeout: u64) -> bool {
         let before = now.saturating_sub(timeout);
         self.ledger.waits_since().is_some_and(|since| since.max(self.since) < before)
+            || self.has_unsent() && self.unsent_since.max(self.ledger.settled_last()) < before
     }
 }
 
@@ -397,13 +417,13 @@ mod tests {
         connection.opened(7);
         assert_eq!((connection.phase, connection.room(5), connection.is_settled()), (Phase::Open, 5, true));
         let bytes: Vec<u8> = (0..16 << 20).map(|at: u32| at.to_le_bytes()[at as usize % 4]).collect();
-        connection.send(&bytes);
+        connection.send(&bytes, 1, 7);
         assert!(connection.has_unsent() && !connection.is_settled());
         assert_eq!(connection.room(5), 0);
         // Nobody reads, but the system may find room for some more.
         for now in 8..20 {
             let before = connection.unsent_from;
-            connection.flush(now);
+            connection.flush(1, now);
             assert_eq!(connection.since == now, connection.unsent_from > before);
         }
         let mut peer = fixture.peer;
@@ -414,7 +434,7 @@ mod tests {
         });
         let deadline = Instant::now() + Duration::from_secs(10);
         while connection.has_unsent() {
-            connection.flush(20);
+            connection.flush(1, 20);
             assert!(Instant::now() < deadline);
         }
         assert_eq!((connection.since, connection.is_settled(), connection.room(5)), (20, true, 5));
@@ -423,6 +443,39 @@ mod tests {
         assert!(reading.join().unwrap() == bytes, "what came is not what was sent");
         assert!(connection.stream().is_some() && connection.take_stream().is_some());
         assert_eq!(connection.phase, Phase::Idle);
+    }
+
+    #[test]
+    fn requests_that_are_not_taken_are_known_by_their_number_and_waited_for_no_longer_than_replies() {
+        let mut fixture = Fixture::new(None);
+        let request = "x".repeat(1000);
+        fixture.protocol = Protocol::custom(&request, "y", None, None).unwrap();
+        fixture.connection.opened(7);
+        let asked = Asked { due: 7, sent: 7 };
+        let Fixture { connection, protocol, tally, peer } = &mut fixture;
+        let bytes = connection.ledger.ask(asked, 0, 20_000, protocol, tally).to_vec();
+        connection.send(&bytes, 1, 7);
+        let whole = (bytes.len() - (connection.unsent.len() - connection.unsent_from)) / 1001;
+        assert!((1..20_000).contains(&whole), "{whole}");
+        // The peer has read nothing, and says that it has everything.
+        connection.ledger.read(&b"y\n".repeat(20_000), protocol, 50, tally);
+        let total = tally.total();
+        assert_eq!((total.right, total.wrong), (whole as u64, 20_000 - whole as u64));
+        assert!(connection.has_unsent() && connection.ledger.outstanding() == 0);
+        assert!(
+            !connection.is_overdue(50 + TIMEOUT, TIMEOUT) && connection.is_overdue(51 + TIMEOUT, TIMEOUT)
+        );
+        assert!(connection.is_silent(51 + TIMEOUT, TIMEOUT));
+        let mut peer = peer.try_clone().unwrap();
+        let reading =
+            thread::spawn(move || std::io::copy(&mut (&mut peer).take(1001 * 20_000), &mut std::io::sink()));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while connection.has_unsent() {
+            connection.flush(1, 60);
+            assert!(Instant::now() < deadline);
+        }
+        assert_eq!((connection.unsent_lines, connection.is_overdue(9 * TIMEOUT, TIMEOUT)), (0, false));
+        reading.join().unwrap().unwrap();
     }
 
     #[test]

@@ -66,6 +66,9 @@ pub(crate) struct Ledger {
     /// From one number of this thread to the next.
     step: u64,
     asked: u64,
+    /// The number of the last request asked, and of how many, it and those before it, the system has not taken all bytes yet.
+    last_number: u64,
+    unsent: u64,
     outstanding: Outstanding,
     /// By number, which is the order in which they were asked, and mostly that in which they were overtaken.
     missing: BTreeMap<u64, Missing>,
@@ -87,6 +90,8 @@ impl Ledger {
             connection,
             step,
             asked: 0,
+            last_number: 0,
+            unsent: 0,
             outstanding: Outstanding::new(),
             missing: BTreeMap::new(),
             settled: [Run::default(); REMEMBERED_RUNS],
@@ -111,9 +116,35 @@ impl Ledger {
         self.asked
     }
 
+    /// Of so many of those asked last, which have numbers that follow each other, the system has not taken all bytes: the peer
+    /// cannot answer these.
+    pub(crate) fn set_unsent(&mut self, count: u64) {
+        self.unsent = count;
+    }
+
+    /// Whether the peer cannot have read this request yet.
+    fn is_unsent(&self, number: u64) -> bool {
+        self.unsent > 0 && number.saturating_add(self.unsent * self.step) > self.last_number
+    }
+
+    /// How many requests of a run the peer can have read.
+    fn sent_of(&self, run: Run) -> u64 {
+        if self.unsent == 0 {
+            return run.count;
+        }
+        // The first that is not sent is so much above the first of the run.
+        let ahead = (self.last_number + self.step).saturating_sub(self.unsent * self.step + run.first);
+        run.count.min(ahead / self.step)
+    }
+
     /// Since when the request whose turn it is has been waited for: since it was sent, or since the one before was settled.
     pub(crate) fn waits_since(&self) -> Option<u64> {
         self.outstanding.front().map(|(asked, _)| asked.sent.max(self.progress))
+    }
+
+    /// When a request was settled last.
+    pub(crate) fn settled_last(&self) -> u64 {
+        self.progress
     }
 
     /// Since when the first of those that were overtaken is missing.
@@ -136,6 +167,7 @@ impl Ledger {
         tally: &mut Tally,
     ) -> &'a [u8] {
         self.asked += count;
+        self.last_number = first + count.saturating_sub(1) * self.step;
         self.outstanding.push(asked, Run { first, count }, self.step);
         tally.sent(asked, count);
         protocol.requests(first, self.step, usize::try_from(count).unwrap_or(usize::MAX))
@@ -157,14 +189,15 @@ impl Ledger {
                 (self.inside_wrong, &self.last_words, self.outstanding.front())
             {
                 let (mut right, mut next) = (0, Match::No);
+                let most = self.sent_of(run);
                 if is_plain
                     && let Some((count, len)) =
-                        protocol.compare_many(&bytes[at..], run.first, self.step, run.count)
+                        protocol.compare_many(&bytes[at..], run.first, self.step, most)
                 {
                     (right, next) = (count, Match::Whole(len));
                     at += len;
                 }
-                while right < run.count {
+                while right < most {
                     next = protocol.compare(&bytes[at..], run.first + right * self.step);
                     let Match::Whole(len) = next else { break };
                     right += 1;
@@ -233,7 +266,9 @@ impl Ledger {
             }
         };
         let reply = &rest[..len];
-        if let Some(asked) = self.overtake(number, now) {
+        if self.is_unsent(number) {
+            self.wrong(Some(number), reply, protocol, now, tally);
+        } else if let Some(asked) = self.overtake(number, now) {
             tally.right(asked, 1, now);
         } else if let Some(missing) = self.missing.remove(&number) {
             self.progress = now;

@@ -404,3 +404,35 @@ fn bytes_are_shown_as_far_as_a_person_reads() {
         assert_eq!((text.trim_end_matches('…').len(), text.ends_with('…')), (160, is_cut));
     }
 }
+
+/// Of ten requests the last four have not left this machine: what answers those was not asked.
+#[test]
+fn reply_to_a_request_that_was_not_sent_is_wrong() {
+    let numbered = || Fixture::with_requests(10);
+    let by_order = || Fixture::of(Protocol::custom("x", "+OK", None, None).unwrap(), 10);
+    let lines = || Fixture::of(Protocol::custom("x", r"+OK\n*", None, None).unwrap(), 10);
+    for (fixture, name) in
+        [(numbered as fn() -> Fixture, "numbered"), (by_order, "by order"), (lines, "lines")]
+    {
+        for piece in [1, 7, 4096] {
+            let mut fixture = fixture();
+            let bytes = match name {
+                "numbered" => fixture.replies(&(0..10).collect::<Vec<_>>()),
+                "by order" => b"+OK\n".repeat(10),
+                _ => b"+OK\nrest\n".repeat(10),
+            };
+            fixture.ledger.set_unsent(4);
+            let expected = Requests { wrong: 4, ..counts(10, 6) };
+            let got = Requests { offered: 0, ..fixture.counts(&bytes, piece, End::Broken) };
+            assert_eq!(got, expected, "{name} {piece}");
+        }
+    }
+    // Those that are sent meanwhile are answered as any other.
+    let mut fixture = by_order();
+    fixture.ledger.set_unsent(4);
+    fixture.ledger.read(&b"+OK\n".repeat(6), &mut fixture.protocol, 1, &mut fixture.tally);
+    fixture.ledger.set_unsent(1);
+    fixture.ledger.read(&b"+OK\n".repeat(3), &mut fixture.protocol, 1, &mut fixture.tally);
+    fixture.ledger.set_unsent(0);
+    assert_eq!(fixture.counts(b"+OK\n", 9, End::Broken), counts(10, 10));
+}

@@ -9,7 +9,7 @@ mod text;
 
 use std::net::SocketAddr;
 
-use memchr::memmem;
+use memchr::{memchr_iter, memmem};
 
 use reply::Reply;
 pub(crate) use reply::{Identity, Line, Match};
@@ -109,6 +109,11 @@ impl Protocol {
     pub(crate) fn request(&mut self, number: u64) -> &[u8] {
         self.request.write(number);
         &self.request.bytes
+    }
+
+    /// Lines in a request.
+    pub(crate) fn request_lines(&self) -> usize {
+        self.request.parts.iter().map(|part| memchr_iter(b'\n', part).count()).sum()
     }
 
     /// The bytes of a reply as a person reads them: what may be anything is a star.

@@ -103,6 +103,7 @@ pub(crate) struct Worker<'a> {
     poll: Poll,
     timer: Timer,
     pace: Pace,
+    request_lines: usize,
     protocol: Protocol,
     tally: Tally,
     connections: Vec<Connection>,
@@ -195,6 +196,7 @@ impl<'a> Worker<'a> {
             poll,
             timer,
             pace,
+            request_lines: share.protocol.request_lines(),
             protocol: share.protocol,
             tally: Tally::new(measure_from),
             connections: (0..share.connections).map(|_| Connection::idle()).collect(),
@@ -488,7 +490,7 @@ impl<'a> Worker<'a> {
         let connection = &mut self.connections[slot];
         let asked = Asked { due: now, sent: now };
         let bytes = connection.ledger.ask(asked, first, count, &mut self.protocol, &mut self.tally);
-        connection.send(bytes);
+        connection.send(bytes, self.request_lines, now);
         if self.pace.is_used_up(now) {
             self.offering = false;
         }
@@ -508,7 +510,7 @@ impl<'a> Worker<'a> {
             self.scratch.extend_from_slice(bytes);
         }
         self.due.clear();
-        self.connections[slot].send(&self.scratch);
+        self.connections[slot].send(&self.scratch, self.request_lines, now);
     }
 
     /// Numbers for so many requests, of which the first is returned.
@@ -520,7 +522,7 @@ impl<'a> Worker<'a> {
 
     fn flush(&mut self, slot: usize) {
         let now = self.now();
-        self.connections[slot].flush(now);
+        self.connections[slot].flush(self.request_lines, now);
         if !self.connections[slot].has_unsent() {
             self.go_on(slot, now);
         }

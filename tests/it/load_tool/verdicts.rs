@@ -1,5 +1,6 @@
 //! Runs that must not be called right: a generator that did not run, a server that did not let in, read, answer or stop.
 
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -93,4 +94,32 @@ fn connections_that_were_never_let_in_are_told() {
         let text = tool(&target, &arguments).stdout;
         assert!(text.contains(" of 600 connections"), "{text}");
     }
+}
+
+/// What it says answers nothing: it has not read what was asked.
+#[test]
+fn server_that_answers_what_it_has_not_read_is_wrong() {
+    let request = "x".repeat(300);
+    for way in [["-n", "100000"], ["-d", "1s"]] {
+        let target = each_connection(128, Duration::ZERO, |_, mut stream| {
+            stream.write_all(&b"+OK\n".repeat(100_000))?;
+            loop {
+                thread::park();
+            }
+        });
+        let texts = ["--request", &request, "--expect", "+OK", "-P", "100000", "-c", "1", "--timeout", "1s"];
+        let run = Flood::start(&target, &[&texts[..], &way].concat()).end();
+        assert_eq!(run.status, 1, "{way:?}: {}", run.json["requests"]);
+        assert!(run.count("requests", "right") < 90_000, "{way:?}: {}", run.json["requests"]);
+        assert!(run.count("requests", "wrong") + run.count("requests", "lost") > 1000, "{way:?}");
+        run.errors();
+    }
+}
+
+#[test]
+fn long_pipeline_that_the_server_reads_in_its_own_time_is_right() {
+    let server = serve("");
+    let arguments = ["-c", "1", "-P", "100000", "-n", "100000", "--timeout", PATIENT];
+    let run = Run::new(&server.address.to_string(), &arguments);
+    assert_eq!((run.errors(), run.count("requests", "right"), run.status), (vec![], 100_000, 0));
 }
