@@ -1,0 +1,278 @@
+//! Searches against servers and generators that are known, and what their runs are taken for.
+
+use super::*;
+use crate::load::Outcome;
+use crate::load::histogram::Latencies;
+use crate::load::honesty::{Absence, Generator, Usage, compared};
+use crate::load::protocol::Protocol;
+use crate::load::series::Series;
+use crate::report::load::{Connections, Requests};
+
+/// Searches against a server that holds below `limit` and a generator that keeps up below `keeps_up`; every `odd`th
+/// step fails for no reason. Returns the search and how many steps it took.
+fn search(first: f64, limit: f64, keeps_up: f64, odd: usize) -> (Search, usize) {
+    let (mut search, mut steps) = (Search::new(first), 0);
+    while let Some(rate) = search.next() {
+        steps += 1;
+        assert!(steps < 200, "{search:?}");
+        search.learn(match rate {
+            rate if rate >= keeps_up => Said::Nothing,
+            rate if rate >= limit || steps % odd == 0 => Said::Fails,
+            _ => Said::Holds,
+        });
+    }
+    (search, steps)
+}
+
+#[test]
+fn limit_is_found_wherever_the_search_begins() {
+    for first in [1.0, 90.0, 3000.0, 6399.0, 6400.0, 50_000.0] {
+        for odd in [usize::MAX, 4, 3] {
+            let (search, steps) = search(first, 6400.0, f64::MAX, odd);
+            let (low, high) = (search.low.unwrap(), search.high.unwrap());
+            assert!(low < 6400.0 && 6400.0 <= high && high <= low * RESOLUTION, "{first} {odd}: {search:?}");
+            assert!(!search.is_generators_limit && (first < 3000.0 || steps < 30), "{first} {odd}: {steps}");
+        }
+    }
+}
+
+#[test]
+fn disturbance_that_passes_does_not_make_the_answer() {
+    for (from, to) in [(1, 6), (3, 8), (2, 14), (5, 12)] {
+        let (mut search, mut steps) = (Search::new(3000.0), 0);
+        while let Some(rate) = search.next() {
+            steps += 1;
+            let is_disturbed = (from..to).contains(&steps);
+            search.learn(if is_disturbed || rate >= 6400.0 { Said::Fails } else { Said::Holds });
+        }
+        let (low, high) = (search.low.unwrap(), search.high.unwrap());
+        assert!(low < 6400.0 && 6400.0 <= high, "{from}..{to}: {search:?}");
+        assert!(steps < MOST_STEPS, "{from}..{to}: {steps}");
+    }
+}
+
+/// One step that fails twice near the limit: what fails far above is not tried again.
+#[test]
+fn upper_end_that_was_a_little_too_low_costs_few_steps() {
+    let (mut search, mut steps) = (Search::new(3000.0), 0);
+    let mut odd = 2;
+    while let Some(rate) = search.next() {
+        steps += 1;
+        let is_odd = (6200.0..6400.0).contains(&rate) && odd > 0;
+        odd -= u32::from(is_odd);
+        search.learn(if rate >= 6400.0 || is_odd { Said::Fails } else { Said::Holds });
+    }
+    let (low, high) = (search.low.unwrap(), search.high.unwrap());
+    assert!(low < 6400.0 && 6400.0 <= high && search.reopened == 1, "{search:?}");
+    assert!(steps <= 20, "{steps}");
+}
+
+#[test]
+fn generator_that_does_not_keep_up_gives_no_answer() {
+    let (search, _) = search(1000.0, 6400.0, 3000.0, usize::MAX);
+    assert!(search.is_generators_limit && search.low.unwrap() < 3000.0, "{search:?}");
+    let (search, _) = super::tests::search(5000.0, 6400.0, 9000.0, usize::MAX);
+    assert!(!search.is_generators_limit, "what fails below is the server's: {search:?}");
+}
+
+#[test]
+fn rate_fails_by_the_second_failure_and_is_the_generators_limit_by_the_third_time_nothing_is_said() {
+    for (said, times, is_generators_limit) in [(Said::Fails, 2, false), (Said::Nothing, TRIES, true)] {
+        let mut search = Search::new(100.0);
+        for time in 1..=times {
+            assert_eq!((search.high, search.rate), (None, 100.0));
+            search.learn(said);
+            assert_eq!(search.high.is_some(), time == times, "{said:?} {time}");
+        }
+        assert_eq!((search.rate, search.is_generators_limit), (50.0, is_generators_limit));
+    }
+}
+
+#[test]
+fn upper_end_that_holds_after_all_is_gone_beyond_so_often() {
+    let narrow = |is_generators_limit, reopened| Search {
+        low: Some(100.0),
+        high: Some(101.0),
+        is_generators_limit,
+        reopened,
+        ..Search::new(100.0)
+    };
+    for (reopened, is_confirmed) in [(0, false), (MOST_REOPENED - 1, false), (MOST_REOPENED, true)] {
+        let mut search = narrow(true, reopened);
+        search.learn(Said::Holds);
+        assert_eq!(search.is_confirmed, is_confirmed, "{reopened}");
+        if !is_confirmed {
+            assert_eq!((search.low, search.high, search.reopened), (Some(101.0), None, reopened + 1));
+            assert_eq!((search.next(), search.is_generators_limit), (Some(101.0 * SMALL_GROWTH), false));
+        }
+    }
+    for (was, said, is) in
+        [(true, Said::Fails, false), (true, Said::Nothing, true), (false, Said::Nothing, false)]
+    {
+        let mut search = narrow(was, 0);
+        // That nothing is said may be somebody else's doing, so it is asked again.
+        for _ in 1..if said == Said::Nothing { TRIES } else { 1 } {
+            search.learn(said);
+            assert_eq!(search.next(), Some(101.0));
+        }
+        search.learn(said);
+        assert_eq!((search.is_generators_limit, search.next()), (is, None), "{was} {said:?}");
+    }
+}
+
+#[test]
+fn search_that_learns_nothing_is_given_up() {
+    let step = |said: &str| FindStep {
+        rate: 1.0,
+        seconds: 1.0,
+        values: Vec::new(),
+        p99_us: None,
+        said: said.to_owned(),
+        why: String::new(),
+    };
+    let mut steps: Vec<FindStep> = (1..MOST_SILENT).map(|_| step(NOTHING)).collect();
+    steps.insert(0, step("fails"));
+    assert!(is_worth_going_on(&steps) && is_worth_going_on(&[]));
+    steps.push(step(NOTHING));
+    assert!(!is_worth_going_on(&steps));
+    steps.push(step("holds"));
+    assert!(is_worth_going_on(&steps));
+    steps.extend((0..MOST_STEPS).map(|_| step("fails")));
+    assert!(!is_worth_going_on(&steps));
+}
+
+#[test]
+fn nothing_may_hold() {
+    let (search, _) = search(1000.0, 0.5, f64::MAX, usize::MAX);
+    assert_eq!((search.low, search.high), (None, Some(LOWEST_RATE)));
+}
+
+/// The report of a step whose requests all took `took`, with an own lateness of `late`, and so much of the time busy.
+fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Assert]) -> LoadReport {
+    let nanoseconds = |duration: Duration| crate::load::nanoseconds(duration);
+    let (mut latencies, mut lateness) = (Latencies::new(), Latencies::new());
+    latencies.record_n(nanoseconds(took), 3000);
+    lateness.record_n(nanoseconds(late), 3000);
+    let usage = Usage { cpu_seconds: busy * 3.0, waited_seconds: 0.0 };
+    let measured =
+        Requests { offered: 3000 + unsent, sent: 3000, right: 3000, unsent, ..Requests::default() };
+    let outcome = Outcome {
+        started: std::time::SystemTime::now(),
+        measured,
+        total: measured,
+        connections: Connections::default(),
+        examples: Vec::new(),
+        generator: Generator {
+            threads: vec![usage],
+            right: 3000,
+            right_while_busy: 0,
+            seconds: 3.0,
+            lateness,
+            absence: Absence::default(),
+            open_loop: true,
+            latency: compared(&latencies),
+        },
+        latencies,
+        cpu_seconds: usage.cpu_seconds,
+        series: Series::new(),
+        ended_early: None,
+    };
+    let plan = Plan {
+        target: String::new(),
+        addresses: Vec::new(),
+        protocol: Protocol::custom("x", "y", None, None).unwrap(),
+        connections: 1,
+        pipeline: 1,
+        requests: None,
+        duration: None,
+        warm_up: WARM_UP,
+        rate: Some(Curve::constant(1000.0)),
+        poisson: false,
+        connection_curve: None,
+        reconnect: false,
+        threads: 1,
+        timeout: STEP,
+        expect_stop: false,
+        seed: 1,
+    };
+    summarize(&plan, None, &outcome, asserts)
+}
+
+/// What such a step says.
+fn step(took: Duration, late: Duration, busy: f64, unsent: u64) -> Said {
+    let asserts = ["p99<20ms".parse().unwrap()];
+    judge(&report(took, late, busy, unsent, &asserts), &asserts)
+}
+
+#[test]
+fn step_says_nothing_where_the_generator_did_not_keep_up() {
+    let ms = Duration::from_millis;
+    let us = Duration::from_micros;
+    for (took, late, busy, unsent, said) in [
+        (ms(5), us(50), 0.3, 0, Said::Holds),
+        (ms(30), us(50), 0.3, 0, Said::Fails),
+        (ms(5), us(50), 0.3, 1, Said::Fails),
+        // Never idle, whatever the latencies.
+        (ms(5), us(50), 0.99, 0, Said::Nothing),
+        (ms(30), us(50), 0.99, 0, Said::Nothing),
+        (ms(5), us(50), 0.99, 1, Said::Nothing),
+        // Half of the latency is the generator's own: what holds all the same, holds.
+        (us(200), us(100), 0.3, 0, Said::Holds),
+        (ms(30), ms(15), 0.3, 0, Said::Nothing),
+        // Much of what is allowed is the generator's own.
+        (ms(19), ms(6), 0.3, 0, Said::Nothing),
+    ] {
+        assert_eq!(step(took, late, busy, unsent), said, "{took:?} {late:?} {busy} {unsent}");
+    }
+}
+
+#[test]
+fn step_of_too_few_requests_says_nothing_unless_some_went_wrong() {
+    // Of 3000 requests three lie beyond this percentile.
+    let asserts = ["p99.9<20ms".parse().unwrap()];
+    for (unsent, said) in [(0, Said::Nothing), (1, Said::Fails)] {
+        let (took, late) = (Duration::from_millis(5), Duration::from_micros(50));
+        assert_eq!(judge(&report(took, late, 0.3, unsent, &asserts), &asserts), said, "{unsent}");
+    }
+    let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &asserts);
+    report.total.lost = 2;
+    assert_eq!(judge(&report, &asserts), Said::Fails);
+}
+
+#[test]
+fn any_reply_that_no_server_may_give_is_wrong() {
+    let fine = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+    assert!(!is_wrong(&fine));
+    for fault in 0..4 {
+        let mut report = fine.clone();
+        let total = &mut report.total;
+        *[&mut total.wrong, &mut total.reordered, &mut total.duplicated, &mut total.unasked][fault] = 1;
+        assert!(is_wrong(&report), "{fault}");
+    }
+}
+
+#[test]
+fn search_is_concluded_by_what_is_known_on_both_sides() {
+    let early = Some("interrupted".to_owned());
+    // Lower and upper end; whether it is done, or was given up, and why: the verdict, and what is said.
+    for (low, high, done, gone, ended_early, verdict, said) in [
+        (Some(90.0), Some(91.0), true, false, None, Verdict::Ok, ""),
+        (None, Some(1.0), true, false, None, Verdict::Failed, "does not hold at any rate"),
+        (None, None, false, true, None, Verdict::Failed, ""),
+        (Some(90.0), Some(99.0), false, true, early.clone(), Verdict::Invalid, "did not end: interrupted"),
+        (Some(90.0), None, true, false, None, Verdict::Invalid, "no answer above 90/s"),
+        (Some(90.0), Some(99.0), false, false, None, Verdict::Invalid, "no answer above 90/s"),
+        (None, None, true, false, None, Verdict::Invalid, "no answer: the generator"),
+        (None, Some(9.0), false, false, None, Verdict::Invalid, "no answer: the generator"),
+    ] {
+        let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+        report.ended_early = ended_early;
+        let rate = low.filter(|_| done && high.is_some());
+        let find = Find { text: "p99<20ms".to_owned(), rate, low, high, steps: Vec::new() };
+        conclude(&mut report, find, done, gone);
+        let problems = report.problems.join("\n");
+        assert_eq!(report.verdict, verdict, "{low:?} {high:?} {done} {gone}: {problems}");
+        assert!(problems.contains(said) && said.is_empty() == problems.is_empty(), "{said}: {problems}");
+        assert!(report.find.is_some());
+    }
+}
