@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::asserts::Assert;
 use super::progress::Progress;
 use super::result::summarize;
-use super::{EndedEarly, Interrupts, Plan};
+use super::{EndedEarly, Interrupts, Outcome, Plan};
 use crate::report::load::{Find, FindStep, LoadReport, Verdict};
 use tidemill::schedule::Curve;
 
@@ -23,14 +23,20 @@ const LOOK: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_secs(3);
 /// Before it: a pool has to grow, and caches to fill.
 const WARM_UP: Duration = Duration::from_millis(500);
-/// A step never takes longer, however few requests it has.
+/// A step never takes longer, unless by `-d`, however few requests it has.
 const LONGEST_STEP: Duration = Duration::from_secs(60);
+/// Nor does the search go down to rates at which one takes longer than this: where it fails above, that is known by then.
+const LONGEST_STEP_DOWN: Duration = Duration::from_secs(10);
+/// After so many seconds of steps the search is given up: people wait for it. Longer steps by `-d` get as much more.
+const LONGEST_SEARCH_SECONDS: f64 = 150.0;
 /// What is beyond the percentile, with a margin: so many samples make it one that is told.
 const SAMPLES_BEYOND: f64 = 12.0;
 /// From one rate to the next while none has failed.
 const GROWTH: f64 = std::f64::consts::SQRT_2;
 /// The same above an upper end that held after all, at first: mostly that was only a little too low.
 const SMALL_GROWTH: f64 = RESOLUTION * RESOLUTION;
+/// From one rate down to the next while all fail, at first; its square at the next, and so on.
+const FALL: f64 = 2.0;
 /// The interval of the answer, as the ratio of its ends.
 const RESOLUTION: f64 = 1.02;
 /// Below this rate, in requests a second, no server is of use.
@@ -45,16 +51,42 @@ const MOST_SILENT: usize = 3 * TRIES as usize;
 /// A search that has not ended by then does not converge.
 const MOST_STEPS: usize = 60;
 
-/// What is shown of a step of which nothing can be said.
+/// What is shown of a step of which nothing can be said, and why, where it is not the generator.
 const NOTHING: &str = "says nothing";
+const TOO_FEW: &str = "too few requests to tell";
+/// Why nothing can be said where the run itself is valid.
+const LATE: &str = "the generator's own lateness is much of what is allowed";
 
 /// What a step says of its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
     Holds,
     Fails,
-    /// Nothing: the generator did not keep up, or there were too few requests.
+    /// Nothing: the generator did not keep up.
     Nothing,
+    /// Nothing either: there were too few requests.
+    TooFew,
+}
+
+/// Whether a search was cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    No,
+    /// By an interrupt, or for want of something of the generator's own.
+    Early,
+    /// The server does not answer any more.
+    Gone,
+}
+
+impl Cut {
+    fn of(outcome: &Outcome) -> Self {
+        match outcome.ended_early {
+            Some(EndedEarly::Gone) => Self::Gone,
+            Some(_) => Self::Early,
+            None if outcome.total.right == 0 => Self::Gone,
+            None => Self::No,
+        }
+    }
 }
 
 /// Which rate is tried next.
@@ -64,8 +96,13 @@ struct Search {
     /// The highest rate that holds, and the lowest that does not.
     low: Option<f64>,
     high: Option<f64>,
-    /// To the next rate while there is no `high`.
+    /// The lowest rate that fails by the server's fault, also where the generator does not keep up with less.
+    failed: Option<f64>,
+    /// Below this rate it is not looked for.
+    lowest: f64,
+    /// To the next rate while there is no `high`, and while there is no `low`.
     growth: f64,
+    fall: f64,
     /// From `high` on it is the generator that does not keep up.
     is_generators_limit: bool,
     /// The upper end has been tried once more, after the search had come to it.
@@ -78,12 +115,17 @@ struct Search {
 }
 
 impl Search {
-    fn new(first: f64) -> Self {
+    /// From `first` on, and not below `lowest` unless it begins there.
+    fn new(first: f64, lowest: f64) -> Self {
+        let rate = first.max(LOWEST_RATE);
         Self {
-            rate: first.max(LOWEST_RATE),
+            rate,
             low: None,
             high: None,
+            failed: None,
+            lowest: lowest.clamp(LOWEST_RATE, rate),
             growth: GROWTH,
+            fall: FALL,
             is_generators_limit: false,
             is_confirmed: false,
             reopened: 0,
@@ -104,7 +146,7 @@ impl Search {
     fn is_narrow(&self) -> bool {
         match (self.low, self.high) {
             (Some(low), Some(high)) => high <= low * RESOLUTION,
-            (None, Some(high)) => high <= LOWEST_RATE,
+            (None, Some(high)) => high <= self.lowest,
             _ => false,
         }
     }
@@ -114,17 +156,21 @@ impl Search {
         if said == Said::Holds && self.reopened < MOST_REOPENED {
             self.reopened += 1;
             (self.low, self.high) = (self.high, None);
+            self.failed = self.failed.filter(|&failed| self.low < Some(failed));
             self.growth = SMALL_GROWTH;
             self.rate = self.low.map_or(self.rate, |low| low * self.growth);
             (self.is_generators_limit, self.nothing) = (false, 0);
             return;
         }
-        if said == Said::Nothing && self.nothing + 1 < TRIES {
+        if matches!(said, Said::Nothing | Said::TooFew) && self.nothing + 1 < TRIES {
             // It may be somebody else's doing, as with any step.
             self.nothing += 1;
             return;
         }
-        self.is_generators_limit &= said != Said::Fails;
+        if said == Said::Fails {
+            self.is_generators_limit = false;
+            self.failed = self.high;
+        }
         self.is_confirmed = true;
     }
 
@@ -135,7 +181,7 @@ impl Search {
         match said {
             Said::Holds => self.holds += 1,
             Said::Fails => self.fails += 1,
-            Said::Nothing => self.nothing += 1,
+            Said::Nothing | Said::TooFew => self.nothing += 1,
         }
         // It holds at once, or after a doubtful failure twice; it fails twice.
         let holds = self.holds > self.fails.min(1);
@@ -144,6 +190,9 @@ impl Search {
         } else if self.fails >= 2 || self.nothing >= TRIES {
             self.high = Some(self.rate);
             self.is_generators_limit = self.fails < 2;
+            if self.fails >= 2 {
+                self.failed = self.high;
+            }
         } else {
             return;
         }
@@ -155,7 +204,11 @@ impl Search {
                 self.growth = (self.growth * self.growth).min(GROWTH);
                 rate
             }
-            (None, Some(high)) => (high / 2.0).max(LOWEST_RATE),
+            (None, Some(high)) => {
+                let rate = (high / self.fall).max(self.lowest);
+                self.fall *= self.fall;
+                rate
+            }
             (None, None) => self.rate,
         };
     }
@@ -178,31 +231,40 @@ pub(crate) fn find(
     let timeout = (4 * limit).max(Duration::from_secs(1)).min(plan.timeout);
     let mut plan = Plan { timeout, warm_up: plan.warm_up.max(WARM_UP), duration: Some(LOOK), ..plan };
     let first_rate = plan.rate.take();
-    let mut best = summarize(&plan, None, &super::run(&plan, interrupts, watch)?, &[]);
+    let outcome = super::run(&plan, interrupts, watch)?;
+    let mut cut = Cut::of(&outcome);
+    let mut best = summarize(&plan, None, &outcome, &[]);
     let mut find = Find { text, rate: None, low: None, high: None, steps: Vec::new() };
     let first = first_rate.map_or(best.requests_per_second / 2.0, |curve| curve.highest());
-    let mut search = Search::new(first);
-    let mut gone = best.ended_early.is_some() || best.requests.right == 0;
+    let samples = asserts.iter().map(Assert::samples_needed).fold(0.0, f64::max) * SAMPLES_BEYOND;
+    let mut search = Search::new(first, samples / LONGEST_STEP_DOWN.max(length).as_secs_f64());
+    let most_seconds = LONGEST_SEARCH_SECONDS * length.div_duration_f64(STEP).max(1.0);
     let mut is_wrong = is_wrong(&best);
-    while let Some(rate) = search.next().filter(|_| !gone && !is_wrong && is_worth_going_on(&find.steps)) {
-        let samples = asserts.iter().map(Assert::samples_needed).fold(0.0, f64::max) * SAMPLES_BEYOND;
-        let length = length.max(Duration::from_secs_f64(samples / rate)).min(LONGEST_STEP);
+    while let Some(rate) = search.next()
+        && cut == Cut::No
+        && !is_wrong
+        && is_worth_going_on(&find.steps, most_seconds)
+    {
+        let length = length.max(Duration::from_secs_f64(samples / rate).min(LONGEST_STEP));
         plan = Plan { rate: Some(Curve::constant(rate)), duration: Some(length), ..plan };
         let outcome = super::run(&plan, interrupts, watch)?;
         let report = summarize(&plan, None, &outcome, asserts);
         let said = judge(&report, asserts);
         is_wrong = self::is_wrong(&report);
-        gone = matches!(
-            outcome.ended_early,
-            Some(
-                EndedEarly::Interrupted
-                    | EndedEarly::InterruptedTwice
-                    | EndedEarly::OutOf(_)
-                    | EndedEarly::Failed(_)
-            )
-        );
-        if gone {
-            best.ended_early.clone_from(&report.ended_early);
+        cut = Cut::of(&outcome);
+        let mut ended_early = report.ended_early.clone();
+        if cut == Cut::Gone && !is_wrong {
+            // At a rate that is too high for it nothing may be answered: is it still there?
+            plan = Plan { rate: None, duration: Some(LOOK), ..plan };
+            let look = super::run(&plan, interrupts, watch)?;
+            cut = if look.total.right > 0 { Cut::No } else { Cut::of(&look) };
+            ended_early = look.ended_early.as_ref().map(EndedEarly::to_string);
+            if cut == Cut::Gone {
+                best.problems = vec![format!("{}, after the step at {rate:.0}/s", EndedEarly::Gone)];
+            }
+        }
+        if cut != Cut::No && !is_wrong {
+            best.ended_early = ended_early;
             break;
         }
         search.learn(said);
@@ -214,10 +276,14 @@ pub(crate) fn find(
             said: match said {
                 Said::Holds => "holds",
                 Said::Fails => "fails",
-                Said::Nothing => NOTHING,
+                Said::Nothing | Said::TooFew => NOTHING,
             }
             .to_owned(),
-            why: report.problems.first().cloned().unwrap_or_default(),
+            why: match said {
+                Said::TooFew => TOO_FEW.to_owned(),
+                Said::Nothing => report.generator.reasons.first().map_or(LATE, String::as_str).to_owned(),
+                _ => report.problems.first().cloned().unwrap_or_default(),
+            },
         };
         tell(&step);
         find.steps.push(step);
@@ -226,17 +292,18 @@ pub(crate) fn find(
         }
     }
     find.low = search.low;
-    find.high = search.high.filter(|_| !search.is_generators_limit);
-    let done = search.next().is_none() && !gone && !is_wrong;
-    find.rate = find.low.filter(|_| done && find.high.is_some());
-    conclude(&mut best, find, done, gone);
+    find.high = search.failed;
+    let done = search.next().is_none() && cut == Cut::No && !is_wrong;
+    find.rate = find.low.filter(|_| done && find.high.is_some() && !search.is_generators_limit);
+    conclude(&mut best, find, done, cut);
     Ok(best)
 }
 
-/// Whether the search, after these steps, may still come to an end.
-fn is_worth_going_on(steps: &[FindStep]) -> bool {
+/// Whether the search, after these steps, may still come to an end within `most_seconds`.
+fn is_worth_going_on(steps: &[FindStep], most_seconds: f64) -> bool {
     let silent = steps.iter().rev().take_while(|step| step.said == NOTHING).count();
-    steps.len() < MOST_STEPS && silent < MOST_SILENT
+    let took: f64 = steps.iter().map(|step| step.seconds).sum();
+    steps.len() < MOST_STEPS && silent < MOST_SILENT && took < most_seconds
 }
 
 /// Whether the server gave a reply that it must not give at any rate.
@@ -262,40 +329,53 @@ fn judge(report: &LoadReport, asserts: &[Assert]) -> Said {
     }
     if report.asserts.iter().any(|assert| assert.too_few) && report.total.errors() + report.total.unsent == 0
     {
-        return Said::Nothing;
+        return Said::TooFew;
     }
     if holds { Said::Holds } else { Said::Fails }
 }
 
 /// What the search makes of the run that is reported.
-fn conclude(report: &mut LoadReport, find: Find, done: bool, gone: bool) {
-    let above =
-        find.low.map_or_else(String::new, |low| format!(" above {}/s", crate::report::number(low.round())));
+fn conclude(report: &mut LoadReport, find: Find, done: bool, cut: Cut) {
+    let told = |rate: f64| format!("{}/s", crate::report::number(rate.round()));
+    let above = find.low.map_or_else(String::new, |low| format!(" above {}", told(low)));
+    let fails = find.high.map_or_else(String::new, |high| format!("; it does not hold at {}", told(high)));
+    let last = find.steps.last();
+    let no_answer = |why: &str, advice: &str| format!("there is no answer{above}: {why}{fails}{advice}");
     if find.rate.is_some() || is_wrong(report) {
         // The verdict of that run is that of the search.
         report.find = Some(find);
         return;
     }
-    if done && find.low.is_none() && find.high.is_some() {
+    if cut == Cut::Gone {
         report.verdict = Verdict::Failed;
-        report.problems = vec![format!("{} does not hold at any rate", find.text)];
-    } else if gone && report.ended_early.is_none() {
-        report.verdict = Verdict::Failed;
-    } else if gone {
+    } else if cut == Cut::Early {
         report.verdict = report.verdict.worse(Verdict::Invalid);
         report
             .problems
             .push(format!("the search did not end: {}", report.ended_early.as_deref().unwrap_or("")));
-    } else if find.steps.len() >= MOST_STEPS {
-        report.verdict = Verdict::Invalid;
-        report.problems =
-            vec![format!("there is no answer{above}: after {MOST_STEPS} steps the search has not ended")];
+    } else if let (true, None, Some(high)) = (done, find.low, find.high) {
+        report.verdict = Verdict::Failed;
+        let at = if high > LOWEST_RATE { format!("at {}", told(high)) } else { "at any rate".to_owned() };
+        let below = if last.is_some_and(|step| step.said == NOTHING) {
+            "; below that the generator did not keep up".to_owned()
+        } else if high > LOWEST_RATE {
+            let longest = LONGEST_STEP_DOWN.as_secs();
+            format!("; below that it takes steps of more than {longest} s to tell, as -d makes them")
+        } else {
+            String::new()
+        };
+        report.problems = vec![format!("{} does not hold {at}{below}", find.text)];
     } else {
         report.verdict = Verdict::Invalid;
-        report.problems = vec![format!(
-            "there is no answer{above}: the generator did not keep up; give it cores or --threads, or ask for more requests a \
-             step with -d"
-        )];
+        report.problems = vec![if find.steps.len() >= MOST_STEPS {
+            no_answer(&format!("after {MOST_STEPS} steps the search has not ended"), "")
+        } else if last.is_some_and(|step| step.said != NOTHING) && !done {
+            no_answer("the search took too long", "; longer steps by -d give it more time")
+        } else if last.is_some_and(|step| step.why == TOO_FEW) {
+            no_answer(&format!("there were {TOO_FEW}"), "; ask for more in a step with -d")
+        } else {
+            no_answer("the generator did not keep up", "; give it cores or --threads")
+        }];
     }
     report.find = Some(find);
 }

@@ -81,9 +81,13 @@ impl Find {
             (Some(low), _, Some(high)) => {
                 format!("{} holds up to {}/s, and no longer at {}/s", self.text, rate(low), rate(high))
             }
-            (_, Some(low), _) => {
+            (_, Some(low), Some(high)) => {
+                format!("{} holds at {}/s and not at {}/s", self.text, rate(low), rate(high))
+            }
+            (_, Some(low), None) => {
                 format!("{} holds at {}/s; what is above is not known", self.text, rate(low))
             }
+            (_, None, Some(high)) => format!("{} does not hold at {}/s", self.text, rate(high)),
             (..) => format!("{}: no rate at which it holds is known", self.text),
         }
     }

@@ -11,7 +11,7 @@ use crate::report::load::{Connections, Requests};
 /// Searches against a server that holds below `limit` and a generator that keeps up below `keeps_up`; every `odd`th
 /// step fails for no reason. Returns the search and how many steps it took.
 fn search(first: f64, limit: f64, keeps_up: f64, odd: usize) -> (Search, usize) {
-    let (mut search, mut steps) = (Search::new(first), 0);
+    let (mut search, mut steps) = (Search::new(first, LOWEST_RATE), 0);
     while let Some(rate) = search.next() {
         steps += 1;
         assert!(steps < 200, "{search:?}");
@@ -39,7 +39,7 @@ fn limit_is_found_wherever_the_search_begins() {
 #[test]
 fn disturbance_that_passes_does_not_make_the_answer() {
     for (from, to) in [(1, 6), (3, 8), (2, 14), (5, 12)] {
-        let (mut search, mut steps) = (Search::new(3000.0), 0);
+        let (mut search, mut steps) = (Search::new(3000.0, LOWEST_RATE), 0);
         while let Some(rate) = search.next() {
             steps += 1;
             let is_disturbed = (from..to).contains(&steps);
@@ -54,7 +54,7 @@ fn disturbance_that_passes_does_not_make_the_answer() {
 /// One step that fails twice near the limit: what fails far above is not tried again.
 #[test]
 fn upper_end_that_was_a_little_too_low_costs_few_steps() {
-    let (mut search, mut steps) = (Search::new(3000.0), 0);
+    let (mut search, mut steps) = (Search::new(3000.0, LOWEST_RATE), 0);
     let mut odd = 2;
     while let Some(rate) = search.next() {
         steps += 1;
@@ -78,7 +78,7 @@ fn generator_that_does_not_keep_up_gives_no_answer() {
 #[test]
 fn rate_fails_by_the_second_failure_and_is_the_generators_limit_by_the_third_time_nothing_is_said() {
     for (said, times, is_generators_limit) in [(Said::Fails, 2, false), (Said::Nothing, TRIES, true)] {
-        let mut search = Search::new(100.0);
+        let mut search = Search::new(100.0, LOWEST_RATE);
         for time in 1..=times {
             assert_eq!((search.high, search.rate), (None, 100.0));
             search.learn(said);
@@ -95,7 +95,7 @@ fn upper_end_that_holds_after_all_is_gone_beyond_so_often() {
         high: Some(101.0),
         is_generators_limit,
         reopened,
-        ..Search::new(100.0)
+        ..Search::new(100.0, LOWEST_RATE)
     };
     for (reopened, is_confirmed) in [(0, false), (MOST_REOPENED - 1, false), (MOST_REOPENED, true)] {
         let mut search = narrow(true, reopened);
@@ -132,13 +132,15 @@ fn search_that_learns_nothing_is_given_up() {
     };
     let mut steps: Vec<FindStep> = (1..MOST_SILENT).map(|_| step(NOTHING)).collect();
     steps.insert(0, step("fails"));
-    assert!(is_worth_going_on(&steps) && is_worth_going_on(&[]));
+    assert!(is_worth_going_on(&steps, 90.0) && is_worth_going_on(&[], 90.0));
     steps.push(step(NOTHING));
-    assert!(!is_worth_going_on(&steps));
+    assert!(!is_worth_going_on(&steps, 90.0));
     steps.push(step("holds"));
-    assert!(is_worth_going_on(&steps));
+    assert!(is_worth_going_on(&steps, 90.0));
+    // Eleven seconds so far.
+    assert!(is_worth_going_on(&steps, 11.5) && !is_worth_going_on(&steps, 10.5));
     steps.extend((0..MOST_STEPS).map(|_| step("fails")));
-    assert!(!is_worth_going_on(&steps));
+    assert!(!is_worth_going_on(&steps, 90.0));
 }
 
 #[test]
@@ -230,7 +232,7 @@ fn step_says_nothing_where_the_generator_did_not_keep_up() {
 fn step_of_too_few_requests_says_nothing_unless_some_went_wrong() {
     // Of 3000 requests three lie beyond this percentile.
     let asserts = ["p99.9<20ms".parse().unwrap()];
-    for (unsent, said) in [(0, Said::Nothing), (1, Said::Fails)] {
+    for (unsent, said) in [(0, Said::TooFew), (1, Said::Fails)] {
         let (took, late) = (Duration::from_millis(5), Duration::from_micros(50));
         assert_eq!(judge(&report(took, late, 0.3, unsent, &asserts), &asserts), said, "{unsent}");
     }
@@ -255,24 +257,103 @@ fn any_reply_that_no_server_may_give_is_wrong() {
 fn search_is_concluded_by_what_is_known_on_both_sides() {
     let early = Some("interrupted".to_owned());
     // Lower and upper end; whether it is done, or was given up, and why: the verdict, and what is said.
-    for (low, high, done, gone, ended_early, verdict, said) in [
-        (Some(90.0), Some(91.0), true, false, None, Verdict::Ok, ""),
-        (None, Some(1.0), true, false, None, Verdict::Failed, "does not hold at any rate"),
-        (None, None, false, true, None, Verdict::Failed, ""),
-        (Some(90.0), Some(99.0), false, true, early.clone(), Verdict::Invalid, "did not end: interrupted"),
-        (Some(90.0), None, true, false, None, Verdict::Invalid, "no answer above 90/s"),
-        (Some(90.0), Some(99.0), false, false, None, Verdict::Invalid, "no answer above 90/s"),
-        (None, None, true, false, None, Verdict::Invalid, "no answer: the generator"),
-        (None, Some(9.0), false, false, None, Verdict::Invalid, "no answer: the generator"),
+    for (low, high, done, cut, ended_early, verdict, said) in [
+        (Some(90.0), Some(91.0), true, Cut::No, None, Verdict::Ok, ""),
+        (None, Some(1.0), true, Cut::No, None, Verdict::Failed, "does not hold at any rate"),
+        (None, Some(200.0), true, Cut::No, None, Verdict::Failed, "does not hold at 200/s; below that"),
+        (None, None, false, Cut::Gone, None, Verdict::Failed, ""),
+        (Some(90.0), None, false, Cut::Gone, early.clone(), Verdict::Failed, ""),
+        (
+            Some(90.0),
+            Some(99.0),
+            false,
+            Cut::Early,
+            early.clone(),
+            Verdict::Invalid,
+            "did not end: interrupted",
+        ),
+        (Some(90.0), None, true, Cut::No, None, Verdict::Invalid, "no answer above 90/s"),
+        (Some(90.0), Some(99.0), false, Cut::No, None, Verdict::Invalid, "no answer above 90/s"),
+        (None, None, true, Cut::No, None, Verdict::Invalid, "no answer: the generator"),
+        (
+            None,
+            Some(9.0),
+            false,
+            Cut::No,
+            None,
+            Verdict::Invalid,
+            "keep up; it does not hold at 9/s; give it cores",
+        ),
     ] {
         let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
         report.ended_early = ended_early;
         let rate = low.filter(|_| done && high.is_some());
         let find = Find { text: "p99<20ms".to_owned(), rate, low, high, steps: Vec::new() };
-        conclude(&mut report, find, done, gone);
+        conclude(&mut report, find, done, cut);
         let problems = report.problems.join("\n");
-        assert_eq!(report.verdict, verdict, "{low:?} {high:?} {done} {gone}: {problems}");
+        assert_eq!(report.verdict, verdict, "{low:?} {high:?} {done} {cut:?}: {problems}");
         assert!(problems.contains(said) && said.is_empty() == problems.is_empty(), "{said}: {problems}");
         assert!(report.find.is_some());
     }
+}
+
+#[test]
+fn search_without_an_answer_says_what_it_was_for_want_of() {
+    for (said, why, count, told) in [
+        ("holds", "", 9, "the search took too long; it does not hold at 99/s; longer steps"),
+        (NOTHING, TOO_FEW, 9, "there were too few requests to tell; it does not hold at 99/s; ask for more"),
+        (NOTHING, "never idle", 9, "the generator did not keep up; it does not hold at 99/s; give it cores"),
+        ("fails", "", MOST_STEPS, "after 60 steps the search has not ended; it does not hold at 99/s"),
+    ] {
+        let step = FindStep {
+            rate: 1.0,
+            seconds: 1.0,
+            values: Vec::new(),
+            p99_us: None,
+            said: said.to_owned(),
+            why: why.to_owned(),
+        };
+        let steps = vec![step; count];
+        let find = Find { text: "p99<20ms".to_owned(), rate: None, low: Some(90.0), high: Some(99.0), steps };
+        let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+        conclude(&mut report, find, false, Cut::No);
+        assert!(report.problems[0].contains(told), "{said} {why}: {:?}", report.problems);
+    }
+}
+
+#[test]
+fn search_does_not_go_down_to_rates_that_take_long_and_keeps_what_fails() {
+    // From the first rate on all fail; below 100/s a step would take too long.
+    let (mut search, mut tried) = (Search::new(1000.0, 100.0), Vec::new());
+    while let Some(rate) = search.next() {
+        tried.push(rate);
+        search.learn(Said::Fails);
+    }
+    tried.dedup();
+    assert_eq!((tried, search.low, search.failed), (vec![1000.0, 500.0, 125.0, 100.0], None, Some(100.0)));
+    // Where the generator does not keep up with less, what fails above is still known.
+    for nothing in [Said::Nothing, Said::TooFew] {
+        let mut search = Search::new(1000.0, 100.0);
+        while let Some(rate) = search.next() {
+            search.learn(if rate > 300.0 { Said::Fails } else { nothing });
+        }
+        assert_eq!((search.low, search.failed, search.is_generators_limit), (None, Some(500.0), true));
+    }
+    // It begins where it is told to, however long a step is there.
+    assert_eq!(Search::new(40.0, 100.0).next(), Some(40.0));
+    let mut search = Search::new(40.0, 100.0);
+    (0..3).for_each(|_| search.learn(Said::Fails));
+    assert_eq!((search.next(), search.failed), (None, Some(40.0)));
+}
+
+#[test]
+fn upper_end_that_holds_after_all_fails_no_more() {
+    let mut search =
+        Search { low: Some(100.0), high: Some(101.0), failed: Some(101.0), ..Search::new(100.0, 1.0) };
+    search.learn(Said::Holds);
+    assert_eq!((search.low, search.failed), (Some(101.0), None));
+    let mut search =
+        Search { low: Some(100.0), high: Some(101.0), failed: Some(150.0), ..Search::new(100.0, 1.0) };
+    search.learn(Said::Holds);
+    assert_eq!((search.low, search.failed), (Some(101.0), Some(150.0)));
 }

@@ -123,3 +123,37 @@ fn long_pipeline_that_the_server_reads_in_its_own_time_is_right() {
     let run = Run::new(&server.address.to_string(), &arguments);
     assert_eq!((run.errors(), run.count("requests", "right"), run.status), (vec![], 100_000, 0));
 }
+
+#[test]
+fn search_against_a_server_that_dies_has_failed() {
+    let mut server = Some(serve(""));
+    let target = server.as_ref().unwrap().address.to_string();
+    let flood = Flood::start(
+        &target,
+        &["--find", "p50<1s", "-d", "1h", "-c", "2", "-r", "100", "--timeout", "500ms"],
+    );
+    // After the look of a second it is at the first step, which takes an hour.
+    let replies = || server.as_ref().unwrap().stats()["replies_total"].as_u64().unwrap();
+    let mut seen = (0, Instant::now());
+    eventually("ten replies in 100 ms, and no more", || {
+        if seen.1.elapsed() < Duration::from_millis(100) {
+            return false;
+        }
+        let before = std::mem::replace(&mut seen, (replies(), Instant::now()));
+        before.0 > 0 && (1..30).contains(&(seen.0 - before.0))
+    });
+    drop(server.take());
+    let run = flood.end();
+    assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")), "{}", run.json["problems"]);
+    assert!(run.json["problems"].to_string().contains("does not answer"), "{}", run.json["problems"]);
+}
+
+#[test]
+fn search_that_is_interrupted_has_no_answer() {
+    let server = WrongServer::start(Fault::None);
+    let flood = Flood::start(&server.address(), &["--find", "p50<1s", "-d", "1h", "-c", "2", "-r", "100"]);
+    eventually("requests are sent", || server.requests() > 0);
+    flood.signal(Signal::INT);
+    let run = flood.end();
+    assert_eq!((run.status, &run.json["find"]["rate"]), (1, &Value::Null), "{}", run.json["problems"]);
+}
