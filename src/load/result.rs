@@ -185,6 +185,9 @@ fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String
         problem(connections.not_let_in, "connections never let in");
     } else if connections.stopped == 0 {
         problems.push("the server did not stop".to_owned());
+    } else if connections.not_stopped > 0 && !interrupted {
+        let count = connections.not_stopped;
+        problems.push(format!("the server did not stop: {count} connections were open to the end"));
     }
     if let Some(failed @ EndedEarly::Failed(_)) = ended_early {
         problems.push(format!("ended early: {failed}"));
@@ -482,6 +485,16 @@ mod tests {
         };
         assert_eq!(stopping(3, 9).reasons().len(), 0);
         assert_eq!(stopping(0, 0).problems, ["the server did not stop"]);
+        let partly = |why: EndedEarly| {
+            report(|plan, outcome| {
+                plan.expect_stop = true;
+                outcome.ended_early = Some(why);
+                (outcome.connections.stopped, outcome.connections.not_stopped) = (1, 2);
+            })
+        };
+        let open = "the server did not stop: 2 connections were open to the end";
+        assert_eq!(partly(EndedEarly::Gone).problems, [open]);
+        assert_eq!(partly(EndedEarly::Interrupted).problems.len(), 0);
         let silent = |why: Option<EndedEarly>| {
             report(|_, outcome| {
                 outcome.total.right = 0;
@@ -540,6 +553,7 @@ mod tests {
                 reset: 13,
                 closed_early: 14,
                 stopped: 15,
+                not_stopped: 17,
                 not_let_in: 16,
             };
         });

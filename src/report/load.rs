@@ -181,6 +181,9 @@ pub(crate) struct Connections {
     /// Ended by a server that was expected to stop, with nothing out of order.
     #[serde(default)]
     pub(crate) stopped: u64,
+    /// Still open at the end of a run in which the server was expected to stop.
+    #[serde(default)]
+    pub(crate) not_stopped: u64,
     /// Still waiting to be let in when the time was over.
     #[serde(default)]
     pub(crate) not_let_in: u64,
@@ -193,6 +196,7 @@ impl Connections {
         self.reset += other.reset;
         self.closed_early += other.closed_early;
         self.stopped += other.stopped;
+        self.not_stopped += other.not_stopped;
         self.not_let_in += other.not_let_in;
     }
 
@@ -370,6 +374,7 @@ impl LoadReport {
         seldom("connections reset", connections.reset);
         seldom("connections closed early", connections.closed_early);
         seldom("connections stopped by the server", connections.stopped);
+        seldom("connections not stopped by it", connections.not_stopped);
         rows
     }
 

@@ -480,6 +480,8 @@ impl<'a> Worker<'a> {
         if slot < self.wanted && !used_up && may_go_on {
             return;
         }
+        let is_at_the_end = slot < self.wanted && !used_up;
+        self.tally.connections.not_stopped += u64::from(self.plan.expect_stop && is_at_the_end);
         connection.finish(now);
         self.open -= 1;
     }

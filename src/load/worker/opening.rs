@@ -187,6 +187,8 @@ impl Worker<'_> {
         let now = self.now();
         let phase = self.connections[slot].phase;
         self.drop_socket(slot);
+        let is_given_up = self.plan.expect_stop && phase == Phase::Open && matches!(ending, Ending::Dropped);
+        self.tally.connections.not_stopped += u64::from(is_given_up);
         let connection = &mut self.connections[slot];
         let said = connection.ledger.take_last_words();
         let stopped = self.plan.expect_stop && matches!(ending, Ending::Eof) && said.is_none();

@@ -161,7 +161,8 @@ impl Worker<'_> {
             self.pace.give_up(&mut self.tally);
         }
         for slot in 0..self.connections.len() {
-            if now >= self.settle_by {
+            // It may have been ended, or answered, a moment ago.
+            if now >= self.settle_by || self.plan.expect_stop {
                 self.catch_up(slot);
             }
             let connection = &mut self.connections[slot];

@@ -1,7 +1,7 @@
 //! Runs that must not be called right: a generator that did not run, a server that did not let in, read, answer or stop.
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 
 use super::*;
 
@@ -156,4 +156,25 @@ fn search_that_is_interrupted_has_no_answer() {
     flood.signal(Signal::INT);
     let run = flood.end();
     assert_eq!((run.status, &run.json["find"]["rate"]), (1, &Value::Null), "{}", run.json["problems"]);
+}
+
+#[test]
+fn expected_stop_of_one_connection_is_not_that_of_the_server() {
+    for way in [["-d", "500ms"], ["-n", "500"]] {
+        let target = each_connection(128, Duration::ZERO, |number, mut stream| {
+            if number == 0 {
+                let mut line = [0; 64];
+                let len = stream.read(&mut line)?;
+                stream.write_all(&line[..len])?;
+                stream.shutdown(Shutdown::Write)?;
+                return std::io::copy(&mut stream, &mut std::io::sink()).map(drop);
+            }
+            echo(stream)
+        });
+        let arguments = [&["-c", "3", "--expect-stop", "--timeout", PATIENT], &ECHO[..], &way].concat();
+        let run = Run::new(&target, &arguments);
+        let problems = run.json["problems"].to_string();
+        assert_eq!((run.count("connections", "stopped"), run.status), (1, 1), "{way:?}: {problems}");
+        assert!(problems.contains("did not stop"), "{way:?}: {problems}");
+    }
 }
