@@ -436,3 +436,17 @@ fn reply_to_a_request_that_was_not_sent_is_wrong() {
     fixture.ledger.set_unsent(0);
     assert_eq!(fixture.counts(b"+OK\n", 9, End::Broken), counts(10, 10));
 }
+
+/// A bulk string of another text, as Redis says it, and the replies around it.
+#[test]
+fn wrong_reply_of_several_lines_is_one() {
+    for end in ["\n", "\r\n"] {
+        for piece in [1, 5, 4096] {
+            let fixture = Fixture::of(Protocol::custom("ECHO {n}", r"$*\n{n}", None, None).unwrap(), 4);
+            let bytes: String =
+                ["0", "999", "6", "9"].map(|text| format!("${}{end}{text}{end}", text.len())).concat();
+            let got = Requests { offered: 0, ..fixture.counts(bytes.as_bytes(), piece, End::Broken) };
+            assert_eq!(got, Requests { wrong: 1, ..counts(4, 3) }, "{end:?} {piece}");
+        }
+    }
+}

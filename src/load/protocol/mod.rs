@@ -9,7 +9,7 @@ mod text;
 
 use std::net::SocketAddr;
 
-use memchr::{memchr_iter, memmem};
+use memchr::{memchr, memchr_iter, memmem};
 
 use reply::Reply;
 pub(crate) use reply::{Identity, Line, Match};
@@ -190,7 +190,10 @@ impl Protocol {
     /// Whether a wrong line begins as the first line of a reply does, so that the others follow it.
     pub(crate) fn is_of_this_kind(&self, line: &[u8]) -> bool {
         let first = self.reply.template.parts.first().map_or(&[][..], Vec::as_slice);
-        let word = first.iter().position(|byte| b" :\n".contains(byte)).map_or(first, |end| &first[..=end]);
+        // Without the end of the line, which may be another one, or come after what may be anything.
+        let line_end = memchr(b'\n', first).unwrap_or(first.len());
+        let first = &first[..line_end];
+        let word = first.iter().position(|byte| b" :".contains(byte)).map_or(first, |end| &first[..=end]);
         !word.is_empty() && line.starts_with(word)
     }
 
@@ -320,6 +323,26 @@ mod tests {
             ("HELO abce-00000000000000ff", Identity::Unknown),
         ] {
             assert_eq!(helo.identify(bytes.as_bytes()), whose, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_first_line_is_known_by_its_first_word() {
+        for (expect, line, is_of_this_kind) in [
+            (r"$*\n{n}", "$3", true),
+            (r"$*\n{n}", "$3\r", true),
+            (r"$*\n{n}", "-ERR", false),
+            (r"OK\n{n}", "OK", true),
+            (r"OK\n{n}", "ERR", false),
+            (r"VALUE k{n}\n*", "VALUE x", true),
+            (r"VALUE k{n}\n*", "VALUES", false),
+            (r"\n{n}", "anything", false),
+        ] {
+            assert_eq!(
+                custom("x", expect).is_of_this_kind(line.as_bytes()),
+                is_of_this_kind,
+                "{expect} {line}"
+            );
         }
     }
 
