@@ -195,8 +195,12 @@ fn problems(report: &LoadReport, ended_early: Option<&EndedEarly>) -> Vec<String
     if let Some(gone @ EndedEarly::Gone) = ended_early.filter(|_| !expect_stop) {
         problems.push(format!("ended early: {gone}"));
     }
-    if total.right == 0 && problems.is_empty() && !own_fault {
-        problems.push("no request was answered".to_owned());
+    if problems.is_empty() && !own_fault {
+        if total.right == 0 {
+            problems.push("no request was answered".to_owned());
+        } else if report.requests.right == 0 && !interrupted {
+            problems.push("nothing was measured: no request of the measured part was answered".to_owned());
+        }
     }
     problems
 }
@@ -495,6 +499,14 @@ mod tests {
         let open = "the server did not stop: 2 connections were open to the end";
         assert_eq!(partly(EndedEarly::Gone).problems, [open]);
         assert_eq!(partly(EndedEarly::Interrupted).problems.len(), 0);
+        let warm_up_only = |why: Option<EndedEarly>| {
+            report(|_, outcome| {
+                outcome.measured = Requests::default();
+                outcome.ended_early = why;
+            })
+        };
+        assert!(warm_up_only(None).problems[0].starts_with("nothing was measured"));
+        assert_eq!(warm_up_only(Some(EndedEarly::Interrupted)).verdict, Verdict::Ok);
         let silent = |why: Option<EndedEarly>| {
             report(|_, outcome| {
                 outcome.total.right = 0;

@@ -178,3 +178,12 @@ fn expected_stop_of_one_connection_is_not_that_of_the_server() {
         assert!(problems.contains("did not stop"), "{way:?}: {problems}");
     }
 }
+
+#[test]
+fn run_in_which_nothing_was_measured_is_no_success() {
+    let server = WrongServer::start(Fault::None);
+    let run = Run::new(&server.address(), &["-c", "1", "-r", "0.9", "--warm-up", "1500ms", "-d", "100ms"]);
+    assert_eq!((run.count("total", "right"), run.count("requests", "right")), (1, 0), "{}", run.json);
+    assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")));
+    assert!(run.json["problems"].to_string().contains("nothing was measured"), "{}", run.json["problems"]);
+}
