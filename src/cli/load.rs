@@ -153,9 +153,9 @@ pub(crate) struct LoadArgs {
 
     /// What the run must fulfil, such as 'p99<20ms,lost=0'; may be given more than once
     ///
-    /// Times: p50, p99, p99.9 and so on, mean, max, generator_cpu (for each reply). Numbers: rate (replies a second), sent, right, wrong,
-    /// reordered, duplicated, lost, unread, unasked, opened, refused, reset, closed_early, errors (all of these).
-    /// Relations: < <= = >= >
+    /// Times: p50, p99, p99.9 and so on, mean, max, generator_cpu (for each reply). Numbers, of the measured part: rate (replies a
+    /// second), offered, unsent, sent, right; of the whole run, with the warm-up: unread, opened, wrong, reordered, duplicated, lost,
+    /// unasked, refused, not_let_in, reset, closed_early, errors (all of these from wrong on). Relations: < <= = >= >
     #[arg(long, value_name = "ASSERTS")]
     assert: Vec<Asserts>,
 

@@ -33,6 +33,8 @@ pub(crate) enum Subject {
 /// The counts that can be asserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Count {
+    Offered,
+    Unsent,
     Sent,
     Right,
     Wrong,
@@ -122,6 +124,8 @@ fn subject(name: &str) -> Result<Subject, String> {
         "max" => return Ok(Subject::Max),
         "rate" => return Ok(Subject::Rate),
         "generator_cpu" => return Ok(Subject::GeneratorCpu),
+        "offered" => Count::Offered,
+        "unsent" => Count::Unsent,
         "sent" => Count::Sent,
         "right" => Count::Right,
         "wrong" => Count::Wrong,

@@ -248,22 +248,25 @@ fn value_of(subject: Subject, report: &LoadReport, latencies: &Latencies) -> Opt
         Subject::Rate => Some(report.requests_per_second),
         Subject::GeneratorCpu => report.generator.cpu_us_per_request,
         Subject::Count(count) => {
-            let (requests, connections) = (&report.total, &report.connections);
+            // What was done is that of the table; what went wrong did at any time, also in the warm-up.
+            let (requests, total, connections) = (&report.requests, &report.total, &report.connections);
             let value = match count {
+                Count::Offered => requests.offered,
+                Count::Unsent => requests.unsent,
                 Count::Sent => requests.sent,
                 Count::Right => requests.right,
-                Count::Wrong => requests.wrong,
-                Count::Reordered => requests.reordered,
-                Count::Duplicated => requests.duplicated,
-                Count::Lost => requests.lost,
-                Count::Unread => requests.unread,
-                Count::Unasked => requests.unasked,
+                Count::Wrong => total.wrong,
+                Count::Reordered => total.reordered,
+                Count::Duplicated => total.duplicated,
+                Count::Lost => total.lost,
+                Count::Unread => total.unread,
+                Count::Unasked => total.unasked,
                 Count::Opened => connections.opened,
                 Count::Refused => connections.refused,
                 Count::NotLetIn => connections.not_let_in,
                 Count::Reset => connections.reset,
                 Count::ClosedEarly => connections.closed_early,
-                Count::Errors => requests.errors() + connections.errors(),
+                Count::Errors => total.errors() + connections.errors(),
             };
             Some(value as f64)
         }
@@ -559,6 +562,8 @@ mod tests {
                 unasked: 9,
                 unsent: 10,
             };
+            outcome.measured =
+                Requests { offered: 21, sent: 22, right: 500, unsent: 24, ..Requests::default() };
             outcome.connections = Connections {
                 opened: 11,
                 refused: 12,
@@ -576,13 +581,15 @@ mod tests {
                 format!("{name}=1s").parse().or_else(|_| format!("{name}=1").parse()).unwrap();
             value_of(assert.subject, &counted, &latencies)
         };
-        let counts = ["sent", "right", "wrong", "reordered", "duplicated", "lost", "unread", "unasked"];
-        assert_eq!(counts.map(value), [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0].map(Some));
+        let measured = ["offered", "sent", "right", "unsent"].map(value);
+        assert_eq!(measured, [21.0, 22.0, 500.0, 24.0].map(Some));
+        let errors = ["wrong", "reordered", "duplicated", "lost", "unread", "unasked"].map(value);
+        assert_eq!(errors, [4.0, 5.0, 6.0, 7.0, 8.0, 9.0].map(Some));
         let connections = ["opened", "refused", "reset", "closed_early", "not_let_in"].map(value);
         assert_eq!(connections, [11.0, 12.0, 13.0, 14.0, 16.0].map(Some));
         // Of requests 4 + 5 + 6 + 7 + 9, of connections 12 + 13 + 14 + 16.
         assert_eq!(value("errors"), Some(86.0));
-        assert_eq!((value("rate"), value("generator_cpu")), (Some(500.0), Some(250.0)));
+        assert_eq!((value("rate"), value("generator_cpu")), (Some(125.0), Some(1000.0)));
         assert!(is_about(value("p50"), 1000.0) && is_about(value("p99"), 2000.0), "{:?}", value("p99"));
         assert!(is_about(value("mean"), 1515.0) && is_about(value("max"), 4000.0), "{:?}", value("max"));
         let none = report(|_, outcome| outcome.latencies = Latencies::new());

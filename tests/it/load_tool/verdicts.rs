@@ -187,3 +187,17 @@ fn run_in_which_nothing_was_measured_is_no_success() {
     assert_eq!((run.status, &run.json["verdict"]), (1, &Value::from("failed")));
     assert!(run.json["problems"].to_string().contains("nothing was measured"), "{}", run.json["problems"]);
 }
+
+#[test]
+fn asserts_mean_the_counts_that_the_table_shows() {
+    let server = WrongServer::start(Fault::None);
+    let asserts = "sent=40,right=40,offered=40,unsent=0,errors=0";
+    let run =
+        Run::new(&server.address(), &["-c", "1", "-n", "40", "--warm-up", "100ms", "--assert", asserts]);
+    assert!(run.count("total", "right") > 40, "{}", run.json);
+    assert_eq!(run.status, 0, "{}", run.json["asserts"]);
+    // The fourth request is of the warm-up: what is wrong is wrong at any time.
+    let server = WrongServer::start(Fault::Text);
+    let run = Run::new(&server.address(), &["-c", "1", "-n", "40", "--warm-up", "1s", "--assert", "wrong=1"]);
+    assert_eq!((run.count("requests", "wrong"), &run.json["asserts"][0]["holds"]), (0, &Value::from(true)));
+}
