@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::load::asserts::{Assert, Asserts};
 use crate::load::find::find;
-use crate::load::merge::merge_runs;
+use crate::load::merge::{merge_runs, objection};
 use crate::load::progress::Progress;
 use crate::load::protocol::{Protocol, Tail};
 use crate::load::result::{judge, summarize};
@@ -29,6 +29,31 @@ use super::{FAILED, Failure, duration, print};
 
 /// Without -n, -d or --shape a run takes this long.
 const DEFAULT_DURATION: Duration = Duration::from_secs(10);
+
+/// Options that say how to send. Not --student-id: the environment may have set it for others.
+const OF_SENDING: [&str; 21] = [
+    "target",
+    "connections",
+    "requests",
+    "duration",
+    "pipeline",
+    "rate",
+    "poisson",
+    "shape",
+    "reconnect",
+    "warm_up",
+    "threads",
+    "timeout",
+    "expect_stop",
+    "advertise_ip",
+    "advertise_port",
+    "request",
+    "expect",
+    "expect_lines",
+    "greeting",
+    "seed",
+    "find",
+];
 
 /// Descriptors that a run needs beside one for each connection and what its threads wait with: standard streams, files.
 const SPARE_DESCRIPTORS: usize = 32;
@@ -164,7 +189,7 @@ pub(crate) struct LoadArgs {
     /// The answer is an interval of 2 %: up to its lower end it holds, at its upper end it does not, twice. Where the
     /// generator itself does not keep up, or the search is interrupted, there is no answer, and the exit status is 1. It does not go
     /// down to rates at which a step has too few requests within 10 s (or -d), such as 120 a second for p99.
-    #[arg(long, value_name = "ASSERTS", conflicts_with_all = ["merge", "shape", "requests", "assert", "expect_stop"])]
+    #[arg(long, value_name = "ASSERTS", conflicts_with_all = ["shape", "requests", "assert", "expect_stop"])]
     find: Option<Asserts>,
 
     /// Write one JSON document with everything to standard output, instead of the table
@@ -185,7 +210,7 @@ pub(crate) struct LoadArgs {
     compare: Option<PathBuf>,
 
     /// Instead of sending, add up the documents that --json wrote of runs at the same time; give it once for each
-    #[arg(long, value_name = "RUN.json", conflicts_with = "target")]
+    #[arg(long, value_name = "RUN.json", conflicts_with_all = OF_SENDING)]
     merge: Vec<PathBuf>,
 }
 
@@ -231,11 +256,13 @@ fn document(path: &Path) -> Result<LoadReport, Failure> {
 }
 
 fn merged(paths: &[PathBuf], asserts: &[Assert]) -> Result<LoadReport, Failure> {
-    let mut reports = paths.iter().map(|path| document(path));
-    let mut sum = reports.next().ok_or_else(|| Failure::usage("nothing to merge"))??;
-    for report in reports {
-        merge_runs(&mut sum, &report?);
+    let reports = paths.iter().map(|path| document(path)).collect::<Result<Vec<_>, _>>()?;
+    if let Some((place, why)) = objection(&reports) {
+        return Err(Failure::of_file(&paths[place], why));
     }
+    let mut reports = reports.into_iter();
+    let mut sum = reports.next().ok_or_else(|| Failure::usage("nothing to merge"))?;
+    reports.for_each(|report| merge_runs(&mut sum, &report));
     judge(&mut sum, asserts);
     Ok(sum)
 }

@@ -4,6 +4,23 @@ use super::histogram::{Latencies, merge};
 use super::result::latency;
 use crate::report::load::{Generator, LoadReport};
 
+/// Why these documents cannot be added up, and which of them that is said of, by its place.
+pub(crate) fn objection(reports: &[LoadReport]) -> Option<(usize, &'static str)> {
+    let samples = |report: &LoadReport| report.histogram_ns.iter().map(|&(_, count)| count).sum::<u64>();
+    let adds_up = |report: &LoadReport| {
+        let whole = report.requests.adds_up() && report.total.adds_up();
+        whole && samples(report) == report.requests.right
+    };
+    if let Some(place) = reports.iter().position(|report| !adds_up(report)) {
+        return Some((place, "its counts do not add up"));
+    }
+    let begins = |report: &LoadReport| report.started_unix_seconds + report.warm_up_seconds;
+    let first_end =
+        reports.iter().map(|report| begins(report) + report.seconds).fold(f64::INFINITY, f64::min);
+    let late = reports.iter().position(|report| begins(report) > first_end)?;
+    Some((late, "it was not measured at the same time as the others"))
+}
+
 /// Adds a run that went on at the same time, such as one of another machine. Percentiles come from the sum of the
 /// histograms; those of single rows cannot be added and are left out.
 pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
@@ -44,7 +61,8 @@ pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
 }
 
 fn merge_series(sum: &mut LoadReport, other: &LoadReport) {
-    if (sum.series_step_seconds - other.series_step_seconds).abs() > 1e-9 {
+    let is_same_step = (sum.series_step_seconds - other.series_step_seconds).abs() <= 1e-9;
+    if !is_same_step {
         // Rows of unequal length cannot be added.
         sum.series.clear();
     }
@@ -54,8 +72,15 @@ fn merge_series(sum: &mut LoadReport, other: &LoadReport) {
         row.errors += theirs.errors;
         row.offered = row.offered.zip(theirs.offered).map(|(one, two)| one + two);
         row.connections += theirs.connections;
-        row.max_us = row.max_us.zip(theirs.max_us).map(|(one, two)| one.max(two));
+        // Of one that has none the other's is the slowest.
+        row.max_us = row.max_us.into_iter().chain(theirs.max_us).reduce(f64::max);
+    }
+    // Of the longer run its last rows are all there is.
+    let rest = other.series.get(sum.series.len()..).unwrap_or_default();
+    if is_same_step {
+        sum.series.extend_from_slice(rest);
+    }
+    for row in &mut sum.series {
         (row.p50_us, row.p99_us) = (None, None);
     }
-    sum.series.truncate(other.series.len());
 }

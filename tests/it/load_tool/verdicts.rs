@@ -201,3 +201,73 @@ fn asserts_mean_the_counts_that_the_table_shows() {
     let run = Run::new(&server.address(), &["-c", "1", "-n", "40", "--warm-up", "1s", "--assert", "wrong=1"]);
     assert_eq!((run.count("requests", "wrong"), &run.json["asserts"][0]["holds"]), (0, &Value::from(true)));
 }
+
+#[test]
+fn documents_that_do_not_add_up_or_are_of_other_times_are_not_merged() {
+    let server = WrongServer::start(Fault::None);
+    let fine = Run::new(&server.address(), &["-c", "1", "-n", "40"]).json;
+    let (one, other) = (Scratch::new("one.json"), Scratch::new("other.json"));
+    std::fs::write(one.path(), fine.to_string()).unwrap();
+    let merge = |other: &Scratch, more: &[&str]| {
+        let arguments = ["load", "--json", "--merge", one.path(), "--merge", other.path()];
+        Ended::of(program().args(arguments).args(more))
+    };
+    type Change = fn(&mut Value);
+    let changes: [(Change, &str); 5] = [
+        (|it| it["requests"]["right"] = 39.into(), "add up"),
+        (|it| it["total"]["offered"] = 41.into(), "add up"),
+        (|it| it["requests"]["unsent"] = 1.into(), "add up"),
+        (|it| it["histogram_ns"] = Value::Array(Vec::new()), "add up"),
+        (
+            |it| it["started_unix_seconds"] = (it["started_unix_seconds"].as_f64().unwrap() + 3600.0).into(),
+            "at the same time",
+        ),
+    ];
+    for (change, part) in changes {
+        let mut document = fine.clone();
+        change(&mut document);
+        std::fs::write(other.path(), document.to_string()).unwrap();
+        let ended = merge(&other, &[]);
+        assert_eq!((ended.status.code(), ended.stderr.lines().count()), (Some(1), 1), "{ended:?}");
+        assert!(ended.stderr.contains(part) && ended.stderr.contains(other.path()), "{ended:?}");
+    }
+    std::fs::write(other.path(), fine.to_string()).unwrap();
+    assert_eq!(merge(&other, &[]).status.code(), Some(0));
+    // An hour that ended when the other began.
+    let mut document = fine.clone();
+    let began = fine["started_unix_seconds"].as_f64().unwrap();
+    document["started_unix_seconds"] = (began - 3600.0).into();
+    document["seconds"] = 3599.0.into();
+    std::fs::write(other.path(), document.to_string()).unwrap();
+    let ended = merge(&other, &[]);
+    assert!(ended.status.code() == Some(1) && ended.stderr.contains("at the same time"), "{ended:?}");
+    document["seconds"] = 3601.0.into();
+    std::fs::write(other.path(), document.to_string()).unwrap();
+    assert_eq!(merge(&other, &[]).status.code(), Some(0));
+    for sending in
+        [&["-c", "3"][..], &["-r", "5"], &["-d", "1s"], &["--timeout", "1s"], &["--reconnect"], &["-P", "2"]]
+    {
+        assert_eq!(merge(&other, sending).status.code(), Some(2), "{sending:?}");
+    }
+}
+
+#[test]
+fn rows_of_the_longer_run_are_merged_to_the_last() {
+    let server = WrongServer::start(Fault::None);
+    let mut long = Run::new(&server.address(), &["-c", "1", "-n", "40"]).json;
+    let row = long["series"][0].clone();
+    long["series"] = Value::Array(vec![row.clone(), row.clone(), row]);
+    let short = Run::new(&server.address(), &["-c", "1", "-n", "40"]).json;
+    long["started_unix_seconds"] = short["started_unix_seconds"].clone();
+    let files = [Scratch::new("long.json"), Scratch::new("short.json")];
+    std::fs::write(files[0].path(), long.to_string()).unwrap();
+    std::fs::write(files[1].path(), short.to_string()).unwrap();
+    for [one, other] in [[0, 1], [1, 0]] {
+        let arguments = ["load", "--json", "--merge", files[one].path(), "--merge", files[other].path()];
+        let sum: Value = serde_json::from_str(&Ended::of(program().args(arguments)).stdout).unwrap();
+        let sent: Vec<_> = sum["series"].as_array().unwrap().iter().map(|row| row["sent"].as_u64()).collect();
+        let of = |row: &Value| row["sent"].as_u64().unwrap();
+        let each = of(&long["series"][0]);
+        assert_eq!(sent, [Some(each + of(&short["series"][0])), Some(each), Some(each)], "{}", sum["series"]);
+    }
+}
