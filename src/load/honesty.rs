@@ -37,14 +37,14 @@ const LATE_SHARE: f64 = 0.25;
 pub(crate) struct Usage {
     /// On a core, user and system together.
     pub(crate) cpu_seconds: f64,
-    /// Ready to run, but waiting for a core.
-    pub(crate) waited_seconds: f64,
+    /// Ready to run, but waiting for a core; `None` where the system does not tell.
+    pub(crate) waited_seconds: Option<f64>,
 }
 
 impl Usage {
     /// Of the calling thread.
     pub(crate) fn of_thread() -> Self {
-        Self { cpu_seconds: seconds(ClockId::ThreadCPUTime), waited_seconds: waited().unwrap_or(0.0) }
+        Self { cpu_seconds: seconds(ClockId::ThreadCPUTime), waited_seconds: waited() }
     }
 
     /// What the calling thread has used of a core, in nanoseconds: cheaper than all of it.
@@ -54,13 +54,13 @@ impl Usage {
 
     /// Whether a thread that used so much in `nanoseconds` had no time to spare.
     pub(crate) fn is_never_idle(self, nanoseconds: u64) -> bool {
-        self.cpu_seconds + self.waited_seconds >= NEVER_IDLE * nanoseconds as f64 / 1e9
+        self.cpu_seconds + self.waited_seconds.unwrap_or(0.0) >= NEVER_IDLE * nanoseconds as f64 / 1e9
     }
 
     pub(crate) fn since(self, before: Self) -> Self {
         Self {
             cpu_seconds: self.cpu_seconds - before.cpu_seconds,
-            waited_seconds: self.waited_seconds - before.waited_seconds,
+            waited_seconds: self.waited_seconds.zip(before.waited_seconds).map(|(now, before)| now - before),
         }
     }
 }
@@ -70,7 +70,7 @@ fn seconds(clock: ClockId) -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// The second field of `schedstat`: nanoseconds on a run queue.
+/// The second field of `schedstat`: nanoseconds on a run queue. A kernel may be without it.
 fn waited() -> Option<f64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     let nanoseconds: f64 = text.split_whitespace().nth(1)?.parse().ok()?;
@@ -135,7 +135,7 @@ impl Generator {
         if self.seconds >= SHORTEST_SECONDS {
             for (number, usage) in self.threads.iter().enumerate() {
                 let (running, waiting) =
-                    (usage.cpu_seconds / self.seconds, usage.waited_seconds / self.seconds);
+                    (usage.cpu_seconds / self.seconds, usage.waited_seconds.unwrap_or(0.0) / self.seconds);
                 if running + waiting >= NEVER_IDLE {
                     reasons.push(format!(
                         "generator thread {number} was never idle ({:.0} % running, {:.0} % waiting for a core): it set the \
@@ -194,7 +194,7 @@ mod tests {
     fn generator(cpu_seconds: f64, late: u64, open_loop: bool) -> Generator {
         let mut lateness = Latencies::new();
         lateness.record_n(late, 10_000);
-        let threads = vec![Usage { cpu_seconds, waited_seconds: 0.1 }];
+        let threads = vec![Usage { cpu_seconds, waited_seconds: Some(0.1) }];
         let (right, right_while_busy, latency) = (10_000, 0, [Some(4_000_000), None, None]);
         let (seconds, absence) = (1.0, Absence::default());
         Generator { threads, right, right_while_busy, seconds, lateness, absence, open_loop, latency }
@@ -214,13 +214,30 @@ mod tests {
 
     #[test]
     fn both_running_and_waiting_count_and_from_when_the_measured_part_began() {
-        let usage = Usage { cpu_seconds: 3.0, waited_seconds: 2.0 };
-        let since = usage.since(Usage { cpu_seconds: 1.0, waited_seconds: 0.5 });
-        assert_eq!((since.cpu_seconds, since.waited_seconds), (2.0, 1.5));
+        let usage = Usage { cpu_seconds: 3.0, waited_seconds: Some(2.0) };
+        let since = usage.since(Usage { cpu_seconds: 1.0, waited_seconds: Some(0.5) });
+        assert_eq!((since.cpu_seconds, since.waited_seconds), (2.0, Some(1.5)));
         for (seconds, valid) in [(0.5, false), (0.6, true), (0.06, false), (0.04, true)] {
-            let threads = vec![Usage { cpu_seconds: 0.4, waited_seconds: 0.1 }];
+            let threads = vec![Usage { cpu_seconds: 0.4, waited_seconds: Some(0.1) }];
             let generator = Generator { threads, seconds, ..generator(0.0, 0, false) };
             assert_eq!(generator.reasons().is_empty(), valid, "{seconds} s");
+        }
+    }
+
+    #[test]
+    fn wait_that_is_not_known_is_none() {
+        let (known, unknown) = (Some(2.0), None);
+        for (now, before) in [(known, unknown), (unknown, known), (unknown, unknown)] {
+            let [now, before] =
+                [now, before].map(|waited_seconds| Usage { cpu_seconds: 1.0, waited_seconds });
+            assert_eq!(now.since(before).waited_seconds, None);
+        }
+        // What it is known to have computed still counts.
+        let usage = |cpu_seconds| Usage { cpu_seconds, waited_seconds: None };
+        for (cpu_seconds, valid) in [(0.94, true), (0.96, false)] {
+            assert_eq!(usage(cpu_seconds).is_never_idle(1_000_000_000), !valid);
+            let generator = Generator { threads: vec![usage(cpu_seconds)], ..generator(0.0, 0, false) };
+            assert_eq!(generator.reasons().is_empty(), valid);
         }
     }
 
@@ -275,7 +292,7 @@ mod tests {
             assert_eq!(reasons.is_empty(), valid, "{right_while_busy}: {reasons:?}");
             assert!(valid || reasons[0].contains("bursts"), "{reasons:?}");
         }
-        let usage = Usage { cpu_seconds: 0.06, waited_seconds: 0.036 };
+        let usage = Usage { cpu_seconds: 0.06, waited_seconds: Some(0.036) };
         assert!(usage.is_never_idle(100_000_000) && !usage.is_never_idle(110_000_000));
     }
 

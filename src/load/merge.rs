@@ -43,6 +43,7 @@ pub(crate) fn merge_runs(sum: &mut LoadReport, other: &LoadReport) {
         (sum.requests.right > 0).then(|| generator.cpu_seconds * 1e6 / sum.requests.right as f64);
     generator.busiest_running = generator.busiest_running.max(theirs.busiest_running);
     generator.busiest_waiting = generator.busiest_waiting.max(theirs.busiest_waiting);
+    generator.is_waiting_known &= theirs.is_waiting_known;
     // Of two generators the later one counts.
     let later = |one: Option<f64>, two: Option<f64>| one.zip(two).map(|(one, two)| one.max(two));
     generator.lateness_us.p50 = later(generator.lateness_us.p50, theirs.lateness_us.p50);

@@ -79,7 +79,8 @@ pub(crate) fn summarize(
             cpu_seconds: outcome.cpu_seconds,
             cpu_us_per_request: (right > 0).then(|| outcome.cpu_seconds * 1e6 / right as f64),
             busiest_running: share(busiest.map(|usage| usage.cpu_seconds)),
-            busiest_waiting: share(busiest.map(|usage| usage.waited_seconds)),
+            busiest_waiting: share(busiest.and_then(|usage| usage.waited_seconds)),
+            is_waiting_known: outcome.generator.threads.iter().all(|usage| usage.waited_seconds.is_some()),
             lateness_us: Lateness {
                 p50: lateness.percentile(50.0).map(microseconds),
                 p99: lateness.percentile(99.0).map(microseconds),
@@ -314,7 +315,7 @@ mod tests {
         latencies.add(&[(MS, 1000), (2 * MS, 985), (4 * MS, 15)]);
         lateness.record_n(60_000, 2000);
         let total = Requests { offered: 2000, sent: 2000, right: 2000, ..Requests::default() };
-        let usage = |cpu_seconds, waited_seconds| Usage { cpu_seconds, waited_seconds };
+        let usage = |cpu_seconds, waited| Usage { cpu_seconds, waited_seconds: Some(waited) };
         Outcome {
             started: UNIX_EPOCH + Duration::from_millis(1500),
             measured: total,
@@ -369,6 +370,17 @@ mod tests {
         assert!(generator.valid && !generator.only_late && report.ended_early.is_none());
         let histogram: Vec<u64> = report.histogram_ns.iter().map(|step| step.1).collect();
         assert_eq!(histogram, [1000, 985, 15]);
+    }
+
+    #[test]
+    fn wait_for_a_core_is_no_zero_where_the_system_does_not_tell_it() {
+        for (waited_seconds, told) in [(Some(0.1), false), (None, true)] {
+            let report = report(|_, outcome| outcome.generator.threads[1].waited_seconds = waited_seconds);
+            let rows = report.generator_rows();
+            let row = rows.iter().find(|row| row[0].contains("waiting for a core")).unwrap();
+            assert_eq!(row[1] == "not known", told, "{row:?}");
+            assert_eq!(report.text().contains("for a core is not known"), told, "{}", report.text());
+        }
     }
 
     #[test]

@@ -226,12 +226,19 @@ pub(crate) struct Generator {
     /// Share of the measured part that the busiest thread was running, and ready but waiting for a core.
     pub(crate) busiest_running: f64,
     pub(crate) busiest_waiting: f64,
+    /// The system tells how long a thread waits for a core; else that is 0 and unknown.
+    #[serde(default = "yes")]
+    pub(crate) is_waiting_known: bool,
     pub(crate) lateness_us: Lateness,
     pub(crate) valid: bool,
     /// Latencies hold the generator's own lateness, and nothing else is wrong with them.
     #[serde(default)]
     pub(crate) only_late: bool,
     pub(crate) reasons: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How late the generator was, in microseconds.
@@ -407,7 +414,14 @@ impl LoadReport {
                 generator.cpu_us_per_request.map_or("–".to_owned(), microseconds),
             ],
             vec!["busiest thread running".to_owned(), share(generator.busiest_running)],
-            vec!["… waiting for a core".to_owned(), share(generator.busiest_waiting)],
+            vec![
+                "… waiting for a core".to_owned(),
+                if generator.is_waiting_known {
+                    share(generator.busiest_waiting)
+                } else {
+                    "not known".to_owned()
+                },
+            ],
             vec!["own lateness, p99".to_owned(), maybe(generator.lateness_us.p99)],
             vec!["own lateness, max".to_owned(), microseconds(generator.lateness_us.max)],
         ]
@@ -448,9 +462,10 @@ impl LoadReport {
         out.push_str(&table::text(&[names, values]));
         let generator = &self.generator;
         out.push_str(&format!(
-            "\n  generator: {} CPU per request, {:.0} % of a core, own lateness p99 {}\n",
+            "\n  generator: {} CPU per request, {:.0} % of a core{}, own lateness p99 {}\n",
             generator.cpu_us_per_request.map_or("–".to_owned(), microseconds),
             generator.busiest_running * 100.0,
+            if generator.is_waiting_known { "" } else { " (its waiting for a core is not known here)" },
             maybe(generator.lateness_us.p99),
         ));
         for example in &self.examples {

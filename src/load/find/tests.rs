@@ -155,7 +155,7 @@ fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Ass
     let (mut latencies, mut lateness) = (Latencies::new(), Latencies::new());
     latencies.record_n(nanoseconds(took), 3000);
     lateness.record_n(nanoseconds(late), 3000);
-    let usage = Usage { cpu_seconds: busy * 3.0, waited_seconds: 0.0 };
+    let usage = Usage { cpu_seconds: busy * 3.0, waited_seconds: Some(0.0) };
     let measured =
         Requests { offered: 3000 + unsent, sent: 3000, right: 3000, unsent, ..Requests::default() };
     let outcome = Outcome {
