@@ -444,7 +444,7 @@ fn wrong_reply_of_several_lines_is_one() {
         for piece in [1, 5, 4096] {
             let fixture = Fixture::of(Protocol::custom("ECHO {n}", r"$*\n{n}", None, None).unwrap(), 4);
             let bytes: String =
-                ["0", "999", "6", "9"].map(|text| format!("${}{end}{text}{end}", text.len())).concat();
+                ["0", "what?", "6", "9"].map(|text| format!("${}{end}{text}{end}", text.len())).concat();
             let got = Requests { offered: 0, ..fixture.counts(bytes.as_bytes(), piece, End::Broken) };
             assert_eq!(got, Requests { wrong: 1, ..counts(4, 3) }, "{end:?} {piece}");
         }
