@@ -89,6 +89,8 @@ pub(crate) struct Connection {
     /// with the connect.
     pub(crate) assigned: Option<u64>,
     pub(crate) late_to_connect: u64,
+    /// When the time was over it was counted as not let in.
+    pub(crate) is_not_let_in: bool,
     /// The peer has ended its side: reading goes on until that is seen, and nothing else will tell.
     hung_up: bool,
     /// A write was told of a reset. The system tells it only once: the next read sees an ordinary end.
@@ -113,6 +115,7 @@ impl Connection {
             free_since: 0,
             assigned: None,
             late_to_connect: 0,
+            is_not_let_in: false,
             hung_up: false,
             reset: false,
         }

@@ -159,6 +159,9 @@ impl Worker<'_> {
         self.open += 1;
         let connection = &mut self.connections[slot];
         connection.opened(now);
+        // It was let in after all, before what waited for it was given up.
+        let was_not = std::mem::take(&mut connection.is_not_let_in);
+        self.tally.connections.not_let_in -= u64::from(was_not);
         let late = std::mem::take(&mut connection.late_to_connect);
         connection.free_since = now.min(self.turn_began).saturating_sub(late);
         match connection.assigned.take() {

@@ -102,9 +102,16 @@ impl Worker<'_> {
             return;
         }
         // Others were begun later, or never, because only so many are opened at once.
-        let is_untried = |&&slot: &&usize| slot < self.wanted && self.connections[slot].phase == Phase::Idle;
-        let untried = self.to_open.iter().filter(is_untried).count();
-        self.tally.connections.not_let_in += (self.connecting + untried) as u64;
+        let untried = self.to_open.iter().copied().filter(|&slot| slot < self.wanted);
+        let is_connecting = |&slot: &usize| self.connections[slot].phase == Phase::Connecting;
+        let waiting: Vec<usize> = (0..self.wanted).filter(is_connecting).chain(untried).collect();
+        for slot in waiting {
+            let connection = &mut self.connections[slot];
+            let is_new =
+                matches!(connection.phase, Phase::Idle | Phase::Connecting) && !connection.is_not_let_in;
+            connection.is_not_let_in |= is_new;
+            self.tally.connections.not_let_in += u64::from(is_new);
+        }
     }
 
     /// Takes in what lies in the socket, for whoever is about to judge its silence: this process may not have run for long.

@@ -184,6 +184,7 @@ fn requests_that_wait_for_a_connection_when_the_time_is_over_are_sent() {
     let ways = ["-c", "2", "-r", "100", "-d", "300ms", "--timeout", PATIENT];
     let run = Run::new(&address, &[&texts[..], &ways].concat());
     assert_eq!((run.errors(), run.count("requests", "right")), (vec![], 29), "{}", run.json);
+    assert_eq!((run.count("connections", "not_let_in"), run.status), (0, 0), "{}", run.json["problems"]);
 }
 
 #[test]
