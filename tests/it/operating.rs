@@ -153,6 +153,8 @@ fn an_upgrade_and_a_stop_with_losses() -> String {
     let id = about(&log, "upgraded")[0]["process"].as_i64().unwrap();
     let new = Pid::from_raw(id.try_into().unwrap()).unwrap();
     let _present = Present(new);
+    // Until then the old one may accept a client, and serve it.
+    serving.expect_log("\"draining\"");
     let mut peer = serving.connect();
     peer.send(b"HELO x\n");
     eventually("it has the request", || {
