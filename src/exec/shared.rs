@@ -5,6 +5,8 @@
 //! ones, of age or dead, is done by the keeper. Held by `exec::replaced` in `tests/it`, but for the order: without it whoever waits is
 //! mostly awake before the next request is taken, so that no test from outside tells.
 
+mod figures;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::mem;
@@ -20,11 +22,9 @@ use super::leased::{Lease, Mode};
 use super::log::{Notice, Notices};
 use super::prefix::Prefix;
 use super::program::{Card, Program};
-use super::stats::{ProgramEnds, ProgramStats, ProgramsStats, resident_bytes};
+use super::stats::ProgramEnds;
 use crate::sync::lock_std;
 
-/// Processes that are looked at for what all of them occupy, the oldest: each takes some 10 µs.
-const MAX_LOOKS: usize = 64;
 /// Programs that have reached their age have successors started so many at a time, a part of all: they take the CPUs from those that serve.
 const SUCCESSORS_SHARE: usize = 4;
 
@@ -560,49 +560,5 @@ impl Shared {
         self.news.notify_all();
         drop(state);
         self.wake();
-    }
-
-    pub(super) fn stats(&self) -> ProgramsStats {
-        let state = self.state();
-        let ids: Vec<u32> = state.listed.values().map(|card| card.id).take(MAX_LOOKS).collect();
-        let mut stats = ProgramsStats {
-            available: !state.in_trouble,
-            ready: state.idle.len() as u64,
-            running: state.listed.len() as u64,
-            resident_bytes: 0,
-            started_total: state.started,
-            ended_total: state.ends,
-        };
-        // Nobody waits while it is looked at what they occupy.
-        drop(state);
-        let looked_at = ids.len().max(1) as u64;
-        let sum: u64 = ids.into_iter().map(resident_bytes).sum();
-        // Those that were looked at stand for all.
-        stats.resident_bytes = sum / looked_at * stats.running.max(looked_at);
-        stats
-    }
-
-    /// Those that run, the oldest first, `most` at the most.
-    pub(super) fn programs(&self, most: usize) -> Vec<ProgramStats> {
-        let state = self.state();
-        let is_ready = |card: &Card| state.idle.iter().any(|idle| idle.card.number == card.number);
-        let mut programs: Vec<ProgramStats> = state
-            .listed
-            .values()
-            .take(most)
-            .map(|card| ProgramStats {
-                number: card.number,
-                pid: card.id,
-                age_seconds: card.started.elapsed().as_secs_f64(),
-                requests: card.served.load(Relaxed),
-                resident_bytes: 0,
-                ready: is_ready(card),
-            })
-            .collect();
-        drop(state);
-        for program in &mut programs {
-            program.resident_bytes = resident_bytes(program.pid);
-        }
-        programs
     }
 }
