@@ -37,8 +37,8 @@ pub(super) fn unix(path: &Path, timeout: Duration) -> io::Result<Socket> {
         if left.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        // That of a send holds for a connect, which without blocking would be refused where there is no room at once.
-        socket.set_write_timeout(Some(left))?;
+        // To the microsecond, 0 of which would be for ever. That of a send holds for a connect, which without blocking would be refused where there is no room at once.
+        socket.set_write_timeout(Some(left.max(Duration::from_micros(1))))?;
         match socket.connect(&address) {
             Ok(()) => break,
             // Its time may be over a little before ours, which the next turn finds out.

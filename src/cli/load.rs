@@ -241,10 +241,10 @@ pub(crate) fn run(args: &LoadArgs) -> Result<ExitCode, Failure> {
         said?;
     }
     printed?;
-    let has_answer = report.find.as_ref().is_none_or(|find| find.rate.is_some());
+    let has_answer = args.find.is_none() || report.find.is_none_or(|find| find.rate.is_some());
     Ok(match report.verdict {
-        Verdict::Ok | Verdict::Invalid if has_answer || args.find.is_none() => ExitCode::SUCCESS,
-        Verdict::Ok | Verdict::Invalid | Verdict::Failed => ExitCode::from(FAILED),
+        Verdict::Ok | Verdict::Invalid if has_answer => ExitCode::SUCCESS,
+        _ => ExitCode::from(FAILED),
     })
 }
 
@@ -356,7 +356,7 @@ fn flood(args: &LoadArgs, plan: Plan, asserts: &[Assert]) -> Result<LoadReport, 
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&interrupts.came)))
             .map_err(|error| Failure::failed(format!("cannot handle signals: {error}")))?;
     }
-    let needed = plan.connections + plan.threads as usize * Polling::DESCRIPTORS + SPARE_DESCRIPTORS;
+    let needed = plan.connections + plan.threads() as usize * Polling::DESCRIPTORS + SPARE_DESCRIPTORS;
     let limit = super::files::raise_limit(needed);
     if limit < needed {
         return Err(Failure::failed(format!(

@@ -123,8 +123,8 @@ pub(crate) fn run(args: &SimulateArgs) -> Result<ExitCode, Failure> {
         )));
     }
     let duration = args.duration.unwrap_or_else(|| workload.duration());
-    if duration.is_zero() || duration > MAX_SIMULATED {
-        return Err(Failure::usage("--duration must be more than 0 and at most 7days"));
+    if duration > MAX_SIMULATED {
+        return Err(Failure::usage("--duration must be at most 7days"));
     }
     let policy = Policy::new(min_threads, max_threads, args.tolerance, args.keep_alive);
     let cores = args.cores.map_or_else(available_cores, |cores| cores as usize);

@@ -38,7 +38,7 @@ pub(crate) enum Ending {
     Failed(io::Error),
     /// Nothing was settled for as long as the timeout.
     TimedOut,
-    /// A line that does not end, or a greeting that is another one.
+    /// A line that is too long, or a greeting that is another one.
     Rubbish,
     /// We have waited long enough, or are done.
     Dropped,
@@ -175,6 +175,11 @@ impl Connection {
 
     pub(crate) fn hung_up(&mut self) {
         self.hung_up = true;
+    }
+
+    /// The peer has said that nothing more comes, which may not have been read yet.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        self.hung_up
     }
 
     pub(crate) fn has_unsent(&self) -> bool {

@@ -359,8 +359,7 @@ fn conclude(report: &mut LoadReport, find: Find, done: bool, cut: Cut) {
         let below = if last.is_some_and(|step| step.said == NOTHING) {
             "; below that the generator did not keep up".to_owned()
         } else if high > LOWEST_RATE {
-            let longest = LONGEST_STEP_DOWN.as_secs();
-            format!("; below that it takes steps of more than {longest} s to tell, as -d makes them")
+            "; below that a step has too few requests to tell, and a longer -d goes further".to_owned()
         } else {
             String::new()
         };

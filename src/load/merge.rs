@@ -66,6 +66,7 @@ fn merge_series(sum: &mut LoadReport, other: &LoadReport) {
     if !is_same_step {
         // Rows of unequal length cannot be added.
         sum.series.clear();
+        sum.series_step_seconds = 0.0;
     }
     for (row, theirs) in sum.series.iter_mut().zip(&other.series) {
         row.sent += theirs.sent;

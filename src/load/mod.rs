@@ -75,6 +75,13 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
 }
 
+impl Plan {
+    /// How many threads there will be: no more than connections.
+    pub(crate) fn threads(&self) -> u32 {
+        self.threads.min(u32::try_from(self.connections).unwrap_or(u32::MAX)).max(1)
+    }
+}
+
 /// What the user's interrupts have come to.
 #[derive(Debug, Default)]
 pub(crate) struct Interrupts {
@@ -185,7 +192,7 @@ pub(crate) fn run(
     interrupts: &Interrupts,
     watch: &mut dyn FnMut(&Progress),
 ) -> io::Result<Outcome> {
-    let threads = plan.threads.min(u32::try_from(plan.connections).unwrap_or(u32::MAX)).max(1);
+    let threads = plan.threads();
     let (started, clock) = (std::time::SystemTime::now(), Clock::start());
     let mut series = Series::new();
     let mut progress = Progress::new(plan);

@@ -82,6 +82,8 @@ pub(crate) struct Open {
     left: u64,
     measure_from: u64,
     until: u64,
+    /// When there was last no room for more: what was due by then was seen by then.
+    full_until: u64,
 }
 
 impl Open {
@@ -94,12 +96,13 @@ impl Open {
             left: requests,
             measure_from,
             until,
+            full_until: 0,
         }
     }
 
     /// When the next request can be taken in: when it is due, if there is room then.
     pub(crate) fn next_look(&self) -> u64 {
-        if self.backlog.len() < MAX_BACKLOG { self.next_due() } else { u64::MAX }
+        if self.backlog.len() < MAX_BACKLOG { self.next_due().max(self.full_until) } else { u64::MAX }
     }
 
     fn next_due(&self) -> u64 {
@@ -118,9 +121,14 @@ impl Open {
                 return;
             }
             self.left -= u64::from(due >= self.measure_from);
-            self.backlog.push_back(Due { at: due, seen: now });
+            // For want of room it is not the generator that is late.
+            let late = now.saturating_sub(due.max(self.full_until));
+            self.backlog.push_back(Due { at: due, seen: due + late });
             tally.offered(due, 1);
             self.arrivals.advance();
+        }
+        if self.backlog.len() >= MAX_BACKLOG {
+            self.full_until = now;
         }
     }
 
@@ -169,14 +177,6 @@ impl Pace {
         matches!(self, Self::Open(open) if !open.backlog.is_empty())
     }
 
-    /// One request for a connection that is opened for it, and when it was due.
-    pub(crate) fn take_one(&mut self, now: u64, tally: &mut Tally) -> Option<u64> {
-        match self {
-            Self::Closed(closed) => (closed.take(1, now, tally) > 0).then_some(now),
-            Self::Open(open) => open.backlog.pop_front().map(|due| due.at),
-        }
-    }
-
     /// Gives up what waits for a connection.
     pub(crate) fn give_up(&mut self, tally: &mut Tally) {
         if let Self::Open(open) = self {
@@ -201,7 +201,8 @@ mod tests {
         assert!(!closed.is_used_up(99), "the warm-up goes on");
         assert_eq!((tally.measured().offered, tally.total().offered), (5, 14));
         let mut pace = Pace::Closed(closed);
-        assert_eq!((pace.take_one(101, &mut tally), pace.take_one(99, &mut tally)), (None, Some(99)));
+        let Pace::Closed(closed) = &mut pace else { panic!("it is closed") };
+        assert_eq!((closed.take(1, 101, &mut tally), closed.take(1, 99, &mut tally)), (0, 1));
         assert!(pace.is_used_up(101) && !pace.has_backlog());
     }
 
@@ -244,6 +245,13 @@ mod tests {
         }
         open.collect(2 * SECOND, &mut tally);
         assert_eq!((open.backlog.len(), open.next_look()), (MAX_BACKLOG, u64::MAX), "no more than that");
+        // That there was no room is not the generator's doing.
+        open.collect(5 * SECOND / 2, &mut tally);
+        tally.unsent(open.backlog.pop_front().unwrap().at, 1);
+        assert_eq!(open.next_look(), 5 * SECOND / 2);
+        let now = 5 * SECOND / 2 + 1000;
+        open.collect(now, &mut tally);
+        assert_eq!(open.backlog.back().unwrap().late(now, now), 1000);
         // It ends before its time.
         open.end(2 * SECOND, &mut tally);
         let mut pace = Pace::Open(Box::new(open));
@@ -282,10 +290,11 @@ mod tests {
         let mut tally = Tally::new(0);
         let mut offered = open(9, 0, u64::MAX);
         offered.collect(40 * MS, &mut tally);
+        assert_eq!(offered.backlog.pop_front().map(|due| due.at), Some(10 * MS));
         let mut pace = Pace::Open(Box::new(offered));
-        assert_eq!((pace.take_one(0, &mut tally), pace.has_backlog()), (Some(10 * MS), true));
+        assert!(pace.has_backlog());
         pace.give_up(&mut tally);
-        assert_eq!((pace.take_one(0, &mut tally), pace.has_backlog()), (None, false));
+        assert!(!pace.has_backlog());
         assert_eq!((tally.total().offered, tally.total().unsent), (4, 3));
     }
 }

@@ -266,7 +266,7 @@ impl Ledger {
             }
         };
         let reply = &rest[..len];
-        if self.is_unsent(number) {
+        if self.is_unsent(number) && self.outstanding.contains(number, self.step) {
             self.wrong(Some(number), reply, protocol, now, tally);
         } else if let Some(asked) = self.overtake(number, now) {
             tally.right(asked, 1, now);

@@ -475,6 +475,10 @@ impl<'a> Worker<'a> {
         if connection.phase != Phase::Open || !connection.is_settled() {
             return;
         }
+        if self.plan.expect_stop && connection.has_hung_up() {
+            // The server has stopped with it, which is counted when that is read.
+            return;
+        }
         let used_up = self.plan.reconnect && connection.ledger.asked() > 0;
         let may_go_on = self.offering && !self.pace.is_used_up(now) || self.pace.has_backlog();
         if slot < self.wanted && !used_up && may_go_on {

@@ -35,11 +35,11 @@ impl Worker<'_> {
             let is_useful = self.offering && slot < self.wanted;
             match (&mut self.pace, self.plan.reconnect) {
                 (_, true) if connection.assigned.is_some() => {}
-                (Pace::Closed(_), true) if is_useful => {
-                    connection.assigned = self.pace.take_one(now, &mut self.tally);
-                    if connection.assigned.is_none() {
+                (Pace::Closed(closed), true) if is_useful => {
+                    if closed.take(1, now, &mut self.tally) == 0 {
                         continue;
                     }
+                    connection.assigned = Some(now);
                     self.assigned += 1;
                 }
                 (Pace::Open(_), true) => {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use super::*;
 
@@ -161,14 +162,17 @@ fn search_that_is_interrupted_has_no_answer() {
 #[test]
 fn expected_stop_of_one_connection_is_not_that_of_the_server() {
     for way in [["-d", "500ms"], ["-n", "500"]] {
-        let target = each_connection(128, Duration::ZERO, |number, mut stream| {
+        let ended = AtomicBool::new(false);
+        let target = each_connection(128, Duration::ZERO, move |number, mut stream| {
             if number == 0 {
                 let mut line = [0; 64];
                 let len = stream.read(&mut line)?;
                 stream.write_all(&line[..len])?;
                 stream.shutdown(Shutdown::Write)?;
+                ended.store(true, SeqCst);
                 return std::io::copy(&mut stream, &mut std::io::sink()).map(drop);
             }
+            eventually("the first has ended", || ended.load(SeqCst));
             echo(stream)
         });
         let arguments = [&["-c", "3", "--expect-stop", "--timeout", PATIENT], &ECHO[..], &way].concat();
@@ -270,4 +274,14 @@ fn rows_of_the_longer_run_are_merged_to_the_last() {
         let each = of(&long["series"][0]);
         assert_eq!(sent, [Some(each + of(&short["series"][0])), Some(each), Some(each)], "{}", sum["series"]);
     }
+    // Rows of another length cannot be added, whatever follows.
+    let step = short["series_step_seconds"].as_f64().unwrap();
+    let mut other = short.clone();
+    other["series_step_seconds"] = (2.0 * step).into();
+    let third = Scratch::new("other.json");
+    std::fs::write(third.path(), other.to_string()).unwrap();
+    let [one, other, last] = [files[0].path(), third.path(), files[1].path()];
+    let arguments = ["load", "--json", "--merge", one, "--merge", other, "--merge", last];
+    let sum: Value = serde_json::from_str(&Ended::of(program().args(arguments)).stdout).unwrap();
+    assert_eq!(sum["series"], Value::Array(vec![]));
 }
