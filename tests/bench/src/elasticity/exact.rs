@@ -1,12 +1,12 @@
 //! Rows 21 to 27: tolerance as inertia, what is not known, cores that come and go, a lost worker, and a burst against tokio's.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use procfs::process::Process;
 
 use super::lab::{Client, Crowd, EPOCH, Kind, Lab};
@@ -19,7 +19,7 @@ use crate::flood::load;
 use crate::wait::wait_for;
 
 pub(crate) fn slow_ramp(effort: Effort<'_>) -> Result<Row> {
-    let (lab, series, unmet, unneeded) = up_and_down(effort, 1.0)?;
+    let (lab, series, unmet, unneeded) = up_and_down(effort, 1)?;
     let resizes = lab.handle().stats().pool_resizes_total;
     let most = 63.0 / (LIMITS.tolerance as f64 + 1.0) + 2.0;
     let checks = vec![
@@ -46,13 +46,12 @@ pub(crate) fn inside_the_band(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS.tolerance(1000))?;
-    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, 5_000)?;
-    crowd.set_active(40);
+    let curve = format!("hold:40@{}s", effort.seconds(3, 2).as_secs());
+    let crowd = Crowd::start(lab.address(), &curve, Kind::Sleep, 5_000)?;
     thread::sleep(200 * MS);
     lab.take_calls();
-    thread::sleep(effort.seconds(3, 2));
-    let mut waits: Vec<f64> = lab.take_calls().iter().map(|call| ms(call.wait())).collect();
     crowd.finish()?;
+    let mut waits: Vec<f64> = lab.take_calls().iter().map(|call| ms(call.wait())).collect();
     let resizes = lab.handle().stats().pool_resizes_total;
     let checks = vec![
         Check::count("resizes", (resizes.grow + resizes.shrink) as f64, Goal::AtMost(3.0)),
@@ -64,23 +63,17 @@ pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn nothing_known(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000)?;
-    // Every descriptor that there is: what tells who is blocked cannot be opened.
-    let mut taken = Vec::new();
-    while let Ok(file) = File::open("/dev/null") {
-        taken.push(file);
-    }
-    crowd.set_active(48);
-    let mut most = 0;
-    let begun = Instant::now();
-    while begun.elapsed() < effort.seconds(8, 4) {
-        most = most.max(lab.workers());
-        thread::sleep(10 * MS);
-    }
-    crowd.finish()?;
-    drop(taken);
+    let curve = format!("hold:0@1s,hold:48@{}s", effort.seconds(8, 4).as_secs());
+    let crowd = Crowd::start(lab.address(), &curve, Kind::Burn, 1_000)?;
+    wait_for("all are let in", KEEP_ALIVE, || lab.handle().stats().connections == 48)?;
+    // What tells who is blocked cannot be opened.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 0, hard)?;
+    let played = crowd.play(&lab);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+    let most = played?.0.iter().map(|(.., workers)| *workers).fold(0.0, f64::max);
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let checks = vec![Check::count("most workers", most as f64, Goal::AtMost(cores as f64 + 3.0 + 2.0))];
+    let checks = vec![Check::count("most workers", most, Goal::AtMost(cores as f64 + 3.0 + 2.0))];
     Ok(row("CPU-bound, and no descriptors left to look at threads", checks))
 }
 
@@ -157,8 +150,8 @@ pub(crate) fn cores_come_and_go(_: Effort<'_>) -> Result<Row> {
     }
     let lab = Lab::start(LIMITS)?;
     let shown = || usize::try_from(lab.handle().stats().pool_cores).unwrap_or_default();
-    let crowd = Crowd::start(lab.address(), 48, Kind::Burn, 1_000)?;
-    crowd.set_active(48);
+    // Longer than all that follows, unless that fails.
+    let crowd = Crowd::start(lab.address(), "hold:48@12s", Kind::Burn, 1_000)?;
     let noticed =
         |wanted: usize| wait_for("it is noticed", KEEP_ALIVE, || shown() == wanted).map_or(f64::INFINITY, ms);
     let before = shown();
@@ -190,9 +183,8 @@ pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
     let mut replaced = Vec::new();
     for _ in 0..effort.rounds(30, 8) {
         let lab = Lab::start(LIMITS)?;
-        let crowd = Crowd::start(lab.address(), 16, Kind::Burn, 200)?;
         let mut stuck = Client::connect(lab.address())?;
-        crowd.set_active(16);
+        let crowd = Crowd::start(lab.address(), "hold:16@400ms", Kind::Burn, 200)?;
         thread::sleep(100 * MS);
         let before = grown(&lab);
         lab.take_calls();
@@ -225,25 +217,26 @@ pub(crate) fn against_tokio(effort: Effort<'_>) -> Result<Row> {
     let bare = Peer::start(keep_alive)?;
     let mut clients = Client::connect_many(ours.address(), 64)?;
     let mut their_clients = Client::connect_many(theirs.address(), 64)?;
+    let turns: [&mut dyn FnMut() -> Result<f64>; 5] = [
+        &mut || last_begun(&mut clients, ours.notes()),
+        &mut || last_begun(&mut their_clients, theirs.notes()),
+        &mut || {
+            let new = Lab::start(LIMITS)?;
+            last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())
+        },
+        &mut || {
+            let new = Peer::start(keep_alive)?;
+            last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())
+        },
+        &mut || bare.last_of_closures(64, SLEEP),
+    ];
     let mut figures: [Vec<f64>; 5] = Default::default();
     for number in 0..effort.rounds(30, 10) {
         ours.wait_for_workers(2..=2, KEEP_ALIVE)?;
         thread::sleep(keep_alive);
-        for turn in 0..figures.len() {
-            let which = (number + turn) % figures.len();
-            let last = match which {
-                OURS => last_begun(&mut clients, ours.notes())?,
-                THEIRS => last_begun(&mut their_clients, theirs.notes())?,
-                OURS_NEW => {
-                    let new = Lab::start(LIMITS)?;
-                    last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?
-                }
-                THEIRS_NEW => {
-                    let new = Peer::start(keep_alive)?;
-                    last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?
-                }
-                _ => bare.last_of_closures(64, SLEEP)?,
-            };
+        for turn in 0..turns.len() {
+            let which = (number + turn) % turns.len();
+            let last = turns[which]()?;
             // The first round of all knows nothing yet.
             if number > 0 {
                 figures[which].push(last);
@@ -258,15 +251,9 @@ pub(crate) fn against_tokio(effort: Effort<'_>) -> Result<Row> {
         Check::ratio(what, &ratios, Goal::AtMost(1.0))
     };
     let checks = vec![
-        check(OURS, THEIRS, "last of 64 started, to a tokio server's"),
-        check(OURS_NEW, THEIRS_NEW, "the same, both new"),
-        check(OURS, BARE, "to spawn_blocking without a server"),
+        check(0, 1, "last of 64 started, to a tokio server's"),
+        check(2, 3, "the same, both new"),
+        check(0, 4, "to spawn_blocking without a server"),
     ];
     Ok(row("burst of 64 against tokio's spawn_blocking", checks))
 }
-
-const OURS: usize = 0;
-const THEIRS: usize = 1;
-const OURS_NEW: usize = 2;
-const THEIRS_NEW: usize = 3;
-const BARE: usize = 4;

@@ -4,18 +4,21 @@
 //! [`EPOCH`], 0 if it does not matter. The handler notes when it was called, so that the time in the queue is known without asking the server.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Error, ErrorKind, Result, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Error, Result};
+use std::iter;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::time::{ClockId, clock_gettime};
+use tidemill::schedule::Curve;
 use tidemill::{PoolLimits, Reply, Request, Server, ServerHandle};
 
+use super::rows::ms;
+use super::score::Series;
 use crate::wait::wait_for;
 
 /// What all times count from.
@@ -23,6 +26,9 @@ pub(crate) static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Longest time that any one reply may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a row over time looks at the pool.
+const SAMPLE: Duration = Duration::from_millis(5);
 
 /// A call of the handler.
 #[derive(Clone, Copy, Debug)]
@@ -191,17 +197,12 @@ fn burn(work: Duration) {
 }
 
 /// One connection.
-pub(crate) struct Client {
-    reader: BufReader<TcpStream>,
-}
+pub(crate) struct Client(tidemill::client::Client);
 
 impl Client {
     /// Connects.
     pub(crate) fn connect(address: SocketAddr) -> Result<Client> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        Ok(Client { reader: BufReader::new(stream) })
+        tidemill::client::Client::connect(address, TIMEOUT).map(Client)
     }
 
     /// So many of them.
@@ -212,14 +213,13 @@ impl Client {
     /// Sends a request.
     pub(crate) fn send(&mut self, kind: Kind, argument: u64) -> Result<()> {
         let line = format!("{}:{argument}:{}\n", kind.letter(), EPOCH.elapsed().as_nanos());
-        self.reader.get_mut().write_all(line.as_bytes())
+        self.0.send(line.as_bytes())
     }
 
     /// Waits for a reply.
     pub(crate) fn receive(&mut self) -> Result<()> {
-        let mut line = String::new();
-        self.reader.read_line(&mut line)?;
-        if line == "ok\n" { Ok(()) } else { Err(Error::new(ErrorKind::InvalidData, format!("got {line:?}"))) }
+        let line = self.0.read_line()?;
+        if line == b"ok" { Ok(()) } else { Err(Error::other(String::from_utf8_lossy(&line).into_owned())) }
     }
 
     /// Sends a request and waits for its reply.
@@ -248,72 +248,65 @@ pub(crate) fn first_on_new_thread(calls: &[Call], known: &mut HashSet<ThreadId>)
     first
 }
 
-/// Clients in threads of their own, of which a changing number is active: each sends its next request when it has the
-/// reply to the one before.
+/// Clients on threads of their own, as many at a time as a curve says: each sends its next request when it has the reply to the one
+/// before.
 pub(crate) struct Crowd {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<Result<u64>>>,
-}
-
-struct Shared {
-    active: AtomicUsize,
-    stop: AtomicBool,
-    latencies: (Sender<Duration>, Receiver<Duration>),
+    curve: Curve,
+    begun: Instant,
+    threads: Vec<JoinHandle<Result<Vec<f64>>>>,
 }
 
 impl Crowd {
-    /// `count` clients, none of them active.
-    pub(crate) fn start(address: SocketAddr, count: usize, kind: Kind, argument: u64) -> Result<Crowd> {
-        let shared = Arc::new(Shared {
-            active: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            latencies: unbounded(),
-        });
+    /// Plays `curve` once, which is written as in `tidemill load --shape`.
+    pub(crate) fn start(address: SocketAddr, curve: &str, kind: Kind, argument: u64) -> Result<Crowd> {
+        let curve: Curve = curve.parse().map_err(Error::other)?;
+        let curve = curve.drawn(&mut fastrand::Rng::with_seed(7));
+        let clients = Client::connect_many(address, whole(curve.highest()))?;
+        let begun = Instant::now();
         let spawn = |(number, mut client): (usize, Client)| {
-            let shared = Arc::clone(&shared);
+            let curve = curve.clone();
             thread::spawn(move || {
-                let mut replies = 0;
-                while !shared.stop.load(SeqCst) {
-                    if number >= shared.active.load(SeqCst) {
-                        thread::park();
-                        continue;
-                    }
+                let (mut latencies, mut now) = (Vec::new(), 0.0);
+                loop {
+                    let mut moments = iter::successors(Some(now), |at| curve.next_change(*at));
+                    let due = moments.find(|at| number < whole(curve.at(*at)));
+                    let Some(due) = due.filter(|due| *due < curve.seconds()) else { return Ok(latencies) };
+                    thread::sleep(Duration::from_secs_f64(due - now));
                     let sent = Instant::now();
                     client.ask(kind, argument)?;
-                    replies += 1;
-                    shared.latencies.0.send(sent.elapsed()).expect("it has the other end, too");
+                    latencies.push(ms(sent.elapsed()));
+                    now = begun.elapsed().as_secs_f64();
                 }
-                Ok(replies)
             })
         };
-        let threads = Client::connect_many(address, count)?.into_iter().enumerate().map(spawn).collect();
-        Ok(Crowd { shared, threads })
+        let threads = clients.into_iter().enumerate().map(spawn).collect();
+        Ok(Crowd { curve, begun, threads })
     }
 
-    /// The first `count` of them are active from now on; others stop after their reply.
-    pub(crate) fn set_active(&self, count: usize) {
-        let before = self.shared.active.swap(count, SeqCst);
-        for thread in self.threads.iter().take(count).skip(before) {
-            thread.thread().unpark();
+    /// Looks at the pool until the curve is over: time, clients, workers. Then how many ms each reply took.
+    pub(crate) fn play(self, lab: &Lab) -> Result<(Series, Vec<f64>)> {
+        let mut series = Vec::new();
+        loop {
+            let t = self.begun.elapsed().as_secs_f64();
+            if t >= self.curve.seconds() {
+                return Ok((series, self.finish()?));
+            }
+            series.push((t, self.curve.at(t).round(), lab.workers() as f64));
+            thread::sleep(SAMPLE);
         }
     }
 
-    /// Latencies of the replies since the last time.
-    pub(crate) fn take_latencies(&self) -> Vec<Duration> {
-        self.shared.latencies.1.try_iter().collect()
-    }
-
-    /// Ends them. Returns how many replies they had in all.
+    /// Waits until the curve is over. How many ms each reply took.
     ///
     /// # Errors
     /// A reply was wrong or missing.
-    pub(crate) fn finish(self) -> Result<u64> {
-        self.shared.stop.store(true, SeqCst);
-        let mut replies = 0;
-        for thread in self.threads {
-            thread.thread().unpark();
-            replies += thread.join().map_err(|_| Error::other("a client panicked"))??;
-        }
-        Ok(replies)
+    pub(crate) fn finish(self) -> Result<Vec<f64>> {
+        let join = |thread: JoinHandle<_>| thread.join().map_err(|_| Error::other("a client panicked"))?;
+        Ok(self.threads.into_iter().map(join).collect::<Result<Vec<_>>>()?.concat())
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and not negative")]
+fn whole(value: f64) -> usize {
+    value.round() as usize
 }

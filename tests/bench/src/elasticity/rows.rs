@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::io::{Error, Result};
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,6 @@ pub(crate) const SLEEP: u64 = 50_000;
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The limits of every row unless it says otherwise.
 pub(crate) const LIMITS: PoolLimits = PoolLimits::new(2, 64).tolerance(2).keep_alive(KEEP_ALIVE);
-/// How often a row over time looks at the pool.
-const SAMPLE: Duration = Duration::from_millis(5);
 
 /// How long the rows take, and the program that they flood with.
 #[derive(Clone, Copy, Debug)]
@@ -164,51 +161,24 @@ pub(crate) fn trickle_to(effort: Effort<'_>, address: SocketAddr, workers: impl 
     Ok(Row { series, ..row("64 at once, then 20/s of 1 ms", checks) })
 }
 
-/// Plays `active` clients over time and looks at the pool meanwhile: time, clients, workers.
-pub(crate) fn play(
-    lab: &Lab,
-    crowd: &Crowd,
-    length: Duration,
-    mut active: impl FnMut(f64) -> usize,
-) -> Series {
-    let begun = Instant::now();
-    let mut series = Vec::new();
-    while begun.elapsed() < length {
-        let t = begun.elapsed().as_secs_f64();
-        let clients = active(t);
-        crowd.set_active(clients);
-        series.push((t, clients as f64, lab.workers() as f64));
-        thread::sleep(SAMPLE);
-    }
-    series
-}
-
 /// Every tenth point is enough to draw.
 pub(crate) fn thinned(series: &[Moment]) -> Series {
     series.iter().step_by(10).copied().collect()
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and not negative")]
-pub(crate) fn whole(value: f64) -> usize {
-    value.round() as usize
-}
-
 /// As many clients as 64 and as few as `least` at the ends of a ramp up and down. What becomes of the pool, and the shares of
 /// [`areas`].
-pub(crate) fn up_and_down(effort: Effort<'_>, least: f64) -> Result<(Lab, Series, f64, f64)> {
+pub(crate) fn up_and_down(effort: Effort<'_>, least: u32) -> Result<(Lab, Series, f64, f64)> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP)?;
-    let half = effort.seconds(30, 10).as_secs_f64();
-    let length = Duration::from_secs_f64(2.0 * half) + KEEP_ALIVE + Duration::from_secs(1);
-    let active = |t: f64| whole(least + (64.0 - least) * (1.0 - (t / half - 1.0).abs()).max(0.0));
-    let series = play(&lab, &crowd, length, active);
-    crowd.finish()?;
+    let half = effort.seconds(30, 10).as_secs();
+    let curve = format!("ramp:{least}..64@{half}s,ramp:64..{least}@{half}s,hold:{least}@6s");
+    let (series, _) = Crowd::start(lab.address(), &curve, Kind::Sleep, SLEEP)?.play(&lab)?;
     let (unmet, unneeded) = areas(&series);
     Ok((lab, thinned(&series), unmet, unneeded))
 }
 
 pub(crate) fn ramp(effort: Effort<'_>) -> Result<Row> {
-    let (lab, series, unmet, unneeded) = up_and_down(effort, 0.0)?;
+    let (lab, series, unmet, unneeded) = up_and_down(effort, 0)?;
     let checks = vec![
         Check::count("demand not met, by area", unmet, Goal::AtMost(0.02)),
         Check::count("supply not needed, by area", unneeded, Goal::AtMost(0.15)),
@@ -236,23 +206,24 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
     let labs = [LIMITS, LIMITS.tolerance(0), LIMITS.threads(64, 64)].map(Lab::start);
     let [lab, intolerant, fixed] = labs;
     let (lab, intolerant, fixed) = (lab?, intolerant?, fixed?);
-    let crowd = |lab: &Lab| Crowd::start(lab.address(), 48, Kind::Sleep, SLEEP);
-    let crowds = [crowd(&lab)?, crowd(&intolerant)?, crowd(&fixed)?];
-    let seen_p99 =
-        |crowd: &Crowd| quantile(&mut crowd.take_latencies().into_iter().map(ms).collect::<Vec<_>>(), 0.99);
+    let length = effort.seconds(8, 2).as_secs();
+    let curve = format!("sawtooth:4..48x{}@{length}s", length / 2);
+    let crowd = |lab: &Lab| Crowd::start(lab.address(), &curve, Kind::Sleep, SLEEP);
     let waits_p99 = |lab: &Lab| quantile(&mut waits(&lab.take_calls()), 0.99);
     let (mut seen, mut waited, mut series) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..effort.rounds(8, 7) {
-        let length = effort.seconds(8, 2);
-        let from = number as f64 * length.as_secs_f64();
-        let part = play(&lab, &crowds[0], length, |t| {
-            let clients = whole(4.0 + 44.0 * (t / 2.0).fract());
-            crowds[1..].iter().for_each(|crowd| crowd.set_active(clients));
-            clients
-        });
+        let crowds = [&lab, &intolerant, &fixed].map(crowd);
+        let [crowd, with_intolerant, with_fixed] = crowds;
+        let (with_intolerant, with_fixed) = (with_intolerant?, with_fixed?);
+        let (part, mut ours) = crowd?.play(&lab)?;
+        with_intolerant.finish()?;
+        let mut theirs = with_fixed.finish()?;
+        let from = number as f64 * length as f64;
         series.extend(part.into_iter().map(|(t, clients, workers)| (from + t, clients, workers)));
-        let ratios =
-            (seen_p99(&crowds[0]) / seen_p99(&crowds[2]), waits_p99(&intolerant) / waits_p99(&fixed));
+        let ratios = (
+            quantile(&mut ours, 0.99) / quantile(&mut theirs, 0.99),
+            waits_p99(&intolerant) / waits_p99(&fixed),
+        );
         // The first window grows the pool.
         if number > 0 {
             seen.push(ratios.0);
@@ -260,7 +231,6 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
         }
     }
     let turned = turns(&lab.handle().decisions());
-    crowds.into_iter().try_for_each(|crowd| crowd.finish().map(drop))?;
     let checks = vec![
         Check::count("changes of direction", turned, Goal::AtMost(2.0)),
         // Where the top of a tooth is within the tolerance of the pool, which stays as it is then, some requests wait for a worker
@@ -274,44 +244,35 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn on_off(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 64, Kind::Sleep, SLEEP)?;
-    let cycle = |t: f64| if t.rem_euclid(2.0) < 1.0 { 64 } else { 0 };
-    let mut series = play(&lab, &crowd, Duration::from_secs(2), cycle);
-    let before = grown(&lab);
-    let more = play(&lab, &crowd, effort.seconds(58, 10), cycle);
-    series.extend(more.into_iter().map(|(t, clients, workers)| (t + 2.0, clients, workers)));
-    let checks =
-        vec![Check::count("times it grew after the first cycle", grown(&lab) - before, Goal::AtMost(0.0))];
-    crowd.finish()?;
+    let begun = uptime(&lab);
+    let seconds = effort.seconds(60, 12).as_secs();
+    let curve = format!("onoff:0..64x{}@{seconds}s", seconds / 2);
+    let (series, _) = Crowd::start(lab.address(), &curve, Kind::Sleep, SLEEP)?.play(&lab)?;
+    let later = resizes_since(&lab, begun + Duration::from_secs(2));
+    let grew = later.iter().filter(|decision| decision.to > decision.from).count();
+    let checks = vec![Check::count("times it grew after the first cycle", grew as f64, Goal::AtMost(0.0))];
     Ok(Row { series: thinned(&series), ..row("on/off 64, 1 s on, 1 s off", checks) })
 }
 
 /// Resizes after the first second while the number of clients is another one of `range` every 50 ms.
-fn noise(effort: Effort<'_>, range: RangeInclusive<usize>) -> Result<(f64, Series)> {
+fn noise(effort: Effort<'_>, range: &str) -> Result<(f64, Series)> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), *range.end(), Kind::Sleep, SLEEP)?;
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut next = (0.0, 0);
     let begun = uptime(&lab);
-    let series = play(&lab, &crowd, effort.seconds(60, 10), |t| {
-        if t >= next.0 {
-            next = (next.0 + 0.05, random.usize(range.clone()));
-        }
-        next.1
-    });
+    let seconds = effort.seconds(60, 10).as_secs();
+    let curve = format!("random:{range}x{}@{seconds}s", 20 * seconds);
+    let (series, _) = Crowd::start(lab.address(), &curve, Kind::Sleep, SLEEP)?.play(&lab)?;
     let late = resizes_since(&lab, begun + Duration::from_secs(1)).len() as f64;
-    crowd.finish()?;
     Ok((late, thinned(&series)))
 }
 
 pub(crate) fn within(effort: Effort<'_>) -> Result<Row> {
-    let (resizes, series) = noise(effort, 14..=18)?;
+    let (resizes, series) = noise(effort, "14..18")?;
     let checks = vec![Check::count("resizes after the first second", resizes, Goal::AtMost(0.0))];
     Ok(Row { series, ..row("demand 16 ± 2, another every 50 ms", checks) })
 }
 
 pub(crate) fn beyond(effort: Effort<'_>) -> Result<Row> {
-    let (resizes, series) = noise(effort, 10..=22)?;
+    let (resizes, series) = noise(effort, "10..22")?;
     let checks = vec![Check::count("resizes a minute", resizes, Goal::AtMost(6.0))];
     Ok(Row { series, ..row("demand 16 ± 6", checks) })
 }
@@ -433,8 +394,8 @@ pub(crate) fn lost_worker(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    let crowd = Crowd::start(lab.address(), 40, Kind::Sleep, SLEEP)?;
-    crowd.set_active(40);
+    // Longer than all that follows, unless that fails.
+    let crowd = Crowd::start(lab.address(), "hold:40@3s", Kind::Sleep, SLEEP)?;
     // The last of them may be inside the tolerance.
     let all = 40 - LIMITS.tolerance..=40;
     lab.wait_for_workers(all.clone(), KEEP_ALIVE)?;
@@ -453,7 +414,7 @@ pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
         }
         thread::sleep(300 * MS);
     }
-    let answered = crowd.finish()?;
+    let answered = crowd.finish()?.len();
     let stats = lab.handle().stats();
     let lost = stats.requests() as f64 - answered as f64;
     let checks = vec![
