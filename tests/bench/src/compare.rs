@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime};
 use clap::Parser;
 
 use crate::machine::Machine;
-use crate::measure::{Length, Metric, Run, measure, measure_quietly};
+use crate::measure::{Metric, Run, Settings, measure, measure_quietly};
 use crate::neighbours::Beside;
 use crate::outputs::Outputs;
-use crate::results::{FLOOR, Measured, Results, Row, Settings};
+use crate::results::{FLOOR, Measured, Results, Row};
 use crate::server::{OURS, ServerSpec};
 use crate::stats::Estimate;
 use crate::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
@@ -63,7 +63,6 @@ pub(crate) struct Args {
 
 struct Bench {
     args: Args,
-    length: Length,
     servers: Vec<ServerSpec>,
     settings: Settings,
 }
@@ -85,7 +84,7 @@ pub(crate) fn run(args: Args) -> Result<bool> {
         }
     }
     stdout().write_all(results.text().as_bytes())?;
-    bench.args.outputs.write(&results.to_json()?, &results.page()?, &results.markdown())?;
+    bench.args.outputs.write(&results.to_json()?, &results.page(), &results.markdown())?;
     Ok(true)
 }
 
@@ -99,15 +98,14 @@ impl Bench {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no server {name}")));
         }
         let usual = Duration::from_millis(if args.quick { 500 } else { 2000 });
-        let length = Length { warm_up: args.warm_up, measured: args.duration.unwrap_or(usual) };
         let settings = Settings {
             rounds: args.rounds.unwrap_or(if args.quick { 3 } else { 7 }).max(1),
-            warmup_seconds: length.warm_up.as_secs_f64(),
-            seconds: length.measured.as_secs_f64(),
+            warmup_seconds: args.warm_up.as_secs_f64(),
+            seconds: args.duration.unwrap_or(usual).as_secs_f64(),
             generator_threads: args.generator_threads,
             tries: if args.quick { 1 } else { args.tries },
         };
-        Ok(Bench { args, length, servers, settings })
+        Ok(Bench { args, servers, settings })
     }
 
     /// Which servers are measured under which workloads; nothing measured yet but the half load's rate.
@@ -180,9 +178,8 @@ impl Bench {
         let named = |error: Error| Error::new(error.kind(), format!("{} {name}: {error}", workload.name));
         // Neighbours that the workload wants are no disturbance that another try would be spared.
         let tries = if workload.beside == Beside::Nobody { self.settings.tries } else { 1 };
-        let generator = (self.args.tidemill.as_str(), self.settings.generator_threads);
-        measure_quietly(tries, workload.pace, || measure(spec, workload, generator, self.length, rate))
-            .map_err(named)
+        let attempt = || measure(spec, workload, &self.args.tidemill, self.settings, rate);
+        measure_quietly(tries, workload.pace, attempt).map_err(named)
     }
 }
 

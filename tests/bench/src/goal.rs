@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::report::page::{self, Tone};
 use crate::stats::Estimate;
 
 /// What a figure has to be.
@@ -70,6 +71,15 @@ impl Verdict {
             Verdict::Skipped => "skipped",
         }
     }
+}
+
+/// What became of all goals, in a line; `broken` is what could not be measured, and why.
+pub(crate) fn summary(verdicts: impl Iterator<Item = Verdict> + Clone, broken: Vec<String>) -> page::Verdict {
+    let count = |wanted| verdicts.clone().filter(|verdict| *verdict == wanted).count();
+    let (met, missed, failed) =
+        (count(Verdict::Met), count(Verdict::Missed), count(Verdict::Failed) + broken.len());
+    let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
+    page::Verdict { text: format!("{met} met, {missed} missed, {failed} failed"), tone, reasons: broken }
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ use clap::Parser;
 /// Takes the program's arguments, `bench` aside. Returns whether every goal that has to hold does.
 type Measure = fn(Vec<String>) -> Result<bool>;
 
-const PROGRAMS: [(&str, Measure); 10] = [
+const PROGRAMS: [(&str, Measure); 11] = [
     ("compare", |words| compare::run(Parser::parse_from(words))),
     ("elasticity", |words| elasticity::run(&Parser::parse_from(words))),
     ("overload", |words| overload::run(&Parser::parse_from(words))),
@@ -52,6 +52,7 @@ const PROGRAMS: [(&str, Measure); 10] = [
     // What they start of themselves, as processes of their own.
     ("lab", |_| elasticity::outside::lab_child()),
     ("serve-fanout", |words| fanout::serve(&words[1..])),
+    ("flooders", |words| neighbours::flood(&words[1..])),
 ];
 
 /// What the program does.

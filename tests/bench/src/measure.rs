@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::flood;
 use crate::machine::{CpuClock, MachineTime, softirq_threads};
-use crate::neighbours::{Beside, Neighbours};
+use crate::neighbours::{self, Beside};
 use crate::report::load::{Latency, Verdict};
 use crate::server::ServerSpec;
 use crate::workload::{Pace, Workload};
@@ -98,74 +98,71 @@ impl Run {
     }
 }
 
-/// CPU clocks at one moment.
-struct Reading {
-    at: Instant,
-    server: Duration,
-    generator: Duration,
-    softirq: Duration,
-    machine: MachineTime,
-}
-
 /// The clocks that a measurement reads.
 struct Clocks {
+    began: Instant,
     server: CpuClock,
     generator: CpuClock,
     softirq: Vec<CpuClock>,
 }
 
+/// What they show at one moment: time, CPU time of server, generator and softirq threads, and of the machine: busy, stolen.
+type Reading = [Duration; 6];
+
 impl Clocks {
     fn read(&self) -> Result<Reading> {
-        let softirq: Result<Duration> = self.softirq.iter().map(CpuClock::read).sum();
-        Ok(Reading {
-            at: Instant::now(),
-            server: self.server.read()?,
-            generator: self.generator.read()?,
-            softirq: softirq?,
-            machine: MachineTime::now()?,
-        })
+        let softirq = self.softirq.iter().map(CpuClock::read).sum::<Result<_>>()?;
+        let (at, MachineTime { busy, stolen }) = (self.began.elapsed(), MachineTime::now()?);
+        Ok([at, self.server.read()?, self.generator.read()?, softirq, busy, stolen])
     }
 }
 
-/// How long each measurement takes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Length {
+/// How each measurement is made, and how many are.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Settings {
+    /// Measurements of each server under each workload.
+    pub(crate) rounds: usize,
     /// Flooded before the measured part.
-    pub(crate) warm_up: Duration,
-    pub(crate) measured: Duration,
+    pub(crate) warmup_seconds: f64,
+    pub(crate) seconds: f64,
+    /// Most measurements for one that counts.
+    pub(crate) tries: u32,
+    pub(crate) generator_threads: u32,
 }
 
-/// Measures `spec` once under `workload`, by the generator of `tidemill`, told to use so many `threads`; blocks for warm-up
-/// and measured part and what start and stop take.
+/// Measures `spec` once under `workload`, by the generator of `tidemill`; blocks for warm-up and measured part and what start
+/// and stop take.
 pub(crate) fn measure(
     spec: &ServerSpec,
     workload: &Workload,
-    (tidemill, threads): (&str, u32),
-    Length { warm_up, measured }: Length,
+    tidemill: &str,
+    Settings { warmup_seconds, seconds, generator_threads, .. }: Settings,
     rate: Option<f64>,
 ) -> Result<Run> {
     let wrapper = workload.wrapper()?;
     let mut server = spec.start(&workload.server_options(), &wrapper)?;
-    let neighbours = Neighbours::start(workload.beside, server.address)?;
+    let neighbours = neighbours::start(workload.beside, server.address)?;
     let options = format!(
-        "--threads {threads} --warm-up {}ms --duration {}ms {} {}",
-        warm_up.as_millis(),
-        measured.as_millis(),
+        "--threads {generator_threads} --warm-up {:.0}ms --duration {:.0}ms {} {}",
+        warmup_seconds * 1e3,
+        seconds * 1e3,
         workload.load_options(rate),
         spec.asks
     );
     let began = Instant::now();
     let running = flood::start(&wrapper, tidemill, server.address, &options)?;
     let clocks = Clocks {
+        began,
         server: CpuClock::of(server.pid())?,
         generator: CpuClock::of(running.id())?,
         softirq: softirq_threads()?,
     };
-    let sleep_until = |moment: Duration| thread::sleep(moment.saturating_sub(began.elapsed()));
-    sleep_until(warm_up + measured.mul_f64(MARGIN));
-    let first = clocks.read()?;
-    sleep_until(warm_up + measured.mul_f64(1.0 - MARGIN));
-    let last = clocks.read()?;
+    let read_at = |share: f64| {
+        let moment = Duration::from_secs_f64(warmup_seconds + seconds * share);
+        thread::sleep(moment.saturating_sub(began.elapsed()));
+        clocks.read()
+    };
+    let (first, last) = (read_at(MARGIN)?, read_at(1.0 - MARGIN)?);
     let report = flood::verified(running)?;
     drop(neighbours);
     // What flooders have left in its receive queues would take a graceful stop long.
@@ -180,11 +177,9 @@ pub(crate) fn measure(
 
 /// What the clocks say, without latencies.
 fn of_window(first: &Reading, last: &Reading, requests_per_second: f64) -> Run {
-    let elapsed = (last.at - first.at).as_secs_f64();
-    let cpus =
-        |part: fn(&Reading) -> Duration| part(last).saturating_sub(part(first)).as_secs_f64() / elapsed;
-    let (server, generator) = (cpus(|at| at.server), cpus(|at| at.generator));
-    let busy = cpus(|at| at.machine.busy);
+    let spent: [f64; 6] = std::array::from_fn(|part| last[part].saturating_sub(first[part]).as_secs_f64());
+    let elapsed = spent[0];
+    let [_, server, generator, softirq, busy, stolen] = spent.map(|seconds| seconds / elapsed);
     Run {
         requests_per_second,
         cpu_us_per_request: server * 1e6 / requests_per_second,
@@ -192,8 +187,8 @@ fn of_window(first: &Reading, last: &Reading, requests_per_second: f64) -> Run {
         p99_us: None,
         p999_us: None,
         generator_cpus: generator,
-        other_cpus: (busy - server - generator - cpus(|at| at.softirq)).max(0.0),
-        stolen_cpus: cpus(|at| at.machine.stolen),
+        other_cpus: (busy - server - generator - softirq).max(0.0),
+        stolen_cpus: stolen,
         generator_complaints: Vec::new(),
         repeated: 0,
     }
@@ -223,17 +218,11 @@ pub(crate) fn measure_quietly(
 mod tests {
     use super::*;
 
-    fn reading(at: Instant, milliseconds: [u64; 5]) -> Reading {
-        let [server, generator, softirq, busy, stolen] = milliseconds.map(Duration::from_millis);
-        Reading { at, server, generator, softirq, machine: MachineTime { busy, stolen } }
-    }
-
     #[test]
     fn cpu_per_request_and_the_share_of_others_come_from_the_same_window() {
-        let start = Instant::now();
-        let first = reading(start, [100, 200, 0, 1000, 0]);
-        let last = reading(start + Duration::from_secs(2), [1300, 2000, 100, 4200, 20]);
-        let run = of_window(&first, &last, 100_000.0);
+        let reading = |milliseconds: [u64; 6]| milliseconds.map(Duration::from_millis);
+        let (first, last) = ([0, 100, 200, 0, 1000, 0], [2000, 1300, 2000, 100, 4200, 20]);
+        let run = of_window(&reading(first), &reading(last), 100_000.0);
         assert!((run.cpu_us_per_request - 6.0).abs() < 1e-9, "{run:?}");
         assert!((run.generator_cpus - 0.9).abs() < 1e-9, "{run:?}");
         assert!((run.other_cpus - 0.05).abs() < 1e-9, "{run:?}");
@@ -242,9 +231,7 @@ mod tests {
     }
 
     fn disturbed_by(other_cpus: f64) -> Run {
-        let now = Instant::now();
-        let first = reading(now, [0; 5]);
-        let last = reading(now + Duration::from_secs(1), [0; 5]);
+        let (first, last) = ([Duration::ZERO; 6], [1, 0, 0, 0, 0, 0].map(Duration::from_secs));
         Run { other_cpus, ..of_window(&first, &last, 1.0) }
     }
 

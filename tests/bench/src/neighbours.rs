@@ -1,91 +1,59 @@
 //! What goes on beside a measurement, where the workload wants that: loops that use up the CPUs, or peers of the same server
-//! that send without a pause.
+//! that send without a pause. Processes of their own, which say that they have begun as servers do, and are ended as those are.
 
-use std::io::{Read, Result, Write};
+use std::io::{Error, Read, Result, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::{self, JoinHandle};
+use std::process::Command;
+
+use crate::server::Server;
 
 /// Who is there besides the client that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Beside {
     /// Nobody.
     Nobody,
-    /// So many endless loops, processes of their own.
+    /// So many endless loops.
     Loops(u32),
-    /// [`FLOODERS`] peers of the same server that send this without a pause and read what comes.
+    /// 500 peers of the same server that send this without a pause and read what comes.
     Flooders(&'static str),
 }
 
-/// Peers that flood.
-pub(crate) const FLOODERS: usize = 500;
-/// Threads that they share: the machine has few CPUs.
-const FLOODER_THREADS: usize = 2;
-/// Bytes that each tries to send at a time.
+/// Processes that flood, and the peers that each one is: the machine has few CPUs.
+const FLOODS: u32 = 2;
+const PEERS: usize = 250;
+/// Bytes that each peer tries to send at a time.
 const BURST_BYTES: usize = 64 << 10;
 
-/// Goes on until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Neighbours {
-    loops: Vec<Child>,
-    over: Arc<AtomicBool>,
-    flooders: Vec<JoinHandle<()>>,
+/// Starts them. Returns when all flooders are connected; they go on until they are dropped.
+pub(crate) fn start(beside: Beside, server: SocketAddr) -> Result<Vec<Server>> {
+    let (count, words) = match beside {
+        Beside::Nobody => return Ok(Vec::new()),
+        Beside::Loops(count) => {
+            (count, ["sh", "-c", "echo listening on $0; while :; do :; done"].map(String::from))
+        }
+        Beside::Flooders(line) => {
+            (FLOODS, [std::env::current_exe()?.display().to_string(), "flooders".to_owned(), line.to_owned()])
+        }
+    };
+    let start = |_| Server::start(Command::new(&words[0]).args(&words[1..]).arg(server.to_string()));
+    (0..count).map(start).collect()
 }
 
-impl Neighbours {
-    /// Starts them. Returns when all flooders are connected.
-    pub(crate) fn start(beside: Beside, server: SocketAddr) -> Result<Neighbours> {
-        let mut all = Neighbours { loops: Vec::new(), over: Arc::default(), flooders: Vec::new() };
-        match beside {
-            Beside::Nobody => {}
-            Beside::Loops(count) => {
-                for _ in 0..count {
-                    let mut command = Command::new("sh");
-                    command.args(["-c", "while :; do :; done"]).stdin(Stdio::null());
-                    all.loops.push(command.spawn()?);
-                }
-            }
-            Beside::Flooders(line) => {
-                for _ in 0..FLOODER_THREADS {
-                    let connect = || {
-                        let stream = TcpStream::connect(server)?;
-                        stream.set_nonblocking(true)?;
-                        Ok(stream)
-                    };
-                    let peers: Vec<TcpStream> =
-                        (0..FLOODERS / FLOODER_THREADS).map(|_| connect()).collect::<Result<_>>()?;
-                    let over = Arc::clone(&all.over);
-                    all.flooders.push(thread::spawn(move || flood(peers, line, &over)));
-                }
-            }
-        }
-        Ok(all)
-    }
-}
-
-impl Drop for Neighbours {
-    fn drop(&mut self) {
-        self.over.store(true, Relaxed);
-        for child in &mut self.loops {
-            // It cannot have ended by itself, and nobody else waits for it.
-            drop(child.kill());
-            drop(child.wait());
-        }
-        for flooder in self.flooders.drain(..) {
-            drop(flooder.join());
-        }
-    }
-}
-
-fn flood(mut peers: Vec<TcpStream>, line: &str, over: &AtomicBool) {
+/// Sends a line to an address for ever, as [`PEERS`].
+pub(crate) fn flood(words: &[String]) -> Result<bool> {
+    let [line, address] = words else { return Err(Error::other("a line and an address are missing")) };
+    let connect = |_| {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nonblocking(true)?;
+        Ok((stream, 0))
+    };
+    // Each with where in the burst it is, so that lines stay whole.
+    let mut peers = (0..PEERS).map(connect).collect::<Result<Vec<(TcpStream, usize)>>>()?;
+    println!("listening on {address}");
     let burst = line.repeat(BURST_BYTES / line.len());
     let mut buffer = vec![0; BURST_BYTES];
-    // Where in the burst each one is, so that lines stay whole.
-    let mut sent = vec![0; peers.len()];
-    while !over.load(Relaxed) {
-        for (peer, sent) in peers.iter_mut().zip(&mut sent) {
+    loop {
+        for (peer, sent) in &mut peers {
             if let Ok(count) = peer.write(&burst.as_bytes()[*sent..]) {
                 *sent = (*sent + count) % burst.len();
             }

@@ -1,10 +1,13 @@
-//! Where results go, besides the terminal: options that the benchmark and the scorecard share.
+//! Where results go, besides the terminal: options that the benchmark and the scorecard share, and
+//! tables as both have them.
 
 use std::fs;
 use std::io::Result;
 use std::path::PathBuf;
 
 use serde_json::Value;
+
+use crate::report::page::{Page, Table};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Outputs {
@@ -21,9 +24,25 @@ pub(crate) struct Outputs {
 
 impl Outputs {
     /// Writes what was asked for.
-    pub(crate) fn write(&self, json: &Value, page: &str, markdown: &str) -> Result<()> {
-        let json = format!("{json:#}\n");
-        let all = [(&self.json, json.as_str()), (&self.page, page), (&self.markdown, markdown)];
+    pub(crate) fn write(&self, json: &Value, page: &Page, markdown: &str) -> Result<()> {
+        let (json, page) = (format!("{json:#}\n"), page.html()?);
+        let all = [(&self.json, json.as_str()), (&self.page, &page), (&self.markdown, markdown)];
         all.into_iter().try_for_each(|(path, text)| path.iter().try_for_each(|path| fs::write(path, text)))
     }
+}
+
+/// A table of whole width.
+pub(crate) fn table<Head: IntoIterator<Item: Into<String>>>(
+    title: impl Into<String>,
+    head: Head,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> Table {
+    let head = head.into_iter().map(Into::into).collect();
+    Table { title: title.into(), head, rows: rows.into_iter().collect(), wide: true }
+}
+
+/// The same for a page in Markdown, without its title.
+pub(crate) fn markdown(Table { head, rows, .. }: &Table) -> String {
+    let rule = vec!["---".to_owned(); head.len()];
+    [head, &rule].into_iter().chain(rows).map(|row| format!("| {} |\n", row.join(" | "))).collect()
 }

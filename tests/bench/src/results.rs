@@ -6,11 +6,12 @@ use std::io::Result;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::goal::Verdict;
+use crate::goal::{Verdict, summary};
 use crate::machine::Machine;
-use crate::measure::{DISTURBED, Metric, Run};
-use crate::report::page::{self, Page, Table, Tone};
-use crate::report::table;
+use crate::measure::{DISTURBED, Metric, Run, Settings};
+use crate::outputs::{self, table};
+use crate::report;
+use crate::report::page::{Page, Table};
 use crate::server::OURS;
 use crate::stats::Estimate;
 use crate::target::{Judged, TARGETS};
@@ -30,17 +31,6 @@ pub(crate) struct Results {
     pub(crate) reference: String,
     pub(crate) settings: Settings,
     pub(crate) workloads: Vec<Measured>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Settings {
-    /// Measurements of each server under each workload.
-    pub(crate) rounds: usize,
-    pub(crate) warmup_seconds: f64,
-    pub(crate) seconds: f64,
-    /// Most measurements for one that counts.
-    pub(crate) tries: u32,
-    pub(crate) generator_threads: u32,
 }
 
 /// One workload's measurements.
@@ -124,7 +114,7 @@ impl Measured {
         }
         let rate = self.rate.map(|rate| format!(", {rate:.0} a second")).unwrap_or_default();
         let title = format!("{}: {}{rate}", self.workload.name, self.workload.about);
-        wide(title, figures(String::new(), &|metric| metric.name().to_owned()), rows)
+        table(title, figures(String::new(), &|metric| metric.name().to_owned()), rows)
     }
 
     /// What was wrong with the measurements.
@@ -203,7 +193,7 @@ impl Results {
         head.extend(servers.iter().map(|name| format!("{name}, CPU µs")));
         head.push(format!("{OURS} / {FLOOR}"));
         let title = "CPU time per request by connections".to_owned();
-        Some(wide(title, head, points.iter().map(row).collect()))
+        Some(table(title, head, points.iter().map(row)))
     }
 
     fn targets(&self) -> Table {
@@ -213,8 +203,8 @@ impl Results {
             let cells = cells.into_iter().map(str::to_owned);
             cells.chain([show_ratio(Some(ratio)), verdict.name().to_owned()]).collect()
         };
-        let head = ["load", "figure", "of", "goal", "measured", ""].map(str::to_owned).to_vec();
-        wide("Targets".to_owned(), head, self.judged().into_iter().map(row).collect())
+        let head = ["load", "figure", "of", "goal", "measured", ""];
+        table("Targets", head, self.judged().into_iter().map(row))
     }
 
     /// Ours against the reference and the floor, a line for each workload, with the targets that were missed.
@@ -240,8 +230,8 @@ impl Results {
         };
         let ours = format!("{OURS} / {reference}");
         let floor = format!("CPU, {OURS} / {FLOOR}");
-        let head = [&ours, "requests/s", "CPU per request", "p99", &floor].map(str::to_owned).to_vec();
-        wide(ours, head, self.workloads.iter().map(row).collect())
+        let head = [&ours, "requests/s", "CPU per request", "p99", &floor];
+        table(ours.as_str(), head, self.workloads.iter().map(row))
     }
 
     fn tables(&self) -> impl Iterator<Item = Table> {
@@ -254,7 +244,8 @@ impl Results {
         let mut out = self.described() + "\n\n";
         for Table { title, head, rows, .. } in self.tables() {
             let lines: Vec<_> = [head].into_iter().chain(rows).collect();
-            writeln!(out, "{title}\n{}", table::text(&lines)).expect("a string takes all that is written");
+            writeln!(out, "{title}\n{}", report::table::text(&lines))
+                .expect("a string takes all that is written");
         }
         let reservations = self.workloads.iter().flat_map(|measured| {
             measured.reservations().into_iter().map(|said| format!("{}: {said}", measured.workload.name))
@@ -266,36 +257,24 @@ impl Results {
     pub(crate) fn markdown(&self) -> String {
         let date = self.date.split('T').next().unwrap_or_default();
         let mut out = format!("{date}, {}: `{}`\n", self.machine.described(), self.command);
-        for Table { head, rows, .. } in [self.summary()].into_iter().chain(self.scaling()) {
-            let rule = vec!["---".to_owned(); head.len()];
-            for row in [head, rule].into_iter().chain(rows) {
-                out += &format!("\n| {} |", row.join(" | "));
-            }
-            out.push('\n');
+        for table in [self.summary()].into_iter().chain(self.scaling()) {
+            out += &format!("\n{}", outputs::markdown(&table));
         }
         out
     }
 
     /// A page with all tables.
-    pub(crate) fn page(&self) -> Result<String> {
+    pub(crate) fn page(&self) -> Page {
         let judged = self.judged();
-        let count = |verdict| judged.iter().filter(|judged| judged.verdict == verdict).count();
-        let failed = count(Verdict::Failed);
-        let text = format!(
-            "{} targets met, {} missed, {failed} failed",
-            count(Verdict::Met),
-            count(Verdict::Missed)
-        );
-        let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
-        let page = Page {
+        let verdict = summary(judged.iter().map(|judged| judged.verdict), Vec::new());
+        Page {
             title: "tidemill compared".to_owned(),
             subtitle: self.notes().join(" "),
             footer: self.described(),
-            verdict: (!judged.is_empty()).then_some(page::Verdict { text, tone, reasons: Vec::new() }),
+            verdict: (!judged.is_empty()).then_some(verdict),
             tables: [self.summary()].into_iter().chain(self.tables()).collect(),
             ..Page::default()
-        };
-        Ok(page.html()?)
+        }
     }
 
     /// Everything, for programs.
@@ -306,10 +285,6 @@ impl Results {
         all["targets"] = json!(self.judged());
         Ok(all)
     }
-}
-
-fn wide(title: String, head: Vec<String>, rows: Vec<Vec<String>>) -> Table {
-    Table { title, head, rows, wide: true }
 }
 
 /// A ratio, or `-` where nothing is known.

@@ -17,9 +17,10 @@ use rows::Effort;
 use score::{Check, Row, Verdict};
 use serde_json::json;
 
+use crate::goal::summary;
 use crate::machine::Machine;
-use crate::outputs::Outputs;
-use crate::report::page::{self, Axis, Chart, Color, Line, Page, Table, Tone, Unit};
+use crate::outputs::{self, Outputs, table};
+use crate::report::page::{self, Axis, Chart, Color, Line, Page, Tone, Unit};
 
 /// Measures how the pool follows the load, row by row, and says where a goal is missed.
 ///
@@ -105,23 +106,20 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
         }
     }
-    let checks = || results.iter().flat_map(|row| &row.checks);
-    let count = |verdict| checks().filter(|check| check.verdict == verdict).count();
-    let failed = count(Verdict::Failed) + broken.len();
-    let summary = format!("{} met, {} missed, {failed} failed", count(Verdict::Met), count(Verdict::Missed));
-    println!("\n{summary}");
+    let verdicts = results.iter().flat_map(|row| &row.checks).map(|check| check.verdict);
+    let verdict = summary(verdicts, broken.clone());
+    println!("\n{}", verdict.text);
+    let is_good = verdict.tone == Tone::Good;
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let machine = Machine::this();
     let document =
         json!({"date": date, "machine": machine, "quick": options.quick, "rows": results, "broken": broken});
     let footer = format!("{date}, {}", machine.described());
-    let tone = if failed == 0 { Tone::Good } else { Tone::Bad };
-    let verdict = page::Verdict { text: summary, tone, reasons: broken };
-    options.outputs.write(&document, &draw(&results, verdict, footer).html()?, &markdown(&results))?;
+    options.outputs.write(&document, &draw(&results, verdict, footer), &markdown(&results))?;
     if let Some(path) = &options.picture {
         picture::write(path, &results).map_err(|error| io::Error::other(error.to_string()))?;
     }
-    Ok(failed == 0)
+    Ok(is_good)
 }
 
 fn print(row: &Row) -> Result<()> {
@@ -136,20 +134,18 @@ fn print(row: &Row) -> Result<()> {
 
 /// A line for each row: its figures, and each goal behind it.
 fn markdown(results: &[Row]) -> String {
-    let mut text = "| # | workload | | measured (goal) |\n|---|---|---|---|\n".to_owned();
-    for row in results {
-        let figure = |check: &Check| {
-            let missed = match check.verdict {
-                Verdict::Met => String::new(),
-                verdict => format!(" **{}**", verdict.name()),
-            };
-            format!("{}: {} ({}){missed}", check.what, check.shown(), check.goal_shown())
+    let figure = |check: &Check| {
+        let missed = match check.verdict {
+            Verdict::Met => String::new(),
+            verdict => format!(" **{}**", verdict.name()),
         };
-        let figures: Vec<String> = row.checks.iter().map(figure).collect();
-        text +=
-            &format!("| {} | {} | {} | {} |\n", row.number, row.workload, row.layer, figures.join("<br>"));
-    }
-    text
+        format!("{}: {} ({}){missed}", check.what, check.shown(), check.goal_shown())
+    };
+    let line = |row: &Row| {
+        let figures = row.checks.iter().map(figure).collect::<Vec<_>>().join("<br>");
+        vec![row.number.to_string(), row.workload.to_owned(), row.layer.to_string(), figures]
+    };
+    outputs::markdown(&table("", ["#", "workload", "", "measured (goal)"], results.iter().map(line)))
 }
 
 fn draw(results: &[Row], verdict: page::Verdict, footer: String) -> Page {
@@ -179,8 +175,7 @@ fn draw(results: &[Row], verdict: page::Verdict, footer: String) -> Page {
             markers: Vec::new(),
         }
     };
-    let head = ["row", "layer", "workload", "figure", "goal", "result", ""].map(str::to_owned).to_vec();
-    let rows = results.iter().flat_map(cells).collect();
+    let head = ["row", "layer", "workload", "figure", "goal", "result", ""];
     Page {
         title: "Elasticity scorecard".to_owned(),
         subtitle: "min 2, max 64, tolerance 2, keep-alive 5 s, a handler that sleeps 50 ms unless said. \
@@ -190,6 +185,6 @@ fn draw(results: &[Row], verdict: page::Verdict, footer: String) -> Page {
         verdict: Some(verdict),
         figures: Vec::new(),
         charts: results.iter().filter(|row| !row.series.is_empty()).map(chart).collect(),
-        tables: vec![Table { title: "All rows".to_owned(), head, rows, wide: true }],
+        tables: vec![table("All rows", head, results.iter().flat_map(cells))],
     }
 }
