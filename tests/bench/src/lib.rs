@@ -1,6 +1,6 @@
 //! The benchmarks, and the servers that are compared with.
 //!
-//! Peers: `peers` (each as a server of its own), `peer` (arguments, listener), `service` (lines to replies), `reactor` (a mio loop).
+//! Peers: `peers` (each as a server of its own), `service` (lines to replies), `reactor` (a mio loop).
 //! Measuring: `compare` (requests/s, CPU and latency beside others, against the targets), `elasticity` (the
 //! scorecard), `overload`, `programs`, `fanout`. They share [`server`] (what is started), `flood` (the load generator, which is
 //! `tidemill load`), `machine` (what the kernel counts), `stats` (medians), `goal` (what a figure has to be) and `report`, which
@@ -17,7 +17,6 @@ mod measure;
 mod neighbours;
 mod outputs;
 mod overload;
-mod peer;
 mod peers;
 mod programs;
 mod reactor;

@@ -4,17 +4,13 @@
 //! What becomes of the lines that were read is up to a [`Work`]: the peer `floor` answers them on the spot, the peer
 //! `channel` hands them to other threads and pauses the connection meanwhile.
 
-use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Result};
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
-use crate::service::{Service, check_line, complete_lines, flush};
+use crate::service::{check_line, complete_lines, flush};
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -29,10 +25,12 @@ const READ_BYTES: usize = 64 * 1024;
 pub(crate) trait Work {
     /// Takes complete lines of connection `id`. Either appends the replies and says `true`, or says `false` and gives
     /// them later, by [`collect`](Self::collect); until then the connection is not read.
-    fn take(&mut self, id: usize, service: &Arc<Service>, lines: &[u8], replies: &mut Vec<u8>) -> bool;
+    fn take(&mut self, id: usize, lines: &[u8], replies: &mut Vec<u8>) -> bool;
 
     /// The next connection whose replies came from elsewhere.
-    fn collect(&mut self) -> Option<(usize, Vec<u8>)>;
+    fn collect(&mut self) -> Option<(usize, Vec<u8>)> {
+        None
+    }
 }
 
 /// The loop and its connections.
@@ -41,9 +39,6 @@ pub(crate) struct Reactor {
     poll: Poll,
     listener: TcpListener,
     connections: Slab<Connection>,
-    /// One for each local address, of which there are few.
-    services: HashMap<SocketAddr, Arc<Service>>,
-    delay: Duration,
     scratch: Scratch,
 }
 
@@ -55,14 +50,14 @@ struct Scratch {
 }
 
 impl Reactor {
-    /// A loop that accepts from `listener` and whose handler blocks for `delay`.
-    pub(crate) fn new(listener: std::net::TcpListener, delay: Duration) -> Result<Self> {
+    /// A loop that accepts from `listener`.
+    pub(crate) fn new(listener: std::net::TcpListener) -> Result<Self> {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         let poll = Poll::new()?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         let scratch = Scratch { read: vec![0; READ_BYTES], replies: Vec::new() };
-        Ok(Reactor { poll, listener, connections: Slab::new(), services: HashMap::new(), delay, scratch })
+        Ok(Reactor { poll, listener, connections: Slab::new(), scratch })
     }
 
     /// What other threads wake the loop with when they have replies.
@@ -98,15 +93,11 @@ impl Reactor {
         // Any error but an empty queue concerns one connection, or passes; the next arrival tries again.
         while let Ok((mut stream, _)) = self.listener.accept() {
             stream.set_nodelay(true)?;
-            let local = stream.local_addr()?;
-            let new_service = || Arc::new(Service::new(local, self.delay));
-            let service = Arc::clone(self.services.entry(local).or_insert_with(new_service));
             let entry = self.connections.vacant_entry();
             let both = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, Token(entry.key()), both)?;
             entry.insert(Connection {
                 stream,
-                service,
                 rest: Vec::new(),
                 output: Vec::new(),
                 readable: false,
@@ -141,7 +132,6 @@ impl Reactor {
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
-    service: Arc<Service>,
     /// The front of a line whose end has not come.
     rest: Vec<u8>,
     /// Replies that the socket has not taken yet; while there are any, nothing is read.
@@ -199,7 +189,7 @@ impl Connection {
         let (lines, rest) = input.split_at(complete_lines(input));
         check_line(rest)?;
         if !lines.is_empty() {
-            self.out = !work.take(id, &self.service, lines, replies);
+            self.out = !work.take(id, lines, replies);
         }
         self.rest.extend_from_slice(rest);
         Ok(())

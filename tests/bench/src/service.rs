@@ -1,6 +1,7 @@
 //! The service that every peer offers: lines in, replies out, no I/O.
 //!
-//! One implementation for all peers, so that they differ only in how they wait, read, hand over and write.
+//! One implementation for all peers, by the same functions as the server that they are compared with, so that they differ only in
+//! how they wait, read, hand over and write.
 
 use std::io::{Error, ErrorKind, Result, Write};
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use memchr::{memchr, memrchr};
+use tidemill::protocol::{Advertise, helo_text, render_helo, render_tail};
 
 const STUDENT_ID: &str = "16336617";
 
@@ -42,28 +44,18 @@ pub(crate) struct Service {
 impl Service {
     /// A service for clients that reached `local`. Its tail is rendered here, once.
     pub(crate) fn new(local: SocketAddr, delay: Duration) -> Self {
-        let tail = format!("\nIP:{}\nPort:{}\nStudentID:{STUDENT_ID}\n", local.ip(), local.port());
-        Service { tail: tail.into_bytes(), delay }
+        Service { tail: render_tail(&local.into(), Advertise::default(), STUDENT_ID), delay }
     }
 }
 
 impl Answer for Service {
     fn answer_line(&self, line: &[u8], replies: &mut Vec<u8>) {
-        let Some(text) = line.strip_prefix(b"HELO ") else { return };
+        let Some(text) = helo_text(line) else { return };
         if !self.delay.is_zero() {
             thread::sleep(self.delay);
         }
-        replies.extend_from_slice(b"HELO ");
-        replies.extend_from_slice(trim_end(text));
-        replies.extend_from_slice(&self.tail);
+        render_helo(text, &self.tail, replies);
     }
-}
-
-/// `text` without trailing white space: blank, `\t`, `\r`, `\x0b`, `\x0c`.
-fn trim_end(text: &[u8]) -> &[u8] {
-    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c);
-    let kept = text.iter().rposition(|byte| !is_space(byte)).map_or(0, |last| last + 1);
-    &text[..kept]
 }
 
 /// Length of the complete lines at the front of `input`.
@@ -82,19 +74,14 @@ pub(crate) fn check_line(rest: &[u8]) -> Result<()> {
 
 /// Writes from the front of `output` until it is empty or the socket takes no more; what was written is removed.
 pub(crate) fn flush(socket: &mut impl Write, output: &mut Vec<u8>) -> Result<()> {
-    let mut written = 0;
-    let result = loop {
-        if written == output.len() {
-            break Ok(());
-        }
-        match socket.write(&output[written..]) {
-            Ok(0) => break Err(ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
+    while !output.is_empty() {
+        match socket.write(output) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => drop(output.drain(..count)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => break Err(error),
+            Err(error) => return Err(error),
         }
-    };
-    output.drain(..written);
-    result
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+use tidemill::client::Client;
 use tidemill_bench::server::Server;
 
 /// A test that waits longer for a peer has failed.
@@ -25,41 +26,35 @@ impl Peer {
         peers.flat_map(move |peer| ["0s", "1ms"].map(|delay| start(peer, delay)))
     }
 
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(self.0.address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream
+    fn connect(&self) -> Client {
+        Client::connect(self.0.address, PATIENCE).unwrap()
     }
 
     fn reply(&self, text: &str) -> String {
         format!("HELO {text}\nIP:127.0.0.1\nPort:{}\nStudentID:16336617\n", self.0.address.port())
     }
-}
 
-/// Reads until the peer closes.
-fn read_all(mut stream: TcpStream) -> String {
-    let mut received = String::new();
-    stream.read_to_string(&mut received).unwrap();
-    received
-}
-
-fn read_exactly(stream: &mut TcpStream, expected: &str) {
-    let mut received = vec![0; expected.len()];
-    stream.read_exact(&mut received).unwrap();
-    assert_eq!(String::from_utf8(received).unwrap(), expected);
+    /// The replies to these are what comes next.
+    fn expect(&self, client: &mut Client, texts: &[&str]) {
+        for text in texts {
+            let expected = self.reply(text);
+            for line in expected.lines() {
+                assert_eq!(client.read_line().unwrap(), line.as_bytes());
+            }
+        }
+    }
 }
 
 #[test]
 fn pipelined_lines_are_answered_in_order_and_the_connection_stays_open() {
     for peer in Peer::all() {
-        let mut stream = peer.connect();
-        for turn in 0..3 {
-            let texts: Vec<String> = (0..20).map(|line| format!("{turn} {line}")).collect();
+        let mut client = peer.connect();
+        for _ in 0..3 {
+            let texts = ["a", " b", "", "HELO", "c d"].repeat(4);
             let others = "\nHELO\nhelo c\n HELO c\nKILL_SERVICE\n";
             let sent: String = texts.iter().map(|text| format!("HELO {text} \t\r\n{others}")).collect();
-            stream.write_all(sent.as_bytes()).unwrap();
-            read_exactly(&mut stream, &texts.iter().map(|text| peer.reply(text)).collect::<String>());
+            client.send(sent.as_bytes()).unwrap();
+            peer.expect(&mut client, &texts);
         }
     }
 }
@@ -67,40 +62,40 @@ fn pipelined_lines_are_answered_in_order_and_the_connection_stays_open() {
 #[test]
 fn split_lines_are_answered_once_they_are_complete() {
     for peer in Peer::all() {
-        let mut stream = peer.connect();
-        stream.write_all(b"HELO first\nHELO \nHELO  b\nHE").unwrap();
-        read_exactly(&mut stream, &["first", "", " b"].map(|text| peer.reply(text)).concat());
-        stream.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let early = stream.read(&mut [0; 16]).unwrap_err();
-        assert!(matches!(early.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"LO sec").unwrap();
-        stream.write_all(b"ond \nHELO third\n").unwrap();
-        read_exactly(&mut stream, &[peer.reply("second"), peer.reply("third")].concat());
+        let mut client = peer.connect();
+        client.send(b"HELO first\nHELO \nHELO  b\nHE").unwrap();
+        peer.expect(&mut client, &["first", "", " b"]);
+        client.set_timeout(Duration::from_millis(20));
+        assert_eq!(client.read_line().unwrap_err().kind(), ErrorKind::TimedOut);
+        client.set_timeout(PATIENCE);
+        client.send(b"LO sec").unwrap();
+        client.send(b"ond \nHELO third\n").unwrap();
+        peer.expect(&mut client, &["second", "third"]);
     }
 }
 
 #[test]
 fn half_closed_client_gets_all_replies_and_its_last_line_needs_no_terminator() {
     for peer in Peer::all() {
-        let mut stream = peer.connect();
-        stream.write_all(b"HELO one\nHELO two\nHELO three").unwrap();
-        stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_all(stream), ["one", "two", "three"].map(|text| peer.reply(text)).concat());
-        let stream = peer.connect();
-        stream.shutdown(Shutdown::Write).unwrap();
-        assert_eq!(read_all(stream), "");
+        for texts in [&["one", "two", "three"][..], &[]] {
+            let mut client = peer.connect();
+            let lines: Vec<String> = texts.iter().map(|text| format!("HELO {text}")).collect();
+            client.send(lines.join("\n").as_bytes()).unwrap();
+            client.finish().unwrap();
+            peer.expect(&mut client, texts);
+            assert!(client.read_to_end().unwrap().is_empty());
+        }
     }
 }
 
 #[test]
 fn line_too_long_ends_the_connection() {
     for peer in Peer::all().step_by(2) {
-        let mut stream = peer.connect();
+        let mut client = peer.connect();
         // It may be reset, or the peer closes first.
-        drop(stream.write_all(&[b'x'; 70_000]));
-        assert!(!matches!(stream.read(&mut [0; 16]), Ok(1..)));
-        peer.connect().write_all(b"HELO x\n").unwrap();
+        drop(client.send(&[b'x'; 70_000]));
+        assert!(client.read_line().is_err_and(|error| error.kind() != ErrorKind::TimedOut));
+        peer.connect().helo(b"x").unwrap();
     }
 }
 
@@ -108,7 +103,8 @@ fn line_too_long_ends_the_connection() {
 fn client_that_reads_late_gets_every_reply() {
     const LINES: usize = 40_000;
     for peer in Peer::all().step_by(2) {
-        let mut stream = peer.connect();
+        let mut stream = TcpStream::connect(peer.0.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut sender = stream.try_clone().unwrap();
         let sending = std::thread::spawn(move || {
             sender.write_all("HELO x\n".repeat(LINES).as_bytes()).unwrap();

@@ -8,7 +8,7 @@ use std::io::Result;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::peer::{self, Args};
+use crate::peers::{self, Args};
 use crate::service::{Answer, Service, check_line};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,7 +26,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let listener = args.listen()?;
     listener.set_nonblocking(true)?;
-    peer::announce(&listener)?;
+    peers::announce(&listener)?;
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(args.workers())
