@@ -11,7 +11,7 @@ use crate::neighbours::Beside;
 use crate::outputs::Outputs;
 use crate::results::{FLOOR, Measured, Results, Row};
 use crate::server::{OURS, ServerSpec};
-use crate::stats::Estimate;
+use crate::stats::median;
 use crate::workload::{Pace, RECONNECTS, WORKLOADS, Workload};
 
 /// Times that the reference's capacity is measured before the load that is half of it.
@@ -144,11 +144,9 @@ impl Bench {
     /// Half of what the reference can take from as many connections.
     fn half_load(&self, workload: &Workload) -> Result<f64> {
         let flat_out = Workload { pace: Pace::Closed, ..workload.clone() };
-        let rates: Result<Vec<f64>> = (0..CALIBRATIONS)
-            .map(|_| Ok(self.measure(&flat_out, &self.args.reference, None)?.requests_per_second))
-            .collect();
-        let rate = Estimate::of(&rates?).map_or(0.0, |rate| rate.median / 2.0);
-        Ok((rate / 100.0).round() * 100.0)
+        let measure = |_| Ok(self.measure(&flat_out, &self.args.reference, None)?.requests_per_second);
+        let rates = (0..CALIBRATIONS).map(measure).collect::<Result<Vec<f64>>>()?;
+        Ok((median(&rates) / 2.0 / 100.0).round() * 100.0)
     }
 
     fn round(&self, round: usize, measured: &mut Measured) -> Result<()> {
@@ -159,13 +157,10 @@ impl Bench {
             let Settings { rounds, .. } = self.settings;
             let [rate, cpu, p99] = [Metric::Rate, Metric::Cpu, Metric::P99].map(|metric| run.value(metric));
             eprintln!(
-                "round {}/{rounds} {:10} {:15} {:7.0}/s, CPU {:5.2} µs, p99 {:6.0} µs{}",
+                "round {}/{rounds} {:10} {:15} {rate:7.0}/s, CPU {cpu:5.2} µs, p99 {p99:6.0} µs{}",
                 round + 1,
                 measured.workload.name,
                 row.name,
-                rate.unwrap_or(f64::NAN),
-                cpu.unwrap_or(f64::NAN),
-                p99.unwrap_or(f64::NAN),
                 if run.is_clean(measured.workload.pace) { "" } else { ", disturbed" },
             );
             row.runs.push(run);

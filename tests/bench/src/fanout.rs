@@ -14,8 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
 
 use crate::machine::CpuClock;
+use crate::peers;
 use crate::server::Server;
-use crate::stats::Estimate;
+use crate::stats::{Estimate, column, in_turns, median};
 
 /// How long the last subscriber may take to have a message.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -94,7 +95,7 @@ fn serve_tidemill(subscribers: usize) -> Result<()> {
 
 fn serve_tokio() -> Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    println!("listening on {}", listener.local_addr()?);
+    peers::announce(&listener)?;
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_io().build()?;
     runtime.block_on(async {
@@ -130,26 +131,13 @@ fn serve_tokio() -> Result<()> {
 }
 
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let (mut cpu, mut wall) = ([vec![], vec![]], [vec![], vec![]]);
-    for round in 1..=args.rounds {
-        // Who is first takes turns.
-        for place in 0..2 {
-            let which = (place + round) % 2;
-            let [its_cpu, its_wall] = measure(args, SERVERS[which])?;
-            cpu[which].push(Some(its_cpu));
-            wall[which].push(Some(its_wall));
-        }
-        eprintln!("round {round} of {}", args.rounds);
-    }
+    let [ours, theirs] = SERVERS;
+    let runs = in_turns(args.rounds, [&mut || measure(args, ours), &mut || measure(args, theirs)])?;
     println!("{} subscribers, {} bytes; for each of them and message:", args.subscribers, args.bytes);
-    for (what, [ours, theirs]) in [("CPU", &cpu), ("until the last has it", &wall)] {
-        let of = |values: &[Option<f64>]| Estimate::of(&values.iter().copied().flatten().collect::<Vec<_>>());
-        let (Some(ratio), Some(ours), Some(theirs)) =
-            (Estimate::of_ratios(ours, theirs), of(ours), of(theirs))
-        else {
-            continue;
-        };
-        println!("{what}: tidemill {:.2} µs, tokio {:.2} µs, ratio {ratio}", ours.median, theirs.median);
+    for (figure, what) in ["CPU", "until the last has it"].into_iter().enumerate() {
+        let [ours, theirs] = runs.each_ref().map(|runs| column(runs, figure));
+        let Some(ratio) = Estimate::of_ratios(&ours, &theirs) else { continue };
+        println!("{what}: tidemill {:.2} µs, tokio {:.2} µs, ratio {ratio}", median(&ours), median(&theirs));
     }
     Ok(true)
 }

@@ -1,17 +1,16 @@
 //! Gateways for JSON-RPC beside `serve --exec`: what they do with the same program, which speaks it by lines, for clients that reach them
 //! as they offer it: ours by lines, the others by HTTP.
 
-use std::io::{BufRead, BufReader, Error, Result, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Error, Result};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ureq::Agent;
 use ureq::http::HeaderValue;
 
-use crate::programs::{
-    Args, FIRSTS, Row, Script, TIMEOUT, TOOL, connect, middle, rate, table, together, weight,
-};
+use crate::programs::{Args, FIRSTS, Row, Script, TIMEOUT, TOOL, rate, table, together, weight};
 use crate::server::{Known, OURS, Server};
+use crate::stats::median;
 use crate::wait::wait_for;
 
 /// How long they ask.
@@ -60,20 +59,19 @@ trait Client: Sized + Send {
 }
 
 /// Calls a tool, a line each.
-struct Calls(BufReader<TcpStream>, String);
+struct Calls(tidemill::client::Client);
 
 impl Calls {
     fn call(&mut self, line: &str, replied: &str) -> Result<()> {
-        self.0.get_mut().write_all(format!("{line}\n").as_bytes())?;
-        self.1.clear();
-        self.0.read_line(&mut self.1)?;
-        if self.1.contains(replied) { Ok(()) } else { Err(Error::other(self.1.clone())) }
+        self.0.send(format!("{line}\n").as_bytes())?;
+        let reply = String::from_utf8_lossy(&self.0.read_line()?).into_owned();
+        if reply.contains(replied) { Ok(()) } else { Err(Error::other(reply)) }
     }
 }
 
 impl Client for Calls {
     fn begin(address: SocketAddr) -> Result<Calls> {
-        let mut client = Calls(BufReader::new(connect(address)?), String::new());
+        let mut client = Calls(tidemill::client::Client::connect(address, TIMEOUT)?);
         client.call(HELLO, "serverInfo")?;
         Ok(client)
     }
@@ -137,5 +135,5 @@ fn row<C: Client>(server: &Server, clients: usize) -> Result<Row> {
     firsts.extend(its);
     let rate = rate(&mut clients, RUN, C::ask)?;
     // It is weighed while they are there.
-    Ok((middle(&firsts), rate, weight(server.pid())?))
+    Ok((median(&firsts), rate, weight(server.pid())?))
 }

@@ -7,7 +7,6 @@ use std::fs;
 use std::io::{Error, ErrorKind, Result};
 use std::time::Duration;
 
-use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::ClockId;
 use nix::unistd::Pid;
@@ -39,27 +38,15 @@ impl CpuClock {
     }
 }
 
-/// CPU time of the whole machine since it booted.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct MachineTime {
-    /// Spent by any process or by the kernel.
-    pub(crate) busy: Duration,
-    /// Taken by the host for other guests.
-    pub(crate) stolen: Duration,
-}
-
-impl MachineTime {
-    /// The time now.
-    pub(crate) fn now() -> Result<Self> {
-        let total = KernelStats::current().map_err(Error::other)?.total;
-        let interrupts =
-            total.irq_duration().unwrap_or_default() + total.softirq_duration().unwrap_or_default();
-        let mut busy = total.user_duration() + total.nice_duration() + total.system_duration() + interrupts;
-        if let Ok(usage) = fs::read_to_string(CPUACCT) {
-            busy = Duration::from_nanos(usage.trim().parse().map_err(|_| ErrorKind::InvalidData)?);
-        }
-        Ok(MachineTime { busy, stolen: total.steal_duration().unwrap_or_default() })
+/// CPU time of the whole machine since it booted: spent by any process or by the kernel, and taken by the host for other guests.
+pub(crate) fn machine_time() -> Result<(Duration, Duration)> {
+    let total = KernelStats::current().map_err(Error::other)?.total;
+    let interrupts = total.irq_duration().unwrap_or_default() + total.softirq_duration().unwrap_or_default();
+    let mut busy = total.user_duration() + total.nice_duration() + total.system_duration() + interrupts;
+    if let Ok(usage) = fs::read_to_string(CPUACCT) {
+        busy = Duration::from_nanos(usage.trim().parse().map_err(|_| ErrorKind::InvalidData)?);
     }
+    Ok((busy, total.steal_duration().unwrap_or_default()))
 }
 
 /// The kernel's threads that deliver packets when the sender does not: their work belongs to the benchmark.
@@ -121,10 +108,10 @@ impl Machine {
 }
 
 /// The lowest CPU that this process may use.
-pub(crate) fn first_cpu() -> Result<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0))?;
-    let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu).unwrap_or_default());
-    first.ok_or_else(|| ErrorKind::InvalidData.into())
+pub(crate) fn first_cpu() -> Result<u32> {
+    let status = Process::myself().and_then(|own| own.status()).map_err(Error::other)?;
+    let ranges = status.cpus_allowed_list.unwrap_or_default();
+    ranges.first().map(|(first, _)| *first).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
 #[cfg(test)]
@@ -134,9 +121,9 @@ mod tests {
     #[test]
     fn cpu_clock_of_this_process_advances_with_work() {
         let clock = CpuClock::of(std::process::id()).unwrap();
-        let before = (clock.read().unwrap(), MachineTime::now().unwrap().busy);
+        let before = (clock.read().unwrap(), machine_time().unwrap().0);
         while clock.read().unwrap() < before.0 + Duration::from_millis(25) {}
-        assert!(MachineTime::now().unwrap().busy > before.1, "a tick of the machine's clock is 10 ms");
+        assert!(machine_time().unwrap().0 > before.1, "a tick of the machine's clock is 10 ms");
         assert!(CpuClock::of(u32::MAX).is_err());
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::flood;
-use crate::machine::{CpuClock, MachineTime, softirq_threads};
+use crate::machine::{CpuClock, machine_time, softirq_threads};
 use crate::neighbours::{self, Beside};
 use crate::report::load::{Latency, Verdict};
 use crate::server::ServerSpec;
@@ -73,15 +73,16 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// One of its figures.
-    pub(crate) fn value(&self, metric: Metric) -> Option<f64> {
-        match metric {
+    /// One of its figures; NaN with too few samples.
+    pub(crate) fn value(&self, metric: Metric) -> f64 {
+        let value = match metric {
             Metric::Rate => Some(self.requests_per_second),
             Metric::Cpu => Some(self.cpu_us_per_request),
             Metric::P50 => self.p50_us,
             Metric::P99 => self.p99_us,
             Metric::P999 => self.p999_us,
-        }
+        };
+        value.unwrap_or(f64::NAN)
     }
 
     /// CPUs that were not the benchmark's.
@@ -112,7 +113,7 @@ type Reading = [Duration; 6];
 impl Clocks {
     fn read(&self) -> Result<Reading> {
         let softirq = self.softirq.iter().map(CpuClock::read).sum::<Result<_>>()?;
-        let (at, MachineTime { busy, stolen }) = (self.began.elapsed(), MachineTime::now()?);
+        let (at, (busy, stolen)) = (self.began.elapsed(), machine_time()?);
         Ok([at, self.server.read()?, self.generator.read()?, softirq, busy, stolen])
     }
 }

@@ -6,7 +6,6 @@
 //! nothing had been.
 
 use std::io::Result;
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use clap::Parser;
 
 use crate::flood;
 use crate::report::load::{LoadReport, Point};
-use crate::server::Server;
+use crate::server::{Server, serve};
 
 /// Workers, and how long each blocks for a request: a capacity of 100 a second, whatever the machine.
 const WORKERS: u32 = 4;
@@ -81,11 +80,11 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
 }
 
 fn start(args: &Args, queue_timeout: &str) -> Result<Server> {
-    let mut command = Command::new(&args.tidemill);
-    command.args(["serve", "0", "--log-level=off", "--stats-every=50ms"]);
-    command.args([format!("--min-threads={WORKERS}"), format!("--max-threads={WORKERS}")]);
-    command.args([format!("--handler-delay={DELAY_MILLIS}ms"), format!("--queue-timeout={queue_timeout}")]);
-    Server::start(&mut command)
+    let options = format!(
+        "--log-level off --stats-every 50ms --min-threads {WORKERS} --max-threads {WORKERS} \
+         --handler-delay {DELAY_MILLIS}ms --queue-timeout {queue_timeout}"
+    );
+    Server::start(&mut serve(&args.tidemill, &options))
 }
 
 /// Offers so many times its capacity, and then what it can do easily. It fails, because not every reply is right.

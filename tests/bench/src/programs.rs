@@ -18,8 +18,8 @@ use procfs::process::Process;
 use crate::flood::{self, load};
 use crate::gateways;
 use crate::machine::signed;
-use crate::server::{Known, OURS, Server, ServerSpec};
-use crate::stats::Estimate;
+use crate::server::{self, Known, OURS, Server, ServerSpec};
+use crate::stats::{in_turns, median};
 
 /// Whatever takes longer has failed.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
@@ -117,11 +117,11 @@ impl Bare {
 
 /// A server of programs.
 fn serve(args: &Args, command: &str, options: &[&str]) -> Result<Server> {
-    let mut server = Command::new(&args.tidemill);
-    Server::start(server.args(["serve", "0", "--log-level", "error", "--exec", command]).args(options))
+    let mut server = server::serve(&args.tidemill, "--log-level error");
+    Server::start(server.args(["--exec", command]).args(options))
 }
 
-pub(crate) fn connect(address: SocketAddr) -> Result<TcpStream> {
+fn connect(address: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
@@ -136,18 +136,14 @@ fn ask(stream: &mut TcpStream, line: &[u8]) -> Result<()> {
 }
 
 /// The median of what `one` takes, in microseconds.
-fn median(requests: usize, mut one: impl FnMut() -> Result<()>) -> Result<f64> {
+fn typical(requests: usize, mut one: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut took = Vec::with_capacity(requests);
     for _ in 0..requests {
         let begun = Instant::now();
         one()?;
         took.push(begun.elapsed().as_secs_f64() * 1e6);
     }
-    Ok(middle(&took))
-}
-
-pub(crate) fn middle(values: &[f64]) -> f64 {
-    Estimate::of(values).map_or(f64::NAN, |estimate| estimate.median)
+    Ok(median(&took))
 }
 
 fn one_at_a_time(args: &Args) -> Result<()> {
@@ -155,14 +151,16 @@ fn one_at_a_time(args: &Args) -> Result<()> {
     let mut bare = Bare::start(TRIVIAL)?;
     let server = serve(args, TRIVIAL, &["--min-threads", "1", "--max-threads", "1"])?;
     let mut client = connect(server.address)?;
-    let (mut pipes, mut sockets, mut served) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..args.turns {
-        pipes.push(median(args.requests, || bare.ask(LINE))?);
-        sockets.push(median(args.requests, || ask(&mut socket, LINE))?);
-        served.push(median(args.requests, || ask(&mut client, LINE))?);
-    }
+    let figures = in_turns(
+        args.turns,
+        [
+            &mut || typical(args.requests, || bare.ask(LINE)),
+            &mut || typical(args.requests, || ask(&mut socket, LINE)),
+            &mut || typical(args.requests, || ask(&mut client, LINE)),
+        ],
+    )?;
+    let [pipe, socket, served] = figures.map(|figures| median(&figures));
     bare.end()?;
-    let (pipe, socket, served) = (middle(&pipes), middle(&sockets), middle(&served));
     println!(
         "one at a time, medians: pipe {pipe:.1} µs, socket {socket:.1} µs, served {served:.1} µs: {:.1} µs on top",
         served - pipe - socket
@@ -253,21 +251,20 @@ fn many(args: &Args) -> Result<()> {
         };
         (0..count).map(|_| client()).collect::<Result<Vec<_>>>()
     };
-    let (mut bare, mut echoed, mut hopped, mut served, mut packed) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let rate_of = |address, line: &[u8]| rate(&mut clients(address)?, RUN, |client| ask(client, line));
     let pack = LINE.repeat(PACK);
-    for _ in 0..args.turns {
-        let mut programs = (0..count).map(|_| Bare::start(TRIVIAL)).collect::<Result<Vec<_>>>()?;
-        bare.push(rate(&mut programs, RUN, |program| program.ask(LINE))?);
-        programs.into_iter().try_for_each(Bare::end)?;
-        let rate_of = |address, line: &[u8]| rate(&mut clients(address)?, RUN, |client| ask(client, line));
-        echoed.push(rate_of(echo, LINE)?);
-        hopped.push(rate_of(hop, LINE)?);
-        served.push(rate_of(server.address, LINE)?);
-        packed.push(rate_of(server.address, &pack)? * PACK as f64);
-    }
-    let [bare, echoed, hopped, served, packed] =
-        [bare, echoed, hopped, served, packed].map(|rates| middle(&rates));
+    let ways: [&mut dyn FnMut() -> Result<f64>; 5] = [
+        &mut || {
+            let mut programs = (0..count).map(|_| Bare::start(TRIVIAL)).collect::<Result<Vec<_>>>()?;
+            let rate = rate(&mut programs, RUN, |program| program.ask(LINE))?;
+            programs.into_iter().try_for_each(Bare::end).map(|()| rate)
+        },
+        &mut || rate_of(echo, LINE),
+        &mut || rate_of(hop, LINE),
+        &mut || rate_of(server.address, LINE),
+        &mut || Ok(rate_of(server.address, &pack)? * PACK as f64),
+    ];
+    let [bare, echoed, hopped, served, packed] = in_turns(args.turns, ways)?.map(|rates| median(&rates));
     println!("{count} at a time, requests/s: bare programs {bare:.0}");
     let rows = [
         ("sockets alone, a thread each", echoed),
@@ -286,8 +283,7 @@ fn many(args: &Args) -> Result<()> {
 fn burst(args: &Args) -> Result<()> {
     let (count, line) = (args.connections, b"0.2\n");
     let missing = count - 2;
-    let (mut bare, mut served) = (Vec::new(), Vec::new());
-    for _ in 0..args.turns.min(3) {
+    let mut bare = || {
         let begun = Instant::now();
         let mut programs = (0..missing).map(|_| Bare::start(SLOW)).collect::<Result<Vec<_>>>()?;
         for program in &mut programs {
@@ -297,26 +293,22 @@ fn burst(args: &Args) -> Result<()> {
             program.line.clear();
             program.output.read_until(b'\n', &mut program.line)?;
         }
-        bare.push(begun.elapsed().as_secs_f64());
-        programs.into_iter().try_for_each(Bare::end)?;
-
+        let took = begun.elapsed().as_secs_f64();
+        programs.into_iter().try_for_each(Bare::end).map(|()| took)
+    };
+    let mut served = || {
         let options = ["--min-threads", "2", "--max-threads", "64", "--exec-spare", "0"];
         let server = serve(args, SLOW, &options)?;
         let mut clients = (0..count).map(|_| connect(server.address)).collect::<Result<Vec<_>>>()?;
         // Both are there.
-        for client in &mut clients[..2] {
-            ask(client, b"0\n")?;
-        }
+        clients[..2].iter_mut().try_for_each(|client| ask(client, b"0\n"))?;
         let begun = Instant::now();
-        for client in &mut clients {
-            client.write_all(line)?;
-        }
-        for client in &mut clients {
-            client.read_exact(&mut [0; 4])?;
-        }
-        served.push(begun.elapsed().as_secs_f64());
-    }
-    let (bare, served) = (middle(&bare), middle(&served));
+        clients.iter_mut().try_for_each(|client| client.write_all(line))?;
+        clients.iter_mut().try_for_each(|client| client.read_exact(&mut [0; 4]))?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    let figures = in_turns(args.turns.min(3), [&mut bare, &mut served])?;
+    let [bare, served] = figures.map(|figures| median(&figures));
     println!(
         "a burst of {count} on 2 programs: {served:.2} s, the missing {missing} started bare {bare:.2} s: {:.2}",
         served / bare
@@ -361,7 +353,7 @@ fn commands(args: &Args) -> Result<()> {
     let tool = Script::new("tool.pl", TOOL)?;
     let command = format!("perl {} 0.5", tool.0.display());
     let bare = (0..3).map(|_| first_reply(&command)).collect::<Result<Vec<_>>>()?;
-    let bare = middle(&bare);
+    let bare = median(&bare);
     for mode in ["shared", "leased"] {
         let spare = COMMANDS.to_string();
         let limits = ["--min-threads", "1", "--max-threads", "64"];

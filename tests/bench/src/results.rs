@@ -52,12 +52,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    fn values(&self, metric: Metric) -> Vec<Option<f64>> {
+    /// NaN where a run had too few samples.
+    fn values(&self, metric: Metric) -> Vec<f64> {
         self.runs.iter().map(|run| run.value(metric)).collect()
-    }
-
-    fn estimate(&self, metric: Metric) -> Option<Estimate> {
-        Estimate::of(&self.values(metric).into_iter().flatten().collect::<Vec<_>>())
     }
 }
 
@@ -67,7 +64,7 @@ impl Measured {
     }
 
     fn estimate(&self, name: &str, metric: Metric) -> Option<Estimate> {
-        self.row(name)?.estimate(metric)
+        Estimate::of(&self.row(name)?.values(metric))
     }
 
     /// What `ours` is of `theirs`, paired by rounds.
@@ -79,7 +76,7 @@ impl Measured {
     pub(crate) fn share_of_ideal(&self, ours: &str) -> Option<Estimate> {
         let ideal = self.workload.ideal_rate()?;
         let rates = self.row(ours)?.values(Metric::Rate);
-        Estimate::of_ratios(&rates, &vec![Some(ideal); rates.len()])
+        Estimate::of_ratios(&rates, &vec![ideal; rates.len()])
     }
 
     /// The pairs that the table compares: each server with the reference, and ours with the floor.
@@ -101,7 +98,9 @@ impl Measured {
         let mut rows: Vec<_> = self
             .servers
             .iter()
-            .map(|row| figures(row.name.clone(), &|metric| show_value(metric, row.estimate(metric))))
+            .map(|row| {
+                figures(row.name.clone(), &|metric| show_value(metric, self.estimate(&row.name, metric)))
+            })
             .collect();
         rows.extend(self.pairs(reference).into_iter().map(|(ours, theirs)| {
             figures(format!("{ours} / {theirs}"), &|metric| show_ratio(self.ratio(ours, theirs, metric)))

@@ -101,6 +101,13 @@ impl ServerSpec {
     }
 }
 
+/// How to start our server on a free port, with options that have no blanks in them.
+pub(crate) fn serve(tidemill: &str, options: &str) -> Command {
+    let mut command = Command::new(tidemill);
+    command.args(["serve", "0"]).args(options.split_whitespace());
+    command
+}
+
 /// A server that runs. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Server {

@@ -6,6 +6,7 @@
 //! encloses it with at least 95 % is taken; with fewer than six values there is none.
 
 use std::fmt;
+use std::io::Result;
 
 use serde::Serialize;
 
@@ -23,9 +24,9 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// The estimate from `values`; none from no values.
+    /// The estimate from `values`, of which NaN are none; none from no values.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
-        let mut sorted = values.to_vec();
+        let mut sorted: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
         let upper = *sorted.get(middle)?;
@@ -35,12 +36,33 @@ impl Estimate {
     }
 
     /// The estimate of the ratio of `ours` to `theirs`, round by round; rounds in which either is missing do not count.
-    pub(crate) fn of_ratios(ours: &[Option<f64>], theirs: &[Option<f64>]) -> Option<Self> {
-        let ratio = |(ours, theirs): (&Option<f64>, &Option<f64>)| Some((*ours)? / (*theirs)?);
-        let ratios: Vec<f64> =
-            ours.iter().zip(theirs).filter_map(ratio).filter(|ratio| ratio.is_finite()).collect();
-        Self::of(&ratios)
+    pub(crate) fn of_ratios(ours: &[f64], theirs: &[f64]) -> Option<Self> {
+        let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs);
+        Self::of(&ratios.filter(|ratio| ratio.is_finite()).collect::<Vec<_>>())
     }
+}
+
+/// The median; NaN of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    Estimate::of(values).map_or(f64::NAN, |estimate| estimate.median)
+}
+
+/// One figure of all rounds.
+pub(crate) fn column<const FIGURES: usize>(rounds: &[[f64; FIGURES]], figure: usize) -> Vec<f64> {
+    rounds.iter().map(|figures| figures[figure]).collect()
+}
+
+/// Measures each way once a round. Who begins rotates, and what drifts reaches all alike.
+pub(crate) fn in_turns<T, const WAYS: usize>(
+    rounds: usize,
+    ways: [&mut dyn FnMut() -> Result<T>; WAYS],
+) -> Result<[Vec<T>; WAYS]> {
+    let mut figures = [const { Vec::new() }; WAYS];
+    for turn in 0..rounds * WAYS {
+        let which = (turn / WAYS + turn) % WAYS;
+        figures[which].push(ways[which]()?);
+    }
+    Ok(figures)
 }
 
 /// As a ratio: `1.05 [1.02, 1.09]`.
@@ -102,8 +124,19 @@ mod tests {
 
     #[test]
     fn ratio_is_taken_within_rounds_and_skips_what_is_missing() {
-        let ours = [Some(1.0), None, Some(9.0), Some(4.0)];
-        let theirs = [Some(2.0), Some(1.0), Some(3.0), None];
+        let ours = [1.0, f64::NAN, 9.0, 4.0];
+        let theirs = [2.0, 1.0, 3.0, f64::NAN];
         assert_eq!(Estimate::of_ratios(&ours, &theirs).unwrap().median, 1.75);
+    }
+
+    #[test]
+    fn who_begins_rotates() {
+        let order = std::cell::RefCell::new(String::new());
+        let way = |name: char, figure: usize| {
+            order.borrow_mut().push(name);
+            Ok(figure)
+        };
+        let figures = in_turns(2, [&mut || way('a', 1), &mut || way('b', 2), &mut || way('c', 3)]).unwrap();
+        assert_eq!((figures, order.take()), ([vec![1, 1], vec![2, 2], vec![3, 3]], "abcbca".to_owned()));
     }
 }

@@ -102,31 +102,17 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload { pace: Pace::Reconnect, ..flat_out(64, 1, "reconnect", "a new connection for each request") },
     Workload {
         pace: Pace::HalfLoad,
-        ..flat_out(
-            64,
-            1,
-            "half-load",
-            "64 connections, by the clock, at half of the rate that the reference reached",
-        )
+        ..flat_out(64, 1, "half-load", "by the clock, at half of the rate that the reference reached")
     },
     Workload {
         handler_delay: BLOCK,
         servers: &["tidemill", "tokio", "channel"],
-        ..flat_out(
-            64,
-            1,
-            "blocking",
-            "64 connections, 32 workers that block 5 ms: ideal are 6400 requests a second",
-        )
+        ..flat_out(64, 1, "blocking", "32 workers that block 5 ms: ideal are 6400 requests a second")
     },
     beside_loops(1, "loops-64x1", "64 connections, one request at a time, beside two endless loops"),
     beside_loops(16, "loops-64x16", "64 connections, 16 requests pipelined, beside two endless loops"),
     polite("\n", "polite-empty", "one polite client beside 500 that send empty lines without a pause"),
-    polite(
-        "unknown\n",
-        "polite-unknown",
-        "one polite client beside 500 that send lines which are no requests",
-    ),
+    polite("unknown\n", "polite-unknown", "one polite client beside 500 that send unknown lines"),
     polite("HELO flood\n", "polite-helo", "one polite client beside 500 that send requests without a pause"),
     point(1, "free-1x1", "one connection, one request at a time, on any CPU"),
     point(4, "4x1", "4 connections, one request at a time"),
@@ -201,12 +187,8 @@ mod tests {
         let plain = Workload::named("64x16").unwrap();
         assert_eq!((plain.ideal_rate(), plain.server_options().len()), (None, 0));
         assert_eq!(plain.load_options(None), "--connections 64 --pipeline 16");
-        assert!(
-            Workload::named("reconnect")
-                .unwrap()
-                .load_options(Some(12.3))
-                .ends_with(" --rate 12 --reconnect")
-        );
+        let reconnect = Workload::named("reconnect").unwrap().load_options(Some(12.3));
+        assert!(reconnect.ends_with(" --rate 12 --reconnect"), "{reconnect}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::rows::{
 };
 use super::score::{Check, Goal, Row, quantile, row};
 use crate::flood::load;
+use crate::stats::{in_turns, median};
 use crate::wait::wait_for;
 
 pub(crate) fn slow_ramp(effort: Effort<'_>) -> Result<Row> {
@@ -49,9 +50,9 @@ pub(crate) fn tolerance_above_all(effort: Effort<'_>) -> Result<Row> {
     let curve = format!("hold:40@{}s", effort.seconds(3, 2).as_secs());
     let crowd = Crowd::start(lab.address(), &curve, Kind::Sleep, 5_000)?;
     thread::sleep(200 * MS);
-    lab.take_calls();
+    lab.notes.take_calls();
     crowd.finish()?;
-    let mut waits: Vec<f64> = lab.take_calls().iter().map(|call| ms(call.wait())).collect();
+    let mut waits: Vec<f64> = lab.notes.take_calls().iter().map(|call| ms(call.wait())).collect();
     let resizes = lab.handle().stats().pool_resizes_total;
     let checks = vec![
         Check::count("resizes", (resizes.grow + resizes.shrink) as f64, Goal::AtMost(3.0)),
@@ -187,7 +188,7 @@ pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
         let crowd = Crowd::start(lab.address(), "hold:16@400ms", Kind::Burn, 200)?;
         thread::sleep(100 * MS);
         let before = grown(&lab);
-        lab.take_calls();
+        lab.notes.take_calls();
         // The decision's time is the server's, that of calls is not.
         let (epoch, started) = (EPOCH.elapsed(), uptime(&lab));
         stuck.send(Kind::Block, 0)?;
@@ -195,7 +196,7 @@ pub(crate) fn lost_inside_the_band(effort: Effort<'_>) -> Result<Row> {
         wait_for("it is replaced", KEEP_ALIVE, || grown(&lab) > before).ok();
         let at = resizes_since(&lab, started).first().map(|decision| decision.at);
         // The worker is lost from when it is called; before, the request waited behind the others.
-        let called = lab.take_calls().into_iter().find(|call| call.kind == Kind::Block);
+        let called = lab.notes.take_calls().into_iter().find(|call| call.kind == Kind::Block);
         let lost = called.map_or(started, |call| started + call.begun.saturating_sub(epoch));
         crowd.finish()?;
         lab.release();
@@ -216,39 +217,33 @@ pub(crate) fn against_tokio(effort: Effort<'_>) -> Result<Row> {
     let (ours, theirs) = (Lab::start(LIMITS.keep_alive(keep_alive))?, Peer::start(keep_alive)?);
     let bare = Peer::start(keep_alive)?;
     let mut clients = Client::connect_many(ours.address(), 64)?;
-    let mut their_clients = Client::connect_many(theirs.address(), 64)?;
-    let turns: [&mut dyn FnMut() -> Result<f64>; 5] = [
-        &mut || last_begun(&mut clients, ours.notes()),
-        &mut || last_begun(&mut their_clients, theirs.notes()),
+    let mut their_clients = Client::connect_many(theirs.address, 64)?;
+    let ways: [&mut dyn FnMut() -> Result<f64>; 5] = [
+        &mut || {
+            ours.wait_for_workers(2..=2, KEEP_ALIVE)?;
+            thread::sleep(keep_alive);
+            last_begun(&mut clients, &ours.notes)
+        },
+        &mut || {
+            thread::sleep(2 * keep_alive);
+            last_begun(&mut their_clients, &theirs.notes)
+        },
         &mut || {
             let new = Lab::start(LIMITS)?;
-            last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())
+            last_begun(&mut Client::connect_many(new.address(), 64)?, &new.notes)
         },
         &mut || {
             let new = Peer::start(keep_alive)?;
-            last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())
+            last_begun(&mut Client::connect_many(new.address, 64)?, &new.notes)
         },
         &mut || bare.last_of_closures(64, SLEEP),
     ];
-    let mut figures: [Vec<f64>; 5] = Default::default();
-    for number in 0..effort.rounds(30, 10) {
-        ours.wait_for_workers(2..=2, KEEP_ALIVE)?;
-        thread::sleep(keep_alive);
-        for turn in 0..turns.len() {
-            let which = (number + turn) % turns.len();
-            let last = turns[which]()?;
-            // The first round of all knows nothing yet.
-            if number > 0 {
-                figures[which].push(last);
-            }
-        }
-    }
+    let figures = in_turns(effort.rounds(30, 10), ways)?;
     let check = |our: usize, their: usize, what: &str| {
-        let ratios: Vec<f64> =
-            figures[our].iter().zip(&figures[their]).map(|(our, their)| our / their).collect();
-        let median = |which: usize| quantile(&mut figures[which].clone(), 0.5);
-        let what = format!("{what}: {:.2} ms to {:.2}", median(our), median(their));
-        Check::ratio(what, &ratios, Goal::AtMost(1.0))
+        // The first round of all knows nothing yet.
+        let (ours, theirs) = (&figures[our][1..], &figures[their][1..]);
+        let what = format!("{what}: {:.2} ms to {:.2}", median(ours), median(theirs));
+        Check::ratio(what, ours, theirs, Goal::AtMost(1.0))
     };
     let checks = vec![
         check(0, 1, "last of 64 started, to a tokio server's"),

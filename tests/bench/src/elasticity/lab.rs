@@ -3,7 +3,6 @@
 //! A request is `KIND:ARGUMENT:SENT`: what to do, for how many microseconds, and when it was sent, in nanoseconds since
 //! [`EPOCH`], 0 if it does not matter. The handler notes when it was called, so that the time in the queue is known without asking the server.
 
-use std::collections::HashSet;
 use std::io::{Error, Result};
 use std::iter;
 use std::net::SocketAddr;
@@ -73,7 +72,7 @@ impl Kind {
 /// The server and what its handler noted.
 pub(crate) struct Lab {
     server: Server,
-    notes: Arc<Notes>,
+    pub(crate) notes: Arc<Notes>,
 }
 
 /// Does what requests ask for, and notes when it was asked.
@@ -125,16 +124,6 @@ impl Lab {
         limit: Duration,
     ) -> Result<Duration> {
         wait_for(&format!("{workers:?} workers"), limit, || workers.contains(&self.workers()))
-    }
-
-    /// What its handler notes.
-    pub(crate) fn notes(&self) -> &Notes {
-        &self.notes
-    }
-
-    /// See [`Notes::take_calls`].
-    pub(crate) fn take_calls(&self) -> Vec<Call> {
-        self.notes.take_calls()
     }
 
     /// Lets a request that blocks go on.
@@ -239,13 +228,6 @@ pub(crate) fn burst(clients: &mut [Client], kind: Kind, argument: u64) -> Result
 /// The reply to each.
 pub(crate) fn collect(clients: &mut [Client]) -> Result<()> {
     clients.iter_mut().try_for_each(Client::receive)
-}
-
-/// When the first call on a thread that is not in `known` began; they are all known then.
-pub(crate) fn first_on_new_thread(calls: &[Call], known: &mut HashSet<ThreadId>) -> Option<Duration> {
-    let first = calls.iter().find(|call| !known.contains(&call.thread)).map(|call| call.begun);
-    known.extend(calls.iter().map(|call| call.thread));
-    first
 }
 
 /// Clients on threads of their own, as many at a time as a curve says: each sends its next request when it has the reply to the one

@@ -8,7 +8,7 @@ mod picture;
 mod rows;
 mod score;
 
-use std::io::{self, Result, Write};
+use std::io::{self, Result};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         match measure(effort) {
             Ok(row) => {
                 let row = Row { number, layer, ..row };
-                print(&row)?;
+                print(&row);
                 results.push(row);
             }
             Err(error) => {
@@ -122,14 +122,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(is_good)
 }
 
-fn print(row: &Row) -> Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{:>3} {}  {}", row.number, row.layer, row.workload)?;
+fn print(row: &Row) {
+    println!("{:>3} {}  {}", row.number, row.layer, row.workload);
     for check in &row.checks {
         let (value, goal) = (check.shown(), check.goal_shown());
-        writeln!(out, "         {:<48} {value:>28}   {goal:>12}   {}", check.what, check.verdict.name())?;
+        println!("         {:<48} {value:>28}   {goal:>12}   {}", check.what, check.verdict.name());
     }
-    out.flush()
 }
 
 /// A line for each row: its figures, and each goal behind it.

@@ -1,7 +1,6 @@
 //! The rows with the server in a process of its own: over loopback (layer L), or as the system sees it.
 
-use std::io::{Error, Read, Result, Write};
-use std::net::TcpStream;
+use std::io::{Error, Result};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,6 +10,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Uid;
 use procfs::ProcResult;
 use procfs::process::{Process, all_processes};
+use tidemill::client::Client;
 
 use super::lab::Lab;
 use super::rows::{Effort, KEEP_ALIVE, LIMITS, MS, ms, short_ones, trickle_to};
@@ -18,7 +18,7 @@ use super::score::{Check, Goal, Row, quantile, row};
 use crate::flood::{self, load};
 use crate::machine::{CpuClock, signed, switches};
 use crate::report::load::LoadReport;
-use crate::server::Server;
+use crate::server::{Server, serve};
 use crate::wait::wait_for;
 
 /// A user without privileges, for the process whose threads are refused.
@@ -28,10 +28,8 @@ const PATIENCE: Duration = KEEP_ALIVE.saturating_mul(4);
 
 /// How to start the real server, which says what it does all the time.
 fn served(tidemill: &str, options: &str) -> Command {
-    let mut command = Command::new(tidemill);
-    command.args(["serve", "0", "--min-threads", "2", "--max-threads", "64", "--tolerance", "2"]);
-    command.args(["--log-level", "off", "--stats-every", "50ms"]).args(options.split_whitespace());
-    command
+    const ALWAYS: &str = "--min-threads 2 --max-threads 64 --tolerance 2 --log-level off --stats-every 50ms";
+    serve(tidemill, &format!("{ALWAYS} {options}"))
 }
 
 fn workers(server: &Server) -> f64 {
@@ -165,12 +163,10 @@ fn limit_threads(pid: i32, limit: u64) -> Result<()> {
 }
 
 pub(crate) fn idle(effort: Effort<'_>) -> Result<Row> {
-    let mut command = Command::new(effort.tidemill);
-    let served = Server::start(command.args(["serve", "0", "--min-threads", "2", "--log-level", "off"]))?;
+    let served = Server::start(&mut serve(effort.tidemill, "--min-threads 2 --log-level off"))?;
     // It has served somebody before.
-    let mut stream = TcpStream::connect(served.address)?;
-    stream.write_all(b"HELO x\n")?;
-    stream.read_exact(&mut [0; 10])?;
+    let mut client = Client::connect(served.address, PATIENCE)?;
+    client.helo(b"x")?;
     thread::sleep(Duration::from_secs(1));
     let pid = served.pid();
     let clock = CpuClock::of(pid)?;

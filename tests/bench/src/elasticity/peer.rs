@@ -19,8 +19,10 @@ const WORKERS: usize = 2;
 
 pub(crate) struct Peer {
     runtime: Runtime,
-    address: SocketAddr,
-    notes: Arc<Notes>,
+    /// Where clients connect.
+    pub(crate) address: SocketAddr,
+    /// What its handler notes.
+    pub(crate) notes: Arc<Notes>,
 }
 
 impl Peer {
@@ -36,16 +38,6 @@ impl Peer {
         let its = Arc::clone(&notes);
         runtime.spawn(accept(listener, move |local| Noted(Arc::clone(&its), local), true));
         Ok(Peer { runtime, address, notes })
-    }
-
-    /// Where clients connect.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What its handler notes.
-    pub(crate) fn notes(&self) -> &Notes {
-        &self.notes
     }
 
     /// Has `count` closures sleep for so many microseconds, without the server. When the last of them began, in ms.

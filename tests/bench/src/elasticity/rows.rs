@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tidemill::{Decision, PoolLimits};
 
-use super::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect, first_on_new_thread};
+use super::lab::{Call, Client, Crowd, EPOCH, Kind, Lab, Notes, burst, collect};
 use super::score::{Check, Goal, Moment, Row, Series, quantile, row};
 use crate::flood::{self, load};
+use crate::stats::{column, in_turns, median};
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 /// The handler sleeps so many microseconds unless a row says otherwise.
@@ -81,24 +82,25 @@ pub(crate) fn step(effort: Effort<'_>) -> Result<Row> {
         thread::sleep(50 * MS);
         let begun = burst(&mut clients, Kind::Sleep, SLEEP)?;
         collect(&mut clients)?;
-        let calls = lab.take_calls();
+        let calls = lab.notes.take_calls();
         if known.is_empty() {
             // The two that were there from the start.
             known.extend(calls.iter().take(2).map(|call| call.thread));
         }
-        let new =
-            first_on_new_thread(&calls, &mut known).ok_or_else(|| Error::other("no worker was started"))?;
-        first.push(ms(new.saturating_sub(begun)));
+        let new = calls.iter().find(|call| !known.contains(&call.thread));
+        let new = new.ok_or_else(|| Error::other("no worker was started"))?;
+        first.push(ms(new.begun.saturating_sub(begun)));
+        known.extend(calls.iter().map(|call| call.thread));
         last.push(calls.last().map_or(f64::NAN, |call| ms(call.begun.saturating_sub(begun))));
     }
     // Nothing is known yet of how long a request takes.
     let mut unknown = Vec::new();
     for _ in 0..effort.rounds(20, 5) {
         let new = Lab::start(LIMITS)?;
-        unknown.push(last_begun(&mut Client::connect_many(new.address(), 64)?, new.notes())?);
+        unknown.push(last_begun(&mut Client::connect_many(new.address(), 64)?, &new.notes)?);
     }
     let smaller = Lab::start(LIMITS)?;
-    last_begun(&mut Client::connect_many(smaller.address(), 20)?, smaller.notes())?;
+    last_begun(&mut Client::connect_many(smaller.address(), 20)?, &smaller.notes)?;
     let most = smaller.handle().decisions().iter().map(|decision| decision.to).max().unwrap_or(2);
     let checks = vec![
         Check::time("first new worker at work, p50", quantile(&mut first, 0.5), 1.0),
@@ -114,11 +116,11 @@ pub(crate) fn step(effort: Effort<'_>) -> Result<Row> {
 pub(crate) fn again(effort: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
     let mut clients = Client::connect_many(lab.address(), 64)?;
-    last_begun(&mut clients, lab.notes())?;
+    last_begun(&mut clients, &lab.notes)?;
     let (before, mut last) = (grown(&lab), Vec::new());
     for _ in 0..effort.rounds(40, 10) {
         thread::sleep(100 * MS);
-        last.push(last_begun(&mut clients, lab.notes())?);
+        last.push(last_begun(&mut clients, &lab.notes)?);
     }
     let checks = vec![
         Check::time("last request started, p50", quantile(&mut last, 0.5), 1.5),
@@ -130,7 +132,7 @@ pub(crate) fn again(effort: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn down(_: Effort<'_>) -> Result<Row> {
     let lab = Lab::start(LIMITS)?;
-    last_begun(&mut Client::connect_many(lab.address(), 64)?, lab.notes())?;
+    last_begun(&mut Client::connect_many(lab.address(), 64)?, &lab.notes)?;
     let took = lab.wait_for_workers(2..=2, 3 * KEEP_ALIVE).map_or(f64::INFINITY, ms);
     let checks = vec![Check::time("at min after the last request", took, ms(KEEP_ALIVE) + 500.0)];
     Ok(row("step down 64 → 0, no traffic", checks))
@@ -209,8 +211,8 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
     let length = effort.seconds(8, 2).as_secs();
     let curve = format!("sawtooth:4..48x{}@{length}s", length / 2);
     let crowd = |lab: &Lab| Crowd::start(lab.address(), &curve, Kind::Sleep, SLEEP);
-    let waits_p99 = |lab: &Lab| quantile(&mut waits(&lab.take_calls()), 0.99);
-    let (mut seen, mut waited, mut series) = (Vec::new(), Vec::new(), Vec::new());
+    let waits_p99 = |lab: &Lab| quantile(&mut waits(&lab.notes.take_calls()), 0.99);
+    let (mut rounds, mut series) = (Vec::new(), Vec::new());
     for number in 0..effort.rounds(8, 7) {
         let crowds = [&lab, &intolerant, &fixed].map(crowd);
         let [crowd, with_intolerant, with_fixed] = crowds;
@@ -220,24 +222,19 @@ pub(crate) fn sawtooth(effort: Effort<'_>) -> Result<Row> {
         let mut theirs = with_fixed.finish()?;
         let from = number as f64 * length as f64;
         series.extend(part.into_iter().map(|(t, clients, workers)| (from + t, clients, workers)));
-        let ratios = (
-            quantile(&mut ours, 0.99) / quantile(&mut theirs, 0.99),
-            waits_p99(&intolerant) / waits_p99(&fixed),
-        );
-        // The first window grows the pool.
-        if number > 0 {
-            seen.push(ratios.0);
-            waited.push(ratios.1);
-        }
+        let p99s = [&mut ours, &mut theirs].map(|latencies| quantile(latencies, 0.99));
+        rounds.push([p99s[0], p99s[1], waits_p99(&intolerant), waits_p99(&fixed)]);
     }
+    // The first window grows the pool.
+    let values = |figure| column(&rounds[1..], figure);
     let turned = turns(&lab.handle().decisions());
     let checks = vec![
         Check::count("changes of direction", turned, Goal::AtMost(2.0)),
         // Where the top of a tooth is within the tolerance of the pool, which stays as it is then, some requests wait for a worker
         // that gets free: that is what tolerance asks for, so it must be little of what a request takes.
-        Check::ratio("p99 of replies to a fixed pool of 64", &seen, Goal::AtMost(1.1)),
+        Check::ratio("p99 of replies to a fixed pool of 64", &values(0), &values(1), Goal::AtMost(1.1)),
         // Without it none waits for the pool.
-        Check::ratio("p99 queue wait to that, at tolerance 0", &waited, Goal::AtMost(1.1)),
+        Check::ratio("p99 queue wait to that, at tolerance 0", &values(2), &values(3), Goal::AtMost(1.1)),
     ];
     Ok(Row { series: thinned(&series), ..row("sawtooth 4 ↔ 48, period 2 s", checks) })
 }
@@ -283,7 +280,7 @@ pub(crate) fn stranded(_: Effort<'_>) -> Result<Row> {
         let lab = Lab::start(LIMITS.threads(1, LIMITS.max_threads).tolerance(8))?;
         let mut stuck = Client::connect(lab.address())?;
         stuck.send(Kind::Block, 0)?;
-        while lab.take_calls().is_empty() {
+        while lab.notes.take_calls().is_empty() {
             thread::sleep(MS);
         }
         let mut clients = Client::connect_many(lab.address(), more)?;
@@ -340,20 +337,17 @@ pub(crate) fn for_the_cpu(effort: Effort<'_>) -> Result<Row> {
             figures.extend(round(effort, [lab], 48, effort.seconds(3, 1), "c:1000")?);
         }
     }
-    let values = |which: usize, figure: usize| figures[which].iter().map(move |all| all[figure]);
-    let median = |which: usize, figure: usize| quantile(&mut values(which, figure).collect::<Vec<_>>(), 0.5);
+    let values = |which: usize, figure: usize| column(&figures[which], figure);
+    let median = |which: usize, figure: usize| median(&values(which, figure));
     let fixed = || 1..figures.len();
     let fastest = fixed().max_by(|a, b| median(*a, 0).total_cmp(&median(*b, 0))).unwrap_or(1);
     let smoothest = fixed().min_by(|a, b| median(*a, 1).total_cmp(&median(*b, 1))).unwrap_or(1);
-    let ratios = |which: usize, figure: usize| -> Vec<f64> {
-        values(0, figure).zip(values(which, figure)).map(|(ours, theirs)| ours / theirs).collect()
-    };
-    let mean = values(0, 2).sum::<f64>() / figures[0].len() as f64;
+    let mean = values(0, 2).iter().sum::<f64>() / figures[0].len() as f64;
     let named = |what: &str, which: usize| format!("{what} to the best fixed size ({})", cores + which - 1);
     let checks = vec![
         Check::count("workers at the end of each round, mean", mean, Goal::AtMost(cores as f64 + 3.0)),
-        Check::ratio(named("throughput", fastest), &ratios(fastest, 0), Goal::AtLeast(0.97)),
-        Check::ratio(named("p99", smoothest), &ratios(smoothest, 1), Goal::AtMost(1.15)),
+        Check::ratio(named("throughput", fastest), &values(0, 0), &values(fastest, 0), Goal::AtLeast(0.97)),
+        Check::ratio(named("p99", smoothest), &values(0, 1), &values(smoothest, 1), Goal::AtMost(1.15)),
     ];
     Ok(row("CPU-bound: 1 ms of work, 1.5 × capacity", checks))
 }
@@ -380,15 +374,12 @@ pub(crate) fn lost_worker(effort: Effort<'_>) -> Result<Row> {
     let labs = [Lab::start(LIMITS)?, Lab::start(LIMITS)?];
     let mut stuck = Client::connect(labs[0].address())?;
     stuck.send(Kind::Block, 0)?;
-    let mut ratios = Vec::new();
-    for _ in 0..effort.rounds(9, 6) {
-        let of = |lab| round(effort, [lab], 48, effort.seconds(3, 1), "c:1000");
-        let ([[with, ..]], [[without, ..]]) = (of(&labs[0])?, of(&labs[1])?);
-        ratios.push(with / without);
-    }
+    let flood = |lab| Ok(round(effort, [lab], 48, effort.seconds(3, 1), "c:1000")?[0][0]);
+    let ways: [&mut dyn FnMut() -> Result<f64>; 2] = [&mut || flood(&labs[0]), &mut || flood(&labs[1])];
+    let [with, without] = in_turns(effort.rounds(9, 6), ways)?;
     labs[0].release();
     stuck.receive()?;
-    let checks = vec![Check::ratio("throughput to that without", &ratios, Goal::AtLeast(0.98))];
+    let checks = vec![Check::ratio("throughput to that without", &with, &without, Goal::AtLeast(0.98))];
     Ok(row("CPU-bound with one worker lost to a sleep", checks))
 }
 
@@ -427,18 +418,15 @@ pub(crate) fn live_change(_: Effort<'_>) -> Result<Row> {
 
 pub(crate) fn steady(effort: Effort<'_>) -> Result<Row> {
     let (lab, fixed) = (Lab::start(LIMITS)?, Lab::start(LIMITS.threads(32, 32))?);
-    let (mut throughput, mut p99) = (Vec::new(), Vec::new());
-    for number in 0..effort.rounds(10, 7) {
-        let [ours, theirs] = round(effort, [&lab, &fixed], 32, effort.seconds(4, 1), "s:50000")?;
-        // The first window grows the pool.
-        if number > 0 {
-            throughput.push(ours[0] / theirs[0]);
-            p99.push(ours[1] / theirs[1]);
-        }
-    }
+    let measure = |_| round(effort, [&lab, &fixed], 32, effort.seconds(4, 1), "s:50000");
+    let rounds = (0..effort.rounds(10, 7)).map(measure).collect::<Result<Vec<_>>>()?;
+    // The first window grows the pool.
+    let values = |lab: usize, figure: usize| -> Vec<f64> {
+        rounds[1..].iter().map(|round| round[lab][figure]).collect()
+    };
     let checks = vec![
-        Check::ratio("throughput to a fixed pool of 32", &throughput, Goal::AtLeast(0.98)),
-        Check::ratio("p99 to a fixed pool of 32", &p99, Goal::AtMost(1.1)),
+        Check::ratio("throughput to a fixed pool of 32", &values(0, 0), &values(1, 0), Goal::AtLeast(0.98)),
+        Check::ratio("p99 to a fixed pool of 32", &values(0, 1), &values(1, 1), Goal::AtMost(1.1)),
     ];
     Ok(row("steady load at half capacity", checks))
 }

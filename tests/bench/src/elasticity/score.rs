@@ -74,9 +74,9 @@ impl Check {
         Check { what: what.into(), value: milliseconds, unit, goal, interval: None, verdict }
     }
 
-    /// The median of ratios, round by round.
-    pub(crate) fn ratio(what: impl Into<String>, ratios: &[f64], goal: Goal) -> Check {
-        let estimate = Estimate::of(ratios);
+    /// The median of the ratios of `ours` to `theirs`, round by round.
+    pub(crate) fn ratio(what: impl Into<String>, ours: &[f64], theirs: &[f64], goal: Goal) -> Check {
+        let estimate = Estimate::of_ratios(ours, theirs);
         let value = estimate.map_or(f64::NAN, |estimate| estimate.median);
         let (interval, verdict) = (estimate.and_then(|estimate| estimate.interval), goal.judge(estimate));
         Check { what: what.into(), value, unit: Unit::Ratio, goal, interval, verdict }
