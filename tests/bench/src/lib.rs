@@ -3,8 +3,8 @@
 //! Peers: `peers` (each as a server of its own), `service` (lines to replies), `reactor` (a mio loop).
 //! Measuring: `compare` (requests/s, CPU and latency beside others, against the targets), `elasticity` (the
 //! scorecard), `overload`, `programs`, `fanout`. They share [`server`] (what is started), `flood` (the load generator, which is
-//! `tidemill load`), `machine` (what the kernel counts), `stats` (medians), `goal` (what a figure has to be) and `report`, which
-//! is the program's own.
+//! `tidemill load`), `machine` (what the kernel counts), `stats` (medians, turns), `goal` (what a figure has to be), `outputs`
+//! (tables, files) and `report`, which is the program's own.
 
 mod compare;
 mod elasticity;

@@ -11,11 +11,8 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::lab::{EPOCH, Notes};
 use super::rows::ms;
-use crate::peers::tokio::accept;
+use crate::peers::tokio::{WORKERS, accept};
 use crate::service::Answer;
-
-/// As many as the tokio server of the benchmark has.
-const WORKERS: usize = 2;
 
 pub(crate) struct Peer {
     runtime: Runtime,

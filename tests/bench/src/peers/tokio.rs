@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::task::spawn_blocking;
 
-const WORKERS: usize = 2;
+pub(crate) const WORKERS: usize = 2;
 
 /// First capacity of a connection's receive buffer: a few dozen lines in one read.
 const INPUT_BYTES: usize = 4096;
