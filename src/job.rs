@@ -330,6 +330,7 @@ impl FreeJobs {
     }
 
     /// An empty job for the connection `id`, which was accepted at `opened_at`; what it will hold came at `now`.
+    #[inline(always)]
     pub(crate) fn take(
         &mut self,
         id: ConnId,

@@ -223,6 +223,7 @@ impl Connection {
     }
 
     /// An empty job of it, whose name is `id`, for what came at `now`.
+    #[inline(always)]
     pub(crate) fn new_job(&self, id: ConnId, free: &mut FreeJobs, now: Nanos) -> Box<Job> {
         free.take(id, &self.local, self.peer(), self.opened_at, now)
     }
@@ -395,7 +396,7 @@ impl Connection {
     }
 
     /// Cuts frames off what has come in, at `now`; followed by [`tidy`](Self::tidy).
-    pub(crate) fn cut(&mut self, cut: Cut<'_>, now: Nanos) -> Taken {
+    pub(crate) fn cut(&mut self, cut: Cut<'_, impl HandleInline>, now: Nanos) -> Taken {
         let ended = self.has_ended();
         let buffers = self.buffers.get_or_insert_default();
         buffers.inbound.cut(&mut self.session, ended, cut, now)
@@ -462,6 +463,15 @@ impl Connection {
     /// Whether there is anything to do for it besides waiting for its next event. Cheap: asked after each job.
     pub(crate) fn wants_service(&self) -> bool {
         self.input != Input::Empty || self.buffers.is_some() || self.phase != Phase::Open
+    }
+
+    /// Whether it only waits for its next event, and what others know of it is up to date: it holds nothing.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        !self.wants_service()
+            && self.role == Role::Requests
+            && !self.is_job_out()
+            && !self.told_choked
+            && self.accounted_bytes == 0
     }
 
     // The sending side.

@@ -42,7 +42,7 @@ pub(super) struct Inline {
     overruns: u64,
     warned: Rate,
     pool: Arc<JobPool>,
-    /// What the first request of the present lap began with.
+    /// What the first request of the present lap began with, where others are in it.
     first: Vec<u8>,
 }
 
@@ -76,7 +76,7 @@ impl Inline {
         job: &'a mut Job,
         stop_allowed: bool,
         (room, frames): (usize, usize),
-    ) -> Cut<'a> {
+    ) -> Cut<'a, Inline> {
         self.handled = 0;
         Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
     }
@@ -84,7 +84,9 @@ impl Inline {
     /// They were, for `job`. Returns how many of them were handled here.
     fn end(&mut self, service: &Served, job: &Job) -> usize {
         if self.laps.is_open() {
-            self.end_lap(service, job);
+            let first = std::mem::take(&mut self.first);
+            self.end_lap(service, job, &first);
+            self.first = first;
         }
         self.handled
     }
@@ -103,15 +105,16 @@ impl Inline {
         drop(self.laps.drain());
     }
 
-    /// The present lap ends. Tells of it if it held up the loop, or was slow.
-    fn end_lap(&mut self, service: &Served, job: &Job) {
+    /// The present lap ends, whose first request is `first`. Tells of it if it held up the loop, or was slow.
+    #[inline(always)]
+    fn end_lap(&mut self, service: &Served, job: &Job, first: &[u8]) {
         let now = self.hub.clock.now();
         let lap = self.laps.end(now, job.accepted_at);
         if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
-            self.hub.slow.tell_lap(now, &service.name, job, lap, &self.first, self.pool.pick_up());
+            self.hub.slow.tell_lap(now, &service.name, job, lap, first, self.pool.pick_up());
         }
         if lap.took > nanos(MAX_HELD) {
-            self.has_held_up(now, lap.took, job, Some(lap.requests));
+            self.has_held_up(now, lap.took, job, Some((lap.requests, first)));
         }
     }
 
@@ -125,18 +128,18 @@ impl Inline {
         }
     }
 
-    /// `requests`: how many were timed together, where it was not the opening or the close of a connection.
+    /// `requests`: how many were timed together, and the first of them, where it was not the opening or the close of a connection.
     #[cold]
-    fn has_held_up(&mut self, now: Nanos, took: Nanos, job: &Job, requests: Option<usize>) {
+    fn has_held_up(&mut self, now: Nanos, took: Nanos, job: &Job, requests: Option<(usize, &[u8])>) {
         self.overruns += 1;
         let Some(left_out) = self.warned.admit(now) else { return };
         let (origin, took) = (&job.origin, Duration::from_nanos(took));
         let service = &self.services[origin.local.service as usize].name;
         match requests {
-            Some(requests) => tracing::warn!(
+            Some((requests, first)) => tracing::warn!(
                 service,
                 peer = %origin.peer,
-                frame = %self.first.escape_ascii(),
+                frame = %first[..first.len().min(MAX_LOGGED_BYTES)].escape_ascii(),
                 ?took,
                 requests,
                 left_out,
@@ -167,10 +170,7 @@ impl HandleInline for Inline {
             self.laps.begin(self.begun);
         }
         self.handled += 1;
-        if !self.laps.is_open() {
-            self.first.clear();
-            self.first.extend_from_slice(&frame[..frame.len().min(MAX_LOGGED_BYTES)]);
-        }
+        let is_first = !self.laps.is_open();
         let connection = Connection::new(&job.origin, &self.post);
         let request = Request::new(frame, &connection, &self.waits);
         let handled = match self.states.get(&self.services, job.origin.local.service) {
@@ -185,12 +185,17 @@ impl HandleInline for Inline {
         // What others push may come between this reply and the next.
         let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
         if self.laps.count() || full || alone || end != JobEnd::Done {
-            self.end_lap(service, job);
+            let first = std::mem::take(&mut self.first);
+            self.end_lap(service, job, if is_first { frame } else { &first });
+            self.first = first;
             if end == JobEnd::Done
                 && (full || alone || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE)
             {
                 return JobEnd::Unfinished;
             }
+        } else if is_first {
+            self.first.clear();
+            self.first.extend_from_slice(&frame[..frame.len().min(MAX_LOGGED_BYTES)]);
         }
         end
     }
@@ -198,6 +203,7 @@ impl HandleInline for Inline {
 
 impl Reactor {
     /// Requests of a connection were handled here: their replies go to the socket.
+    #[inline(always)]
     pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
         let service = &self.services[job.origin.local.service as usize];
         job.batch.handled = self.inline.end(service, &job);

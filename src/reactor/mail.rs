@@ -340,6 +340,7 @@ impl Reactor {
 
     /// Writes replies, which end at `ends`, or queues them behind what waits. `false`: the connection is gone; the replies are
     /// accounted for.
+    #[inline(always)]
     fn reply(&mut self, id: ConnId, replies: &mut Vec<u8>, ends: &[usize]) -> bool {
         let sent = match self.write_now(id, replies) {
             Written::Waits => 0,
@@ -364,6 +365,7 @@ impl Reactor {
     }
 
     /// Writes `bytes`, where nothing waits before them and the socket may take them.
+    #[inline(always)]
     fn write_now(&mut self, id: ConnId, bytes: &[u8]) -> Written {
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return Written::Gone(0) };
         if connection.outbound().is_some() {

@@ -146,6 +146,7 @@ impl<S: Service> Erased for S {
 }
 
 /// Calls `service` for one request, whose reply is appended. After a panic it is as before, less what was flushed.
+#[inline(always)]
 pub(crate) fn handle(
     service: &dyn Erased,
     session: &mut Option<Session>,

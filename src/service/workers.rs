@@ -29,6 +29,15 @@ impl WorkerStates {
     /// That of one service. `None`: it panicked while it was made.
     pub(crate) fn get(&mut self, services: &[Served], service: ServiceId) -> Option<&mut WorkerState> {
         let place = service as usize;
+        match self.0.get(place) {
+            Some(Some(_)) => self.0[place].as_mut(),
+            _ => self.make(services, place),
+        }
+    }
+
+    /// The same for the first time, and where it could not be made before.
+    #[cold]
+    fn make(&mut self, services: &[Served], place: usize) -> Option<&mut WorkerState> {
         if self.0.len() <= place {
             self.0.resize_with(services.len(), || None);
         }

@@ -132,7 +132,7 @@ impl Inbound {
         &mut self,
         session: &mut Option<Session>,
         ended: bool,
-        cut: Cut<'_>,
+        cut: Cut<'_, impl HandleInline>,
         now: Nanos,
     ) -> Taken {
         let taken = cut.take(session, self.rest(), self.scanned, ended);
@@ -203,7 +203,7 @@ pub(crate) trait HandleInline {
 }
 
 /// A job to be filled with frames, and how far.
-pub(crate) struct Cut<'a> {
+pub(crate) struct Cut<'a, H> {
     pub(crate) service: &'a Served,
     /// Whether this peer may stop the server.
     pub(crate) stop_allowed: bool,
@@ -212,7 +212,7 @@ pub(crate) struct Cut<'a> {
     pub(crate) room: usize,
     /// Most frames, requests or not.
     pub(crate) frames: usize,
-    pub(crate) inline: &'a mut dyn HandleInline,
+    pub(crate) inline: &'a mut H,
 }
 
 /// What a [`Cut`] took.
@@ -247,7 +247,7 @@ impl End {
     }
 }
 
-impl Cut<'_> {
+impl<H: HandleInline> Cut<'_, H> {
     /// Takes frames off the front of `bytes`, of which `scanned` need not be looked at again for the first one's end.
     pub(crate) fn take(
         self,
