@@ -152,12 +152,12 @@ fn subject(name: &str) -> Result<Subject, String> {
 /// `p50`, `p99`, `p99.9` and, as people write it, `p999`, in hundredths of a per cent.
 fn percentile(name: &str) -> Option<u32> {
     let digits = name.strip_prefix('p')?;
-    let (whole, part) = digits.split_once('.').unwrap_or_else(|| digits.split_at(digits.len().min(2)));
+    let (whole, part) = digits.split_once('.').or_else(|| digits.split_at_checked(digits.len().min(2)))?;
     let numeric = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
     if !name.contains('.') && digits.len() > 2 && !digits.starts_with('9') {
         return None;
     }
-    if whole.is_empty() || whole.len() > 2 || part.len() > 2 || !numeric(whole) || !numeric(part) {
+    if whole.len() > 2 || part.len() > 2 || !numeric(whole) || !numeric(part) {
         return None;
     }
     let hundredths: u32 = format!("{part:0<2}").parse().ok()?;
@@ -271,6 +271,9 @@ mod tests {
             ("p.5<1s", "`p.5`"),
             ("p123<1s", "`p123`"),
             ("p9x<1s", "`p9x`"),
+            ("p9é<1s", "`p9é`"),
+            ("p+5<1s", "`p+5`"),
+            ("p99.+5<1s", "`p99.+5`"),
             ("p99.x<1s", "`p99.x`"),
             ("p99.999<1s", "`p99.999`"),
             ("", "none of"),
