@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn bursts_do_not_hide_behind_idle_time() {
-        for (right_while_busy, valid) in [(0, true), (400, true), (600, false), (10_000, false)] {
+        for (right_while_busy, valid) in [(0, true), (500, true), (600, false), (10_000, false)] {
             let generator = Generator { right_while_busy, ..generator(0.1, 0, false) };
             let reasons = generator.reasons();
             assert_eq!(reasons.is_empty(), valid, "{right_while_busy}: {reasons:?}");
@@ -300,12 +300,13 @@ mod tests {
     fn thread_that_was_stopped_makes_a_run_invalid() {
         // In a minute, in a second and in a fifth of it.
         for (longest, sum, seconds, valid) in [
-            (400_000_000, 0, 60.0, true),
+            (500_000_000, 0, 60.0, true),
             (600_000_000, 0, 60.0, false),
             (40_000_000, 2_900_000_000, 60.0, true),
             (40_000_000, 3_100_000_000, 60.0, false),
             (20_000_000, 60_000_000, 1.0, false),
-            (20_000_000, 49_000_000, 0.2, true),
+            (20_000_000, 50_000_000, 0.2, true),
+            (20_000_000, 60_000_000, 1.2, true),
             (20_000_000, 51_000_000, 0.2, false),
         ] {
             let absence = Absence { longest, sum };
@@ -324,6 +325,32 @@ mod tests {
         assert_eq!((absence.longest, absence.sum), (70 * ms, 50 * ms));
         let worse = absence.worse(Absence { longest: 5, sum: 80 * ms });
         assert_eq!((worse.longest, worse.sum), (70 * ms, 80 * ms));
+    }
+
+    #[test]
+    fn share_of_the_latency_that_lateness_may_be_is_at_most_a_quarter() {
+        let mut late = generator(0.1, 200_000, true);
+        let took = 4 * late.lateness.percentile(99.0).unwrap();
+        for (took, valid) in [(took, true), (took - 4, false)] {
+            late.latency = [Some(took), None, None];
+            assert_eq!(late.lateness_reason().is_none(), valid, "{took}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_system_in_seconds() {
+        let monotonic = || crate::load::monotonic() as f64 / 1e9;
+        let (before, now, after) = (monotonic(), seconds(ClockId::Monotonic), monotonic());
+        assert!(before - 1e-6 < now && now < after + 1e-6, "{before} {now} {after}");
+        let told = || {
+            let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+            Some(text.split(' ').nth(1)?.parse::<u64>().ok()? as f64 / 1e9)
+        };
+        let (before, now, after) = (told(), waited(), told());
+        assert!(
+            before <= now && now <= after && now.is_some() == after.is_some(),
+            "{before:?} {now:?} {after:?}"
+        );
     }
 
     #[test]

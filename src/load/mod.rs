@@ -436,13 +436,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn shares_of_all_threads_are_the_whole() {
-        let protocol = Protocol::custom("x", "y", None, None).expect("that is a protocol");
-        let plan = Plan {
+    fn plan() -> Plan {
+        Plan {
             target: String::new(),
             addresses: Vec::new(),
-            protocol,
+            protocol: Protocol::custom("x", "y", None, None).expect("that is a protocol"),
             connections: 10,
             pipeline: 1,
             requests: Some(11),
@@ -456,7 +454,12 @@ mod tests {
             timeout: Duration::from_secs(1),
             expect_stop: false,
             seed: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn shares_of_all_threads_are_the_whole() {
+        let plan = plan();
         let shares: Vec<Share> = (0..3).map(|thread| share(&plan, thread, 3)).collect();
         assert_eq!(shares.iter().map(|share| share.connections).collect::<Vec<_>>(), [4, 3, 3]);
         assert_eq!(shares.iter().map(|share| share.requests).collect::<Vec<_>>(), [4, 4, 3]);
@@ -465,5 +468,90 @@ mod tests {
             let connections = share.connection_curve.map_or(0.0, |curve| curve.at(0.0));
             assert!((connections - share.connections as f64).abs() < 1e-9);
         }
+    }
+
+    #[test]
+    fn each_interrupt_counts_once_and_the_second_may_end_the_program() {
+        let interrupts = Interrupts::default();
+        let state = || (interrupts.count(), interrupts.any(), interrupts.enough.load(Ordering::Relaxed));
+        assert_eq!(state(), (0, false, false));
+        for (count, enough) in [(1, false), (2, true)] {
+            interrupts.came.store(true, Ordering::Relaxed);
+            for _ in 0..2 {
+                assert_eq!(state(), (count, true, enough));
+            }
+        }
+        let interrupts = Interrupts::default();
+        interrupts.run_is_over();
+        assert!(interrupts.enough.load(Ordering::Relaxed) && !interrupts.any());
+    }
+
+    #[test]
+    fn connect_that_fails_for_want_of_the_generators_own_is_told_from_one_that_the_server_refused() {
+        let of = |errno: Errno, address: &str| {
+            let address = address.parse().expect("that is an address");
+            EndedEarly::of_connect(&errno.into(), address).map(|why| why.to_string())
+        };
+        let here = "127.0.0.1:9";
+        for (errno, what) in [
+            (Errno::ADDRNOTAVAIL, "local ports"),
+            (Errno::MFILE, "descriptors"),
+            (Errno::NFILE, "descriptors"),
+        ] {
+            assert!(of(errno, here).is_some_and(|why| why.contains(what)), "{errno}");
+        }
+        assert_eq!(of(Errno::CONNREFUSED, here), None);
+        // The system lets no ordinary socket reach everybody.
+        assert_eq!(of(Errno::ADDRNOTAVAIL, "255.255.255.255:9"), None);
+        let timed_out = io::Error::from(io::ErrorKind::TimedOut);
+        assert!(EndedEarly::of_connect(&timed_out, here.parse().expect("that is an address")).is_none());
+    }
+
+    #[test]
+    fn tag_is_that_of_its_seed_and_made_of_letters_and_digits() {
+        let tags: Vec<_> = (0..9).map(tag).collect();
+        assert_eq!(tags, (0..9).map(tag).collect::<Vec<_>>());
+        let mut distinct = tags.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        assert_eq!(distinct.len(), tags.len(), "{tags:?}");
+        assert!(tags.iter().flatten().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{tags:?}");
+    }
+
+    #[test]
+    fn threads_are_put_together() {
+        let done = |cpu_seconds, right_while_busy, ended, ended_early| Done {
+            tally: tally::Tally::new(0),
+            lateness: Latencies::new(),
+            usage: Usage { cpu_seconds, waited_seconds: None },
+            right_while_busy,
+            ended,
+            absence: Absence { longest: ended, sum: ended },
+            ended_early,
+        };
+        let second = 1_000_000_000;
+        let mut plan = plan();
+        plan.warm_up = Duration::from_secs(1);
+        let mut all = vec![
+            done(0.5, 3, 3 * second, None),
+            done(0.25, 4, 2 * second, Some(EndedEarly::Gone)),
+            done(0.0, 0, 0, Some(EndedEarly::Interrupted)),
+        ];
+        for (at, (thread, kind)) in
+            [(0, Kind::Reset), (1, Kind::Reset), (2, Kind::Wrong)].into_iter().enumerate()
+        {
+            all[thread].tally.error(kind, 9 - at as u64, ledger::Example::default);
+        }
+        let own = Usage { cpu_seconds: 2.0, waited_seconds: None };
+        let outcome = put_together(&plan, std::time::UNIX_EPOCH, all, Series::new(), own);
+        assert_eq!((outcome.cpu_seconds, outcome.generator.right_while_busy), (2.75, 7));
+        assert_eq!((outcome.generator.seconds, outcome.generator.threads.len()), (2.0, 3));
+        assert_eq!(
+            (outcome.generator.absence.longest, outcome.generator.absence.sum),
+            (3 * second, 3 * second)
+        );
+        assert!(matches!(outcome.ended_early, Some(EndedEarly::Gone)), "{:?}", outcome.ended_early);
+        let examples: Vec<_> = outcome.examples.iter().map(|(kind, first)| (*kind, first.at)).collect();
+        assert_eq!(examples, [(Kind::Wrong, 7), (Kind::Reset, 8)]);
     }
 }

@@ -275,4 +275,4 @@ fn value_of(subject: Subject, report: &LoadReport, latencies: &Latencies) -> Opt
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -75,3 +75,25 @@ mod imp {
 }
 
 pub(crate) use imp::Timer;
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::time::Duration;
+
+    use mio::{Events, Poll, Token};
+
+    use super::Timer;
+
+    #[test]
+    fn timer_goes_off_when_it_is_set_and_again_when_that_moment_is_past() {
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(4));
+        let mut timer = Timer::new(poll.registry(), Token(7)).unwrap();
+        let at = 1_000_000;
+        // It is set at that moment for the first time; then for one that is there, and for one that is past.
+        for (at, now) in [(at, 0), (at, at), (at, at + 1), (2 * at, at)] {
+            assert_eq!(timer.wake_at(at, now).unwrap(), None, "the timer is enough");
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+            assert!(events.iter().any(|event| event.token() == Token(7)), "{at} {now}");
+        }
+    }
+}

@@ -63,7 +63,7 @@ fn outcome() -> Outcome {
     }
 }
 
-fn report(change: impl FnOnce(&mut Plan, &mut Outcome)) -> LoadReport {
+pub(in crate::load) fn report(change: impl FnOnce(&mut Plan, &mut Outcome)) -> LoadReport {
     let (mut plan, mut outcome) = (plan(), outcome());
     change(&mut plan, &mut outcome);
     summarize(&plan, None, &outcome, &[])
