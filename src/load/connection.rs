@@ -534,6 +534,94 @@ mod tests {
     }
 
     #[test]
+    fn reset_that_a_write_is_told_of_is_not_taken_for_an_end() {
+        let mut fixture = Fixture::new(None);
+        fixture.connection.opened(7);
+        // With bytes unread, closing resets the connection; the system tells that once, mostly to the write.
+        fixture.connection.send(b"x\n", 1, 7);
+        fixture.peer.read_exact(&mut [0]).unwrap();
+        let Fixture { mut connection, mut protocol, mut tally, peer } = fixture;
+        drop(peer);
+        let (deadline, mut stamp) = (Instant::now() + Duration::from_secs(10), Stamp::new(Clock::start()));
+        let ending = loop {
+            connection.send(b"x\n", 1, 8);
+            match connection.read(&mut [0; 8], &mut protocol, &mut stamp, &mut tally).1 {
+                Outcome::Ended(ending) => break ending,
+                outcome => assert!(Instant::now() < deadline, "{outcome:?}"),
+            }
+        };
+        assert!(
+            matches!(&ending, Ending::Failed(error) if error.kind() == ErrorKind::ConnectionReset),
+            "{ending:?}"
+        );
+        assert!(!connection.has_unsent(), "nothing can be sent any more");
+    }
+
+    #[test]
+    fn socket_that_is_being_connected_is_so_until_it_is_or_failed() {
+        let mut connection = Connection::idle();
+        assert!(matches!(connection.is_connected(), Connected::NotYet) && !connection.is_connecting_since(9));
+        // A listener whose backlog is full lets nobody in.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let _first = Peer::connect(address).unwrap();
+        let protocol = Protocol::custom("x", "y", None, None).unwrap();
+        let start = |connection: &mut Connection, address| {
+            let stream = TcpStream::connect(address).unwrap();
+            connection.start(stream, Ledger::new(7, 1), &protocol, 5);
+        };
+        start(&mut connection, address);
+        assert!(matches!(connection.is_connected(), Connected::NotYet));
+        assert_eq!([5, 6].map(|before| connection.is_connecting_since(before)), [false, true]);
+        assert!(!connection.has_hung_up());
+        connection.hung_up();
+        assert!(connection.has_hung_up());
+        drop(socket);
+        let outcome = |connection: &Connection| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                match connection.is_connected() {
+                    Connected::NotYet => assert!(Instant::now() < deadline),
+                    other => return other,
+                }
+            }
+        };
+        // Nobody listens there any more.
+        start(&mut connection, address);
+        assert!(!connection.has_hung_up());
+        let failed = outcome(&connection);
+        assert!(
+            matches!(&failed, Connected::Failed(error) if error.kind() == ErrorKind::ConnectionRefused),
+            "{failed:?}"
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        start(&mut connection, listener.local_addr().unwrap());
+        assert!(matches!(outcome(&connection), Connected::Yes));
+        connection.opened(6);
+        assert!(!connection.is_connecting_since(9));
+    }
+
+    #[test]
+    fn much_to_judge_makes_the_time_be_looked_up_anew() {
+        for (count, is_anew) in [(MOST_BYTES_A_STAMP, false), (MOST_BYTES_A_STAMP + 1, true)] {
+            let mut fixture = Fixture::new(None);
+            fixture.connection.opened(7);
+            fixture.peer.write_all(&vec![b'y'; count]).unwrap();
+            let (deadline, mut buffer) = (Instant::now() + Duration::from_secs(10), vec![0; count]);
+            while fixture.connection.stream().unwrap().peek(&mut buffer).unwrap_or(0) < count {
+                assert!(Instant::now() < deadline);
+            }
+            let mut stamp = Stamp::new(Clock::start());
+            let Fixture { connection, protocol, tally, .. } = &mut fixture;
+            let (read, _) = connection.read(&mut buffer, protocol, &mut stamp, tally);
+            while stamp.clock.now() <= read {}
+            assert_eq!(stamp.of_read() > read, is_anew, "{count}");
+        }
+    }
+
+    #[test]
     fn how_long_is_too_long_depends_on_what_is_waited_for() {
         let overdue =
             |connection: &Connection, at: u64| [at, at + 1].map(|now| connection.is_overdue(now, TIMEOUT));
