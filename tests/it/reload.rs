@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -10,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use crate::config::{ConfigFile, assert_refused};
-use crate::support::{Serving, SetAtEnd, assert_json_adds_up, eventually, in_parallel, program};
+use crate::support::{Serving, SetAtEnd, assert_json_adds_up, eventually, in_parallel, program_at};
 
 /// SIGHUP, and what the log says then, once more each time.
 #[track_caller]
@@ -248,8 +249,10 @@ fn connections_that_are_with_a_program_count_for_their_address_after_a_reload_to
 
 #[test]
 fn sighup_without_a_file_is_a_graceful_stop() {
-    let mut command = program();
-    command.args(["serve", "0", "--handler-delay", "300ms"]);
+    // The tests may run under nohup themselves.
+    let mut command = program_at(Path::new("env"));
+    command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_tidemill"), "serve", "0"]);
+    command.args(["--handler-delay", "300ms"]);
     let serving = Serving::start(command);
     let mut peer = serving.connect();
     peer.send(b"HELO x\n");
