@@ -121,6 +121,7 @@ impl Handler for Helo {
         }
     }
 
+    #[inline]
     fn classify(&self, line: &[u8]) -> Kind {
         match protocol::classify(line) {
             Kind::Request if self.inline => Kind::Inline,

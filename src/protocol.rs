@@ -9,6 +9,7 @@ const HELO: &[u8] = b"HELO ";
 pub(crate) const KILL: &[u8] = b"KILL_SERVICE";
 
 /// Tells what a line of the HELO protocol is.
+#[inline]
 pub fn classify(line: &[u8]) -> Kind {
     if line.starts_with(HELO) {
         Kind::Request
@@ -20,11 +21,13 @@ pub fn classify(line: &[u8]) -> Kind {
 }
 
 /// The text of a `HELO` line without its trailing white space, or `None` for any other line.
+#[inline]
 pub fn helo_text(line: &[u8]) -> Option<&[u8]> {
     line.strip_prefix(HELO).map(trim_end)
 }
 
 /// Appends the reply to `HELO text`; `tail` is from [`render_tail`].
+#[inline]
 pub fn render_helo(text: &[u8], tail: &[u8], reply: &mut Vec<u8>) {
     reply.reserve(HELO.len() + text.len() + tail.len());
     reply.extend_from_slice(HELO);

@@ -465,13 +465,12 @@ impl Connection {
         self.input != Input::Empty || self.buffers.is_some() || self.phase != Phase::Open
     }
 
-    /// Whether it only waits for its next event, and what others know of it is up to date: it holds nothing.
+    /// Whether it only waits for its next event or its job, and what others know of it is up to date: that it holds nothing else.
     pub(crate) fn is_at_rest(&self) -> bool {
         !self.wants_service()
             && self.role == Role::Requests
-            && !self.is_job_out()
             && !self.told_choked
-            && self.accounted_bytes == 0
+            && self.accounted_bytes == self.job_bytes as usize
     }
 
     // The sending side.

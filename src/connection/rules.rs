@@ -274,6 +274,30 @@ fn idle_is_who_is_quiet_and_counts_from_when_it_was_last_seen() {
 }
 
 #[test]
+fn it_is_at_rest_while_it_only_waits_and_all_that_it_holds_is_accounted_for() {
+    assert!(connection().is_at_rest());
+    let mut with_job = connection();
+    with_job.set_job_out(7);
+    assert!(!with_job.is_at_rest(), "nobody knows of its job");
+    with_job.accounted_bytes = 7;
+    assert!(with_job.is_at_rest());
+    with_job.set_job_back();
+    assert!(!with_job.is_at_rest(), "nobody knows that its job is back");
+    for change in [
+        |connection: &mut Connection| connection.set_readable(),
+        |connection: &mut Connection| connection.set_ended(),
+        |connection: &mut Connection| connection.inbound_mut().append(b"x", Some(1), 0),
+        |connection: &mut Connection| connection.phase = Phase::Closing(CloseReason::Eof),
+        |connection: &mut Connection| connection.role = Role::Joined,
+        |connection: &mut Connection| connection.told_choked = true,
+    ] {
+        let mut connection = connection();
+        change(&mut connection);
+        assert!(!connection.is_at_rest(), "{connection:?}");
+    }
+}
+
+#[test]
 fn a_request_is_late_from_when_it_was_taken_and_a_later_reply_from_when_it_is_waited_for() {
     let timeouts = Timeouts { request: Some(100), ..Timeouts::default() };
     let due = |connection: &Connection| connection.deadline(&timeouts, 99, || Some(50)).map(|(at, _)| at);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Reactor;
-use super::serve::write;
+use super::serve::{account_for, write};
 #[cfg(feature = "admin")]
 use super::survey::Search;
 use super::table::Entry;
@@ -81,7 +81,8 @@ impl Reactor {
         };
         connection.set_job_back();
         connection.session = job.session.take();
-        if self.deliver(job) {
+        account_for(connection, 0, &mut self.counters);
+        if self.deliver(job) && !self.is_at_rest(id) {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             // One in the list is served later in this turn; twice would be beyond its budget.
             if !connection.wants_service() || connection.listed {

@@ -15,6 +15,7 @@ use super::{Reactor, budget};
 use crate::clock::Nanos;
 use crate::connection::{Connection, End, Inbound, Output, Phase, Role, Taken, Turn};
 use crate::job::{Job, JobEnd, Task};
+use crate::metrics::Counters;
 use crate::reason::CloseReason;
 use crate::slots::ConnId;
 
@@ -48,8 +49,8 @@ impl Reactor {
         }
     }
 
-    /// Whether a connection only waits for its next event, as most do after a visit, and nothing is to be noted of it.
-    fn is_at_rest(&mut self, id: ConnId) -> bool {
+    /// Whether a connection only waits for its next event or its job, as most do after a visit, and nothing is to be noted of it.
+    pub(super) fn is_at_rest(&mut self, id: ConnId) -> bool {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return true };
         let timeouts = &self.settings.services[connection.service() as usize].timeouts;
         connection.is_at_rest() && !connection.may_have_deadline(timeouts)
@@ -123,13 +124,11 @@ impl Reactor {
     #[inline(always)]
     fn account(&mut self, id: ConnId) {
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
-        let mut held = connection.held_bytes();
-        if connection.role == Role::Joined {
-            held += self.joints.get(&id).map_or(0, Joint::held_bytes);
-        }
-        let before = connection.accounted_bytes;
-        connection.accounted_bytes = held;
-        self.counters.held_bytes = self.counters.held_bytes + held as u64 - before as u64;
+        let joint = match connection.role {
+            Role::Joined => self.joints.get(&id).map_or(0, Joint::held_bytes),
+            _ => 0,
+        };
+        account_for(connection, joint, &mut self.counters);
     }
 
     /// A job is back that this turn may not get to: its replies count.
@@ -226,9 +225,10 @@ impl Reactor {
     /// A job, new or with lines left, goes to the tail of the queue, with its connection's session.
     pub(super) fn resubmit(&mut self, mut job: Box<Job>) {
         let id = job.origin.id;
-        if let Some(entry) = self.table.get(id) {
-            entry.connection.set_job_out(job.held_bytes());
-            job.session = entry.connection.session.take();
+        if let Some(Entry { connection, .. }) = self.table.get(id) {
+            connection.set_job_out(job.held_bytes());
+            job.session = connection.session.take();
+            account_for(connection, 0, &mut self.counters);
         }
         if self.services[job.origin.local.service as usize].times_handlers() {
             self.free.slots().set_taken(id, 0);
@@ -439,6 +439,15 @@ impl Reactor {
         }
         true
     }
+}
+
+/// Brings the account of what a connection holds up to date; `joint_bytes` is what is held for one that is joined. At once where a job
+/// goes out or comes back, so that most are at rest then.
+#[inline(always)]
+pub(super) fn account_for(connection: &mut Connection, joint_bytes: usize, counters: &mut Counters) {
+    let (held, before) = (connection.held_bytes() + joint_bytes, connection.accounted_bytes);
+    connection.accounted_bytes = held;
+    counters.held_bytes = counters.held_bytes + held as u64 - before as u64;
 }
 
 /// Reads once what is not frames, and has `connection` remember how its receiving side is then. Returns how many bytes came: 0 also

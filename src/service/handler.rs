@@ -142,6 +142,7 @@ impl<H: Handler + ?Sized> Service for H {
         Handler::framing(self)
     }
 
+    #[inline]
     fn classify(&self, _: &(), frame: &[u8]) -> Kind {
         Handler::classify(self, frame)
     }

@@ -80,6 +80,7 @@ impl Handler for Served {
         present.handle(request, reply);
     }
 
+    #[inline]
     fn classify(&self, line: &[u8]) -> Kind {
         match self.0.first.classify(line) {
             Kind::Request if self.0.inline.load(Relaxed) => Kind::Inline,
