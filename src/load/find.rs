@@ -224,6 +224,16 @@ pub(crate) fn find(
     watch: &mut dyn FnMut(&Progress),
     tell: &mut dyn FnMut(&FindStep),
 ) -> io::Result<LoadReport> {
+    find_by(plan, asserts, &mut |plan| super::run(plan, interrupts, watch), tell)
+}
+
+/// The same, by whatever makes a run.
+fn find_by(
+    plan: Plan,
+    asserts: &[Assert],
+    run: &mut dyn FnMut(&Plan) -> io::Result<Outcome>,
+    tell: &mut dyn FnMut(&FindStep),
+) -> io::Result<LoadReport> {
     let text = asserts.iter().map(|assert| assert.text.as_str()).collect::<Vec<_>>().join(",");
     let length = plan.duration.unwrap_or(STEP);
     let limit = asserts.iter().filter_map(Assert::most_time).fold(Duration::ZERO, Duration::max);
@@ -231,7 +241,7 @@ pub(crate) fn find(
     let timeout = (4 * limit).max(Duration::from_secs(1)).min(plan.timeout);
     let mut plan = Plan { timeout, warm_up: plan.warm_up.max(WARM_UP), duration: Some(LOOK), ..plan };
     let first_rate = plan.rate.take();
-    let outcome = super::run(&plan, interrupts, watch)?;
+    let outcome = run(&plan)?;
     let mut cut = Cut::of(&outcome);
     let mut best = summarize(&plan, None, &outcome, &[]);
     let mut find = Find { text, rate: None, low: None, high: None, steps: Vec::new() };
@@ -247,7 +257,7 @@ pub(crate) fn find(
     {
         let length = length.max(Duration::from_secs_f64(samples / rate).min(LONGEST_STEP));
         plan = Plan { rate: Some(Curve::constant(rate)), duration: Some(length), ..plan };
-        let outcome = super::run(&plan, interrupts, watch)?;
+        let outcome = run(&plan)?;
         let report = summarize(&plan, None, &outcome, asserts);
         let said = judge(&report, asserts);
         is_wrong = self::is_wrong(&report);
@@ -256,7 +266,7 @@ pub(crate) fn find(
         if cut == Cut::Gone && !is_wrong {
             // At a rate that is too high for it nothing may be answered: is it still there?
             plan = Plan { rate: None, duration: Some(LOOK), ..plan };
-            let look = super::run(&plan, interrupts, watch)?;
+            let look = run(&plan)?;
             cut = if look.total.right > 0 { Cut::No } else { Cut::of(&look) };
             ended_early = look.ended_early.as_ref().map(EndedEarly::to_string);
             if cut == Cut::Gone {

@@ -104,6 +104,13 @@ fn upper_end_that_holds_after_all_is_gone_beyond_so_often() {
         if !is_confirmed {
             assert_eq!((search.low, search.high, search.reopened), (Some(101.0), None, reopened + 1));
             assert_eq!((search.next(), search.is_generators_limit), (Some(101.0 * SMALL_GROWTH), false));
+            // Where that holds too, the steps grow.
+            let mut before = search.rate;
+            for power in [1, 2, 4] {
+                search.learn(Said::Holds);
+                assert!((search.rate / before / SMALL_GROWTH.powi(power) - 1.0).abs() < 1e-9, "{search:?}");
+                before = search.rate;
+            }
         }
     }
     for (was, said, is) in
@@ -138,8 +145,10 @@ fn search_that_learns_nothing_is_given_up() {
     steps.push(step("holds"));
     assert!(is_worth_going_on(&steps, 90.0));
     // Eleven seconds so far.
-    assert!(is_worth_going_on(&steps, 11.5) && !is_worth_going_on(&steps, 10.5));
-    steps.extend((0..MOST_STEPS).map(|_| step("fails")));
+    assert!(is_worth_going_on(&steps, 11.5) && !is_worth_going_on(&steps, 11.0));
+    steps.resize_with(MOST_STEPS - 1, || step("fails"));
+    assert!(is_worth_going_on(&steps, 90.0));
+    steps.push(step("fails"));
     assert!(!is_worth_going_on(&steps, 90.0));
 }
 
@@ -149,8 +158,8 @@ fn nothing_may_hold() {
     assert_eq!((search.low, search.high), (None, Some(LOWEST_RATE)));
 }
 
-/// The report of a step whose requests all took `took`, with an own lateness of `late`, and so much of the time busy.
-fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Assert]) -> LoadReport {
+/// What came of a step whose requests all took `took`, with an own lateness of `late`, and so much of the time busy.
+fn outcome(took: Duration, late: Duration, busy: f64, unsent: u64) -> Outcome {
     let nanoseconds = |duration: Duration| crate::load::nanoseconds(duration);
     let (mut latencies, mut lateness) = (Latencies::new(), Latencies::new());
     latencies.record_n(nanoseconds(took), 3000);
@@ -158,7 +167,7 @@ fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Ass
     let usage = Usage { cpu_seconds: busy * 3.0, waited_seconds: Some(0.0) };
     let measured =
         Requests { offered: 3000 + unsent, sent: 3000, right: 3000, unsent, ..Requests::default() };
-    let outcome = Outcome {
+    Outcome {
         started: std::time::SystemTime::now(),
         measured,
         total: measured,
@@ -178,8 +187,11 @@ fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Ass
         cpu_seconds: usage.cpu_seconds,
         series: Series::new(),
         ended_early: None,
-    };
-    let plan = Plan {
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
         target: String::new(),
         addresses: Vec::new(),
         protocol: Protocol::custom("x", "y", None, None).unwrap(),
@@ -196,8 +208,12 @@ fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Ass
         timeout: STEP,
         expect_stop: false,
         seed: 1,
-    };
-    summarize(&plan, None, &outcome, asserts)
+    }
+}
+
+/// The report of such a step.
+fn report(took: Duration, late: Duration, busy: f64, unsent: u64, asserts: &[Assert]) -> LoadReport {
+    summarize(&plan(), None, &outcome(took, late, busy, unsent), asserts)
 }
 
 /// What such a step says.
@@ -239,6 +255,16 @@ fn step_of_too_few_requests_says_nothing_unless_some_went_wrong() {
     let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &asserts);
     report.total.lost = 2;
     assert_eq!(judge(&report, &asserts), Said::Fails);
+    // Nor does it hold where something else is wrong than what is asserted.
+    let asserts = ["p99<20ms".parse().unwrap()];
+    let mut report = self::report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &asserts);
+    assert_eq!(judge(&report, &asserts), Said::Holds);
+    report.verdict = Verdict::Failed;
+    assert_eq!(judge(&report, &asserts), Said::Fails);
+    // A generator that is never idle vouches for a count, not for the rate at which it holds.
+    let asserts = ["lost=0".parse().unwrap()];
+    let report = self::report(Duration::from_millis(5), Duration::ZERO, 0.99, 0, &asserts);
+    assert_eq!(judge(&report, &asserts), Said::Nothing);
 }
 
 #[test]
@@ -298,6 +324,27 @@ fn search_is_concluded_by_what_is_known_on_both_sides() {
 }
 
 #[test]
+fn what_is_known_below_a_rate_that_fails_is_said() {
+    for (high, said, told) in [
+        (LOWEST_RATE, "fails", "p99<20ms does not hold at any rate"),
+        (
+            200.0,
+            "fails",
+            "does not hold at 200/s; below that a step has too few requests to tell, and a longer -d goes further",
+        ),
+        (200.0, NOTHING, "does not hold at 200/s; below that the generator did not keep up"),
+    ] {
+        let (values, why) = (Vec::new(), String::new());
+        let step = FindStep { rate: 1.0, seconds: 1.0, values, p99_us: None, said: said.to_owned(), why };
+        let (text, steps) = ("p99<20ms".to_owned(), vec![step]);
+        let find = Find { text, rate: None, low: None, high: Some(high), steps };
+        let mut report = report(Duration::from_millis(5), Duration::ZERO, 0.3, 0, &[]);
+        conclude(&mut report, find, true, Cut::No);
+        assert!(report.problems[0].ends_with(told), "{:?}", report.problems);
+    }
+}
+
+#[test]
 fn search_without_an_answer_says_what_it_was_for_want_of() {
     for (said, why, count, told) in [
         ("holds", "", 9, "the search took too long; it does not hold at 99/s; longer steps"),
@@ -330,6 +377,11 @@ fn search_does_not_go_down_to_rates_that_take_long_and_keeps_what_fails() {
         search.learn(Said::Fails);
     }
     tried.dedup();
+    let mut far = Search::new(1e6, LOWEST_RATE);
+    for rate in [1e6, 5e5, 1.25e5, 7812.5] {
+        assert_eq!(far.next(), Some(rate));
+        (0..2).for_each(|_| far.learn(Said::Fails));
+    }
     assert_eq!((tried, search.low, search.failed), (vec![1000.0, 500.0, 125.0, 100.0], None, Some(100.0)));
     // Where the generator does not keep up with less, what fails above is still known.
     for nothing in [Said::Nothing, Said::TooFew] {
@@ -356,4 +408,176 @@ fn upper_end_that_holds_after_all_fails_no_more() {
         Search { low: Some(100.0), high: Some(101.0), failed: Some(150.0), ..Search::new(100.0, 1.0) };
     search.learn(Said::Holds);
     assert_eq!((search.low, search.failed), (Some(101.0), Some(150.0)));
+}
+
+/// A run that was made: its rate, its warm-up, its length and its timeout.
+type Made = (Option<f64>, Duration, Duration, Duration);
+
+/// Searches by `run`, which is told the rate; also returns what was run. Of each run, `opened` tells its rate.
+fn find_with(
+    plan: Plan,
+    assert: &str,
+    mut run: impl FnMut(Option<f64>) -> Outcome,
+) -> (LoadReport, Vec<Made>, Vec<FindStep>) {
+    let (mut made, mut told) = (Vec::new(), Vec::new());
+    let mut run = |plan: &Plan| {
+        let rate = plan.rate.as_ref().map(|curve| curve.at(0.0));
+        made.push((rate, plan.warm_up, plan.duration.unwrap(), plan.timeout));
+        let mut outcome = run(rate);
+        outcome.connections.opened = crate::load::whole(rate.unwrap_or(0.0));
+        Ok(outcome)
+    };
+    let asserts = [assert.parse().unwrap()];
+    let report = find_by(plan, &asserts, &mut run, &mut |step| told.push(step.clone())).unwrap();
+    (report, made, told)
+}
+
+/// A server that takes 1000/s in a closed loop, and holds below `limit`.
+fn holds_below(limit: f64) -> impl FnMut(Option<f64>) -> Outcome {
+    let took = move |rate: f64| Duration::from_millis(if rate < limit { 5 } else { 30 });
+    move |rate| outcome(took(rate.unwrap_or(0.0)), Duration::ZERO, 0.3, 0)
+}
+
+#[test]
+fn search_begins_with_a_closed_loop_and_reports_the_best_step() {
+    let closed = || Plan { rate: None, ..plan() };
+    let (report, made, told) = find_with(closed(), "p99<20ms", holds_below(1500.0));
+    let find = report.find.as_ref().unwrap();
+    let (low, high) = (find.low.unwrap(), find.high.unwrap());
+    assert!(low < 1500.0 && 1500.0 <= high && high <= low * RESOLUTION, "{find:?}");
+    assert_eq!(
+        (find.rate, report.verdict, report.connections.opened),
+        (find.low, Verdict::Ok, crate::load::whole(low))
+    );
+    let second = Duration::from_secs(1);
+    assert_eq!(made[0], (None, WARM_UP, LOOK, second));
+    assert_eq!((made[1].0, made.len(), find.steps.len()), (Some(500.0), 1 + told.len(), told.len()));
+    for (step, &(rate, warm_up, length, timeout)) in find.steps.iter().zip(&made[1..]) {
+        assert_eq!((Some(step.rate), warm_up, length, timeout), (rate, WARM_UP, STEP, second));
+        let (said, why) =
+            if step.rate < 1500.0 { ("holds", "") } else { ("fails", "1 of 1 asserts do not hold") };
+        assert_eq!((&*step.said, &*step.why, step.values.len()), (said, why, 1));
+    }
+}
+
+#[test]
+fn steps_are_as_long_as_their_percentile_needs_and_as_patient_as_what_is_asked_for() {
+    let (warm_up, timeout) = (Duration::from_secs(2), Duration::from_secs(60));
+    let seconds = Duration::from_secs;
+    let rate = |rate| Some(Curve::constant(rate));
+    for (rate, duration, assert, length, waits) in [
+        (rate(90.0), None, "p99<2s", Duration::from_secs_f64(1200.0 / 90.0), seconds(8)),
+        (rate(90.0), Some(seconds(20)), "p99<2s", seconds(20), seconds(8)),
+        (rate(10.0), None, "p99<20s", LONGEST_STEP, timeout),
+        (rate(900.0), None, "p99<20ms", STEP, seconds(1)),
+    ] {
+        let (first, plan) =
+            (rate.as_ref().unwrap().at(0.0), Plan { rate, duration, warm_up, timeout, ..plan() });
+        let (_, made, _) = find_with(plan, assert, holds_below(f64::MAX));
+        assert_eq!(made[..2], [(None, warm_up, LOOK, waits), (Some(first), warm_up, length, waits)]);
+    }
+}
+
+#[test]
+fn rates_below_which_a_step_takes_too_long_are_not_tried() {
+    for (duration, lowest) in [(None, 120.0), (Some(Duration::from_secs(20)), 60.0)] {
+        let (report, ..) = find_with(Plan { duration, ..plan() }, "p99<20ms", holds_below(0.0));
+        let find = report.find.unwrap();
+        assert_eq!((find.rate, find.low, find.high.map(f64::round)), (None, None, Some(lowest)));
+        assert_eq!(report.verdict, Verdict::Failed);
+    }
+}
+
+#[test]
+fn search_takes_no_longer_than_people_wait_unless_its_steps_are_to_be_longer() {
+    for (duration, steps) in [(None, 4), (Some(Duration::from_secs(9)), 12)] {
+        let mut holds = holds_below(5000.0);
+        let (report, ..) = find_with(Plan { duration, ..plan() }, "p99<20ms", |rate| {
+            let mut outcome = holds(rate);
+            outcome.generator.seconds = 40.0;
+            outcome
+        });
+        assert_eq!(report.find.unwrap().steps.len(), steps);
+        assert!(report.problems[0].contains("took too long"), "{:?}", report.problems);
+    }
+}
+
+#[test]
+fn server_that_answers_nothing_at_a_rate_is_looked_at_once_more() {
+    for is_dead in [false, true] {
+        let (mut holds, mut has_died) = (holds_below(f64::MAX), false);
+        let (report, made, told) = find_with(plan(), "p99<20ms", |rate| {
+            let mut outcome = holds(rate);
+            let is_too_much = rate.is_some_and(|rate| rate >= 1500.0);
+            has_died |= is_too_much && is_dead;
+            if is_too_much || has_died {
+                (outcome.measured, outcome.total) = (Requests::default(), Requests::default());
+                (outcome.total.offered, outcome.total.sent, outcome.total.lost) = (9, 9, 9);
+                outcome.latencies = Latencies::new();
+            }
+            outcome
+        });
+        let find = report.find.unwrap();
+        if is_dead {
+            assert_eq!((report.verdict, find.rate, find.high), (Verdict::Failed, None, None));
+            let said = format!("{}, after the step at 2000/s", EndedEarly::Gone);
+            assert_eq!((report.problems, told.len()), (vec![said], 2));
+            assert_eq!(made.iter().filter(|run| run.0.is_none()).count(), 2);
+            assert_eq!(made[made.len() - 1], (None, WARM_UP, LOOK, Duration::from_secs(1)));
+        } else {
+            assert_eq!((report.verdict, find.rate), (Verdict::Ok, find.low));
+            assert!(find.low.unwrap() < 1500.0 && find.high.unwrap() >= 1500.0);
+        }
+    }
+}
+
+#[test]
+fn wrong_reply_ends_a_search_and_is_what_is_reported() {
+    for from in [None, Some(1400.0)] {
+        let mut holds = holds_below(f64::MAX);
+        let (report, made, told) = find_with(plan(), "p99<20ms", |rate| {
+            let mut outcome = holds(rate);
+            if rate >= from {
+                outcome.total.wrong = 1;
+                // Nor does it answer any more.
+                outcome.ended_early = Some(EndedEarly::Gone);
+            }
+            outcome
+        });
+        let steps = if from.is_some() { 2 } else { 0 };
+        assert_eq!((told.len(), made.len()), (steps, steps + 1));
+        assert_eq!((report.verdict, &*report.problems[0]), (Verdict::Failed, "1 replies wrong"));
+        assert_eq!(report.connections.opened, if from.is_some() { 1414 } else { 0 });
+        assert_eq!(report.find.unwrap().rate, None);
+    }
+}
+
+#[test]
+fn search_that_is_interrupted_keeps_the_best_step_and_says_so() {
+    let mut holds = holds_below(f64::MAX);
+    let (report, made, told) = find_with(plan(), "p99<20ms", |rate| {
+        let mut outcome = holds(rate);
+        outcome.ended_early = rate.filter(|&rate| rate >= 1400.0).map(|_| EndedEarly::Interrupted);
+        outcome
+    });
+    assert_eq!((told.len(), made.len(), report.connections.opened), (1, 3, 1000));
+    assert_eq!((report.verdict, report.ended_early.as_deref()), (Verdict::Invalid, Some("interrupted")));
+    assert_eq!(report.problems, ["the search did not end: interrupted"]);
+    let find = report.find.unwrap();
+    assert_eq!((find.rate, find.low, find.high), (None, Some(1000.0), None));
+}
+
+#[test]
+fn step_that_says_nothing_says_why() {
+    let ms = Duration::from_millis;
+    for (assert, took, late, busy, steps, why) in [
+        ("p99<20ms", ms(5), ms(0), 0.99, MOST_SILENT, "generator thread 0 was never idle"),
+        ("p99<20ms", ms(30), Duration::from_micros(5500), 0.3, MOST_SILENT, LATE),
+        // It does not go down to where a step takes too long.
+        ("p99.9<20ms", ms(5), ms(0), 0.3, 2 * TRIES as usize, TOO_FEW),
+    ] {
+        let (report, _, told) = find_with(plan(), assert, |_| outcome(took, late, busy, 0));
+        assert_eq!((told.len(), report.verdict), (steps, Verdict::Invalid), "{assert}");
+        assert!(told.iter().all(|step| step.said == NOTHING && step.why.starts_with(why)), "{told:?}");
+    }
 }
