@@ -531,30 +531,35 @@ mod tests {
         };
         assert!(matches!(outcome, Outcome::Ended(Ending::Rubbish)));
         assert_eq!(other.tally.total().unasked, 1);
+        let example = &other.tally.examples[&Kind::Unasked].example;
+        assert_eq!((&*example.expected, &*example.got), (r"hi *\n", r"go away\n"));
     }
 
     #[test]
-    fn reset_that_a_write_is_told_of_is_not_taken_for_an_end() {
-        let mut fixture = Fixture::new(None);
-        fixture.connection.opened(7);
-        // With bytes unread, closing resets the connection; the system tells that once, mostly to the write.
-        fixture.connection.send(b"x\n", 1, 7);
-        fixture.peer.read_exact(&mut [0]).unwrap();
-        let Fixture { mut connection, mut protocol, mut tally, peer } = fixture;
-        drop(peer);
-        let (deadline, mut stamp) = (Instant::now() + Duration::from_secs(10), Stamp::new(Clock::start()));
-        let ending = loop {
-            connection.send(b"x\n", 1, 8);
-            match connection.read(&mut [0; 8], &mut protocol, &mut stamp, &mut tally).1 {
-                Outcome::Ended(ending) => break ending,
-                outcome => assert!(Instant::now() < deadline, "{outcome:?}"),
-            }
-        };
-        assert!(
-            matches!(&ending, Ending::Failed(error) if error.kind() == ErrorKind::ConnectionReset),
-            "{ending:?}"
-        );
-        assert!(!connection.has_unsent(), "nothing can be sent any more");
+    fn reset_is_not_taken_for_an_end_whether_a_write_or_a_read_is_told_of_it() {
+        for writes in [true, false] {
+            let mut fixture = Fixture::new(None);
+            fixture.connection.opened(7);
+            // With bytes unread, closing resets the connection; the system tells that once.
+            fixture.connection.send(b"x\n", 1, 7);
+            fixture.peer.read_exact(&mut [0]).unwrap();
+            let Fixture { mut connection, mut protocol, mut tally, peer } = fixture;
+            drop(peer);
+            let (deadline, mut stamp) =
+                (Instant::now() + Duration::from_secs(10), Stamp::new(Clock::start()));
+            let ending = loop {
+                if writes {
+                    connection.send(b"x\n", 1, 8);
+                }
+                match connection.read(&mut [0; 8], &mut protocol, &mut stamp, &mut tally).1 {
+                    Outcome::Ended(ending) => break ending,
+                    outcome => assert!(Instant::now() < deadline, "{outcome:?}"),
+                }
+            };
+            let Ending::Failed(error) = &ending else { panic!("{ending:?}") };
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+            assert!(!connection.has_unsent(), "nothing can be sent any more");
+        }
     }
 
     #[test]

@@ -460,6 +460,10 @@ mod tests {
     #[test]
     fn shares_of_all_threads_are_the_whole() {
         let plan = plan();
+        assert_eq!(
+            [0, 1, 2, 9].map(|connections| Plan { connections, ..self::tests::plan() }.threads()),
+            [1, 1, 2, 3]
+        );
         let shares: Vec<Share> = (0..3).map(|thread| share(&plan, thread, 3)).collect();
         assert_eq!(shares.iter().map(|share| share.connections).collect::<Vec<_>>(), [4, 3, 3]);
         assert_eq!(shares.iter().map(|share| share.requests).collect::<Vec<_>>(), [4, 4, 3]);

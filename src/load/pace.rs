@@ -200,6 +200,7 @@ mod tests {
         assert_eq!((closed.take(3, 101, &mut tally), closed.is_used_up(101)), (2, true));
         assert!(!closed.is_used_up(99), "the warm-up goes on");
         assert_eq!((tally.measured().offered, tally.total().offered), (5, 14));
+        assert_eq!(Closed::new(5, 100).take(9, 100, &mut tally), 5);
         let mut pace = Pace::Closed(closed);
         let Pace::Closed(closed) = &mut pace else { panic!("it is closed") };
         assert_eq!((closed.take(1, 101, &mut tally), closed.take(1, 99, &mut tally)), (0, 1));
@@ -264,6 +265,11 @@ mod tests {
         let mut few = Open::new(arrivals, 2_000_000, 0, SECOND);
         few.end(SECOND, &mut tally);
         assert_eq!((tally.total().offered, few.backlog.len()), (2_000_000, MAX_BACKLOG));
+        // The warm-up is not part of it.
+        let (mut tally, arrivals) = (Tally::new(SECOND), Arrivals::new(Curve::constant(1e7), 0.0, None));
+        Open::new(arrivals, 5, SECOND, 3 * SECOND).end(2 * SECOND, &mut tally);
+        let (measured, total) = (tally.measured(), tally.total());
+        assert_eq!((measured.offered, measured.unsent, total.offered), (5, 5, 10_000_004));
     }
 
     #[test]

@@ -89,7 +89,7 @@ mod tests {
             (Some(100), Some(seconds(8)), 0.5, Some(seconds(2))),
             (Some(100), Some(seconds(2)), 1.0, Some(seconds(0))),
             (Some(10), None, 1.0, Some(seconds(0))),
-            (None, Some(seconds(1000)), 0.002, None),
+            (None, Some(seconds(100)), 0.02, None),
             (None, None, 0.0, None),
         ] {
             let mut progress = progress(requests, duration);

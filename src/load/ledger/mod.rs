@@ -122,9 +122,9 @@ impl Ledger {
         self.unsent = count;
     }
 
-    /// Whether the peer cannot have read this request yet.
+    /// Whether the peer cannot have read this request yet, which is outstanding.
     fn is_unsent(&self, number: u64) -> bool {
-        self.unsent > 0 && number.saturating_add(self.unsent * self.step) > self.last_number
+        number.saturating_add(self.unsent * self.step) > self.last_number
     }
 
     /// How many requests of a run the peer can have read.
@@ -266,7 +266,7 @@ impl Ledger {
             }
         };
         let reply = &rest[..len];
-        if self.is_unsent(number) && self.outstanding.contains(number, self.step) {
+        if self.outstanding.contains(number, self.step) && self.is_unsent(number) {
             self.wrong(Some(number), reply, protocol, now, tally);
         } else if let Some(asked) = self.overtake(number, now) {
             tally.right(asked, 1, now);

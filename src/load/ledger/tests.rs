@@ -450,3 +450,45 @@ fn wrong_reply_of_several_lines_is_one() {
         }
     }
 }
+
+#[test]
+fn reply_to_what_is_not_sent_is_wrong_in_its_turn_and_out_of_it() {
+    let asked = |unsent| {
+        let mut fixture = Fixture::with_requests(0);
+        let Fixture { ledger, protocol, tally } = &mut fixture;
+        ledger.ask(Asked { due: 0, sent: 0 }, STEP, 6, protocol, tally);
+        ledger.set_unsent(unsent);
+        fixture
+    };
+    for unsent in 0..=6 {
+        let mut fixture = asked(unsent);
+        let all = fixture.replies(&[1, 2, 3, 4, 5, 6]);
+        let expected = Requests { wrong: unsent, ..counts(6, 6 - unsent) };
+        assert_eq!(fixture.counts(&all, usize::MAX, End::Stopped), expected, "{unsent}");
+        for number in 1..=6 {
+            let mut fixture = asked(unsent);
+            let reply = fixture.replies(&[number]);
+            let Fixture { ledger, protocol, tally } = &mut fixture;
+            ledger.read(&reply, protocol, 1, tally);
+            let is_wrong = u64::from(number > 6 - unsent);
+            let total = fixture.tally.total();
+            assert_eq!((total.right, total.wrong), (1 - is_wrong, is_wrong), "{number} of {unsent}");
+        }
+    }
+}
+
+#[test]
+fn reply_to_what_has_been_given_up_is_no_second_one() {
+    let mut fixture = Fixture::with_requests(0);
+    let Fixture { ledger, protocol, tally } = &mut fixture;
+    ledger.ask(Asked { due: 0, sent: 0 }, 0, 4, protocol, tally);
+    for number in [0, 2, 1] {
+        let reply = protocol.reply(number * STEP).to_vec();
+        ledger.read(&reply, protocol, 5, tally);
+        ledger.expire_missing(6, protocol, 6, tally);
+    }
+    let total = tally.total();
+    assert_eq!((total.right, total.lost, total.wrong, total.duplicated), (2, 1, 1, 0));
+    let example = &tally.examples[&Kind::Wrong].example;
+    assert_eq!(example.got, shown(protocol.reply(STEP)));
+}

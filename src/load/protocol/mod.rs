@@ -327,6 +327,19 @@ mod tests {
     }
 
     #[test]
+    fn start_of_a_reply_within_a_line_is_known_by_what_is_long_enough_to_be_one() {
+        for (expect, line, at) in [
+            ("answers:{n}", "xanswers:7", Some(1)),
+            ("answers:{n}", "answers:7 answers:8", Some(10)),
+            ("answer:{n}", "xanswer:7", None),
+            ("answers:", "xanswers:", None),
+        ] {
+            assert_eq!(custom("x", expect).find_within(line.as_bytes()), at, "{expect}: {line}");
+        }
+        assert_eq!([custom("a", "b"), custom(r"a\nb\nc", "b")].map(|it| it.request_lines()), [1, 3]);
+    }
+
+    #[test]
     fn wrong_first_line_is_known_by_its_first_word() {
         for (expect, line, is_of_this_kind) in [
             (r"$*\n{n}", "$3", true),
