@@ -33,6 +33,7 @@ impl Latencies {
         self.record_n(nanoseconds, 1);
     }
 
+    #[inline]
     pub(crate) fn record_n(&mut self, nanoseconds: u64, count: u64) {
         self.histogram.record_n(nanoseconds, count).expect("it grows as far as 64 bits go");
     }

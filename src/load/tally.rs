@@ -123,9 +123,11 @@ impl Tally {
     }
 
     pub(crate) fn offered(&mut self, due: u64, count: u64) {
-        self.counts(due).offered += count;
         if self.is_measured(due) {
+            self.measured.offered += count;
             self.recent.offered += count;
+        } else {
+            self.warm_up.offered += count;
         }
     }
 
@@ -134,19 +136,23 @@ impl Tally {
     }
 
     pub(crate) fn sent(&mut self, asked: Asked, count: u64) {
-        self.counts(asked.due).sent += count;
         if self.is_measured(asked.due) {
+            self.measured.sent += count;
             self.recent.sent += count;
+        } else {
+            self.warm_up.sent += count;
         }
     }
 
     pub(crate) fn right(&mut self, asked: Asked, count: u64, now: u64) {
-        self.counts(asked.due).right += count;
         self.last_reply = now;
         self.slowest = self.slowest.max(now.saturating_sub(asked.sent));
         if self.is_measured(asked.due) {
+            self.measured.right += count;
             self.recent.right += count;
             self.recent.latencies.record_n(now.saturating_sub(asked.due), count);
+        } else {
+            self.warm_up.right += count;
         }
     }
 

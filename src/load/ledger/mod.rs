@@ -158,6 +158,7 @@ impl Ledger {
     }
 
     /// Takes down `count` requests, and returns their bytes. Their numbers begin at `first`, above all of before.
+    #[inline(always)] // For every request; each of the two loops has one place that asks.
     pub(crate) fn ask<'a>(
         &mut self,
         asked: Asked,

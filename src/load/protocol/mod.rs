@@ -101,6 +101,7 @@ impl Protocol {
     }
 
     /// The bytes of `count` requests from number `first` on, each by `step` above the one before.
+    #[inline]
     pub(crate) fn requests(&mut self, first: u64, step: u64, count: usize) -> &[u8] {
         self.request.row(first, step, count)
     }
@@ -135,6 +136,7 @@ impl Protocol {
     }
 
     /// How `bytes` compare with the reply to a request.
+    #[inline]
     pub(crate) fn compare(&mut self, bytes: &[u8], number: u64) -> Match {
         self.reply.compare(bytes, number)
     }
@@ -254,6 +256,10 @@ mod tests {
                 let found = at_once.then_some((count as u64, replies.len()));
                 assert_eq!(rows.compare_many(&replies, first, step, 9), found, "{count} from {first}");
             }
+            // One by itself, after another one was written whose upper half is not the row's.
+            rows.request(2 * limit);
+            let number = 2 * limit + 1;
+            assert_eq!(text(rows.requests(number, 1, 1)), text(single.request(number)));
         }
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Template {
     /// Where the numbers stand in `bytes`, and how long they are.
     slots: Vec<usize>,
     width: usize,
+    /// Where the lower half of the number stands, if nothing else is written for every request.
+    half: Option<usize>,
     /// The number that stands there.
     number: u64,
     /// The bytes so many times, each with a number of its own: what several requests or replies in a row are. Whoever asks for
@@ -67,6 +69,7 @@ impl Template {
             bytes: Vec::new(),
             slots: Vec::new(),
             width: 0,
+            half: None,
             number: 0,
             row: Vec::new(),
             copies: 0,
@@ -87,6 +90,10 @@ impl Template {
             }
             self.bytes.extend_from_slice(part);
         }
+        self.half = match self.slots[..] {
+            [slot] if self.digits == Digits::Hex => Some(slot + 8),
+            _ => None,
+        };
     }
 
     /// Has the bytes behind the number in place `at` be others from now on.
@@ -101,14 +108,26 @@ impl Template {
     /// What is done for every request and every reply goes by this. Bytes that were just written are slow to be read again in
     /// larger pieces, so these are not written to.
     fn lower_half(&self, number: u64) -> Option<usize> {
-        match self.slots[..] {
-            [slot] if self.digits == Digits::Hex && self.number >> 32 == number >> 32 => Some(slot + 8),
-            _ => None,
-        }
+        self.half.filter(|_| self.number >> 32 == number >> 32)
     }
 
     /// The bytes for `count` numbers from `first` on, each by `step` above the one before.
+    #[inline]
     pub(super) fn row(&mut self, first: u64, step: u64, count: usize) -> &[u8] {
+        // One by itself, which is what most requests are: nothing but its eight digits is written.
+        if count == 1
+            && self.copies > 0
+            && let Some(at) = self.lower_half(first)
+        {
+            let copy = &mut self.row[..self.bytes.len()];
+            copy[at..at + 8].copy_from_slice(&hex(first & 0xffff_ffff));
+            return copy;
+        }
+        self.whole_row(first, step, count)
+    }
+
+    #[inline(never)]
+    fn whole_row(&mut self, first: u64, step: u64, count: usize) -> &[u8] {
         let len = match self.write_copies(first, step, count) {
             Some(len) => len,
             None => {
@@ -153,12 +172,15 @@ impl Template {
     }
 
     /// Whether `bytes` begin with those for `number`; `None` where that is to be found out in another way.
+    #[inline]
     pub(super) fn is_prefix_of(&self, bytes: &[u8], number: u64) -> Option<bool> {
         let at = self.lower_half(number)?;
         let bytes = bytes.get(..self.bytes.len())?;
-        let is_same = |range: std::ops::Range<usize>| bytes[range.clone()] == self.bytes[range];
-        let digits = bytes[at..at + 8] == hex(number & 0xffff_ffff);
-        Some(digits && is_same(at + 8..bytes.len()) && is_same(0..at))
+        let ((head, rest), (own_head, own_rest)) =
+            (bytes.split_at_checked(at)?, self.bytes.split_at_checked(at)?);
+        let ((digits, tail), (_, own_tail)) =
+            (rest.split_first_chunk::<8>()?, own_rest.split_first_chunk::<8>()?);
+        Some(*digits == hex(number & 0xffff_ffff) && tail == own_tail && head == own_head)
     }
 
     /// The bytes for `number`. Tells whether their length may have changed.

@@ -440,6 +440,7 @@ impl<'a> Worker<'a> {
     }
 
     /// After replies, or when a connection has opened: the next requests, or its end.
+    #[inline(always)] // Every reply passes here, coming from `read`; the other callers are rare.
     fn go_on(&mut self, slot: usize, now: u64) {
         let connection = &self.connections[slot];
         if connection.phase != Phase::Open {
@@ -491,6 +492,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Closed loop: sends requests that are due because there is room for them.
+    #[inline(always)] // Its one caller is `go_on`.
     fn send_now(&mut self, slot: usize, count: u64, now: u64) {
         let first = self.take_numbers(count);
         let connection = &mut self.connections[slot];
