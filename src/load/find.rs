@@ -267,7 +267,7 @@ fn find_by(
             // At a rate that is too high for it nothing may be answered: is it still there?
             plan = Plan { rate: None, duration: Some(LOOK), ..plan };
             let look = run(&plan)?;
-            cut = if look.total.right > 0 { Cut::No } else { Cut::of(&look) };
+            cut = Cut::of(&look);
             ended_early = look.ended_early.as_ref().map(EndedEarly::to_string);
             if cut == Cut::Gone {
                 best.problems = vec![format!("{}, after the step at {rate:.0}/s", EndedEarly::Gone)];

@@ -440,7 +440,7 @@ fn holds_below(limit: f64) -> impl FnMut(Option<f64>) -> Outcome {
 
 #[test]
 fn search_begins_with_a_closed_loop_and_reports_the_best_step() {
-    let closed = || Plan { rate: None, ..plan() };
+    let closed = || Plan { rate: None, warm_up: Duration::ZERO, ..plan() };
     let (report, made, told) = find_with(closed(), "p99<20ms", holds_below(1500.0));
     let find = report.find.as_ref().unwrap();
     let (low, high) = (find.low.unwrap(), find.high.unwrap());
@@ -565,6 +565,23 @@ fn search_that_is_interrupted_keeps_the_best_step_and_says_so() {
     assert_eq!(report.problems, ["the search did not end: interrupted"]);
     let find = report.find.unwrap();
     assert_eq!((find.rate, find.low, find.high), (None, Some(1000.0), None));
+}
+
+#[test]
+fn look_at_a_server_that_is_interrupted_ends_the_search() {
+    let (mut holds, mut runs) = (holds_below(f64::MAX), 0);
+    let (report, made, told) = find_with(plan(), "p99<20ms", |rate| {
+        let mut outcome = holds(rate);
+        runs += 1;
+        if rate.is_some() {
+            (outcome.measured, outcome.total) = (Requests::default(), Requests::default());
+        } else if runs > 1 {
+            outcome.ended_early = Some(EndedEarly::Interrupted);
+        }
+        outcome
+    });
+    assert_eq!((told.len(), made.len(), report.verdict), (0, 3, Verdict::Invalid));
+    assert_eq!(report.problems, ["the search did not end: interrupted"]);
 }
 
 #[test]
