@@ -12,8 +12,8 @@ use tidemill::schedule::Arrivals;
 /// Requests taken in a turn of the loop at most: a millisecond's work, so that replies, the clock and an interrupt have their turn
 /// at any rate.
 const MAX_DUE_A_TURN: usize = 4096;
-/// Requests of a thread that are due and wait for a connection at most, 16 bytes each: seconds of a rate that can be sent. The others
-/// wait in the schedule, which costs nothing; those that are still there at the end are not sent.
+/// Requests of all threads that are due and wait for a connection at most, 16 bytes each: seconds of a rate that can be sent. The
+/// others wait in the schedule, which costs nothing; those that are still there at the end are not sent.
 const MAX_BACKLOG: usize = 1 << 20;
 
 /// The two loops.
@@ -84,10 +84,19 @@ pub(crate) struct Open {
     until: u64,
     /// When there was last no room for more: what was due by then was seen by then.
     full_until: u64,
+    /// This thread's part of [`MAX_BACKLOG`].
+    max_backlog: usize,
 }
 
 impl Open {
-    pub(crate) fn new(arrivals: Arrivals, requests: u64, measure_from: u64, until: u64) -> Self {
+    /// One of `threads` that play the arrivals together.
+    pub(crate) fn new(
+        arrivals: Arrivals,
+        threads: u32,
+        requests: u64,
+        measure_from: u64,
+        until: u64,
+    ) -> Self {
         Self {
             arrivals,
             backlog: VecDeque::new(),
@@ -97,12 +106,13 @@ impl Open {
             measure_from,
             until,
             full_until: 0,
+            max_backlog: MAX_BACKLOG.div_ceil(threads.max(1) as usize),
         }
     }
 
     /// When the next request can be taken in: when it is due, if there is room then.
     pub(crate) fn next_look(&self) -> u64 {
-        if self.backlog.len() < MAX_BACKLOG { self.next_due().max(self.full_until) } else { u64::MAX }
+        if self.backlog.len() < self.max_backlog { self.next_due().max(self.full_until) } else { u64::MAX }
     }
 
     fn next_due(&self) -> u64 {
@@ -115,7 +125,7 @@ impl Open {
     }
 
     fn collect_some(&mut self, most: usize, now: u64, tally: &mut Tally) {
-        for _ in 0..most.min(MAX_BACKLOG.saturating_sub(self.backlog.len())) {
+        for _ in 0..most.min(self.max_backlog.saturating_sub(self.backlog.len())) {
             let due = self.next_due();
             if due > now || due >= self.until || (due >= self.measure_from && self.left == 0) {
                 return;
@@ -127,7 +137,7 @@ impl Open {
             tally.offered(due, 1);
             self.arrivals.advance();
         }
-        if self.backlog.len() >= MAX_BACKLOG {
+        if self.backlog.len() >= self.max_backlog {
             self.full_until = now;
         }
     }
@@ -209,7 +219,7 @@ mod tests {
 
     /// A request every 10 ms, the first at 10 ms.
     fn open(requests: u64, measure_from: u64, until: u64) -> Open {
-        Open::new(Arrivals::new(Curve::constant(100.0), 0.0, None), requests, measure_from, until)
+        Open::new(Arrivals::new(Curve::constant(100.0), 0.0, None), 1, requests, measure_from, until)
     }
 
     #[test]
@@ -238,7 +248,7 @@ mod tests {
         const SECOND: u64 = 1_000_000_000;
         let mut tally = Tally::new(SECOND);
         let arrivals = Arrivals::new(Curve::constant(1e7), 0.0, None);
-        let mut open = Open::new(arrivals, u64::MAX, SECOND, 3 * SECOND);
+        let mut open = Open::new(arrivals, 1, u64::MAX, SECOND, 3 * SECOND);
         for turn in 1..=MAX_BACKLOG / MAX_DUE_A_TURN {
             assert!(open.next_look() < SECOND, "there is room");
             open.collect(2 * SECOND, &mut tally);
@@ -262,14 +272,29 @@ mod tests {
         assert_eq!((total.offered, total.unsent), (20_000_000, 20_000_000));
         // A number that is asked for is not exceeded.
         let (mut tally, arrivals) = (Tally::new(0), Arrivals::new(Curve::constant(1e7), 0.0, None));
-        let mut few = Open::new(arrivals, 2_000_000, 0, SECOND);
+        let mut few = Open::new(arrivals, 1, 2_000_000, 0, SECOND);
         few.end(SECOND, &mut tally);
         assert_eq!((tally.total().offered, few.backlog.len()), (2_000_000, MAX_BACKLOG));
         // The warm-up is not part of it.
         let (mut tally, arrivals) = (Tally::new(SECOND), Arrivals::new(Curve::constant(1e7), 0.0, None));
-        Open::new(arrivals, 5, SECOND, 3 * SECOND).end(2 * SECOND, &mut tally);
+        Open::new(arrivals, 1, 5, SECOND, 3 * SECOND).end(2 * SECOND, &mut tally);
         let (measured, total) = (tally.measured(), tally.total());
         assert_eq!((measured.offered, measured.unsent, total.offered), (5, 5, 10_000_004));
+    }
+
+    #[test]
+    fn limit_of_what_waits_is_that_of_all_threads_together() {
+        const SECOND: u64 = 1_000_000_000;
+        for threads in [1, 3, 4] {
+            let waiting = (0..threads).map(|thread| {
+                let arrivals = Arrivals::part(Curve::constant(1e7), 0.0, None, thread, threads);
+                let mut open = Open::new(arrivals, threads, u64::MAX, 0, SECOND);
+                open.end(SECOND, &mut Tally::new(0));
+                open.backlog.len()
+            });
+            let waiting: usize = waiting.sum();
+            assert!((MAX_BACKLOG..MAX_BACKLOG + threads as usize).contains(&waiting), "{threads}: {waiting}");
+        }
     }
 
     #[test]

@@ -185,7 +185,13 @@ impl<'a> Worker<'a> {
                 // The warm-up plays the beginning of the shape; the shape itself starts with the measured part.
                 let warm_up = plan.warm_up.as_secs_f64();
                 let arrivals = Arrivals::part(rate, warm_up, random, share.thread, share.threads);
-                Pace::Open(Box::new(Open::new(arrivals, share.requests, measure_from, deadline)))
+                Pace::Open(Box::new(Open::new(
+                    arrivals,
+                    share.threads,
+                    share.requests,
+                    measure_from,
+                    deadline,
+                )))
             }
         };
         Self {
