@@ -289,6 +289,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_has_waited_for_less_is_not_counted_with_who_was_there_before() {
+        let mut laps = Laps::default();
+        // Of two connections, in one turn of the event loop.
+        for (begun, accepted_at) in [(50_000_000, 0), (60_000_000, 60_000_000)] {
+            laps.begin(begun);
+            assert!(laps.count());
+            laps.end(begun + 100, accepted_at);
+        }
+        let waits: Vec<_> = laps.drain().map(|lap| (lap.wait, lap.requests)).collect();
+        assert_eq!(waits, [(50_000_000, 1), (0, 1)]);
+    }
+
+    #[test]
     fn the_first_request_of_a_job_is_timed_alone_whatever_was_short_before() {
         let mut laps = Laps::default();
         laps.begin(0);
