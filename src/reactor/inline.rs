@@ -100,9 +100,10 @@ impl Inline {
         std::mem::take(&mut self.overruns)
     }
 
-    /// Forgets those times.
+    /// Forgets those times, and that the loop was held up.
     pub(super) fn forget(&mut self) {
         drop(self.laps.drain());
+        self.overruns = 0;
     }
 
     /// The present lap ends, whose first request is `first`. Tells of it if it held up the loop, or was slow.
@@ -271,13 +272,21 @@ impl Reactor {
     pub(super) fn close_behind_session(&mut self, id: ConnId) {
         let Some(entry) = self.table.get(id) else { return };
         entry.connection.phase = Phase::Closing(CloseReason::Eof);
-        self.end_session(id, CloseReason::Eof);
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(session) = entry.connection.session.take() else { return };
+        let mut job = entry.connection.new_job(id, &mut self.free, self.turn_at);
+        job.session = Some(session);
+        // As if it were a request, so that nothing goes on before it is back.
+        entry.connection.set_job_out(size_of::<Job>());
         match self.services[entry.connection.service() as usize].place {
-            // As if it were a request, so that nothing goes on before it is back.
-            Place::Worker => entry.connection.set_job_out(size_of::<Job>()),
-            // In the next turn, behind what was pushed in this one.
-            Place::Loop => self.list_left_over(id),
+            Place::Worker => self.give_back(job, CloseReason::Eof),
+            Place::Loop => {
+                job.become_closing(CloseReason::Eof);
+                self.inline.open_or_close(&mut job);
+                self.jobs_out += 1;
+                self.closing_out += 1;
+                // Behind what was pushed meanwhile.
+                self.shared.hub.replies.push(Mail::Inline(job));
+            }
         }
     }
 

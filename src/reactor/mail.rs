@@ -139,9 +139,10 @@ impl Reactor {
         connection.opening = false;
         match job.end {
             JobEnd::Done => {
-                let has_parked = connection.has_buffers();
+                let has_buffers = connection.has_buffers();
                 self.free.put(job, &mut self.litter);
-                if !has_parked {
+                // Nothing that was pushed is parked there.
+                if !has_buffers {
                     return true;
                 }
             }

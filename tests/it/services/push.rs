@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use tidemill::{Connection, Group, Handler, Kind, PushError, Pusher, Reply, Request, Server, Service};
+use tidemill::{
+    CloseReason, Connection, Group, Handler, Kind, Place, PushError, Pusher, Reply, Request, Server, Service,
+};
 
 use crate::support::{DEADLINE, Peer, assert_adds_up, configure, embed, eventually};
 
@@ -297,4 +299,41 @@ fn a_message_reaches_hundreds() {
     peers.iter_mut().for_each(|peer| peer.expect(b"all\nall\nall\n"));
     // Counted at the end of the turn in which the last of them was written.
     eventually("all are counted", || server.handle().stats().pushed_total == 3 * MEMBERS as u64);
+}
+
+#[test]
+fn who_leaves_hears_what_its_own_close_pushes_however_many_others_do() {
+    struct Hall(Mutex<Group>);
+    impl Service for Hall {
+        type State = ();
+        type Worker = ();
+        fn start_worker(&self) {}
+        fn open(&self, _: &mut (), connection: &Connection<'_>, reply: &mut Reply<'_>) {
+            self.0.lock().unwrap().insert(connection.pusher());
+            reply.push(b"in\n");
+        }
+        fn handle(&self, _: &mut (), _: &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+        fn close(&self, _: (), _: &mut (), connection: &Connection<'_>, _: CloseReason) {
+            let mut members = self.0.lock().unwrap();
+            members.push(&b"one has left\n"[..]);
+            members.remove(connection.id());
+        }
+        fn place(&self) -> Place {
+            Place::Loop
+        }
+    }
+    let server = embed(Hall(Mutex::default()));
+    let enter = || {
+        let mut peer = Peer::connect(server.local_addr());
+        peer.expect(b"in\n");
+        peer
+    };
+    // More than the event loop writes to in a turn, and who leaves is the last of them.
+    let _others: Vec<Peer> = (0..700).map(|_| enter()).collect();
+    let mut last = enter();
+    last.finish();
+    last.expect(b"one has left\n");
+    last.expect_end();
+    server.handle().stop();
+    server.wait().unwrap();
 }
