@@ -207,7 +207,7 @@ impl Reactor {
     /// While draining: once every request that was received is handled, as far as peers read what they get, the connections are
     /// let go that were kept for what others might push to them.
     pub(super) fn let_go_when_handled(&mut self) {
-        let handled = self.is_idle() && self.jobs_out == 0 && self.deferred == 0;
+        let handled = self.is_idle() && self.stalled.is_empty() && self.jobs_out == 0 && self.deferred == 0;
         let Some(drain) = self.drain.as_mut().filter(|drain| handled && !drain.all_handled) else { return };
         if self.shared.hub.replies.is_empty() {
             drain.all_handled = true;

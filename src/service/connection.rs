@@ -20,8 +20,7 @@ impl fmt::Debug for ConnectionId {
     }
 }
 
-/// The number of the connection, counted from 0 over all that the server has accepted, those of the admin address included: so
-/// clients' numbers may have gaps.
+/// A number that grows with each connection, those of the admin address included. There may be gaps.
 impl fmt::Display for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.generation.fmt(f)

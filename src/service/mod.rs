@@ -167,12 +167,11 @@ impl Served {
         if self.times_handlers() { 1 } else { MAX_JOB_LINES }
     }
 
-    /// Writes what is told in place of the reply to a request that is late. `false`: the service says nothing.
-    pub(crate) fn answer_late(&self, waited: Nanos, replies: &mut Vec<u8>) -> bool {
+    /// Writes what is told in place of the reply to a request that is late, if the service says anything.
+    pub(crate) fn answer_late(&self, waited: Nanos, replies: &mut Vec<u8>) {
         // To the millisecond, as a person reads it.
         let line = erased::busy_line(&*self.service, Duration::from_millis(waited / MS));
         replies.extend_from_slice(&line);
-        !line.is_empty()
     }
 
     /// Whether the stop line stands in `bytes`, which begins with a frame, where its end is beyond `from`.

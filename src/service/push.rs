@@ -35,7 +35,8 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 ///         all.push(request.connection().pusher());
 ///     }
 ///     let line = [request.line(), b"\n"].concat();
-///     all.retain(|pusher| pusher.push(&line[..]).is_ok());
+///     // Who has gone, or does not read.
+///     all.retain(|pusher| pusher.blocking_push(&line[..]).is_ok());
 /// };
 /// let server = Server::builder(service).listen("127.0.0.1:0".parse()?).start()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
