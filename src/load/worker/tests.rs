@@ -184,8 +184,14 @@ fn interrupt_ends_a_run_that_would_go_on() {
     for (rate, reconnect) in [(None, false), (Some(Curve::constant(500.0)), false), (None, true)] {
         let interrupts = Interrupts::default();
         let plan = Plan { requests: None, rate, reconnect, ..plan(address) };
-        let outcome =
-            run(&plan, &interrupts, &mut |_| interrupts.came.store(true, Ordering::Relaxed)).unwrap();
+        // Once: a second one would end it at once, with what is under way.
+        let mut interrupt = Some(&interrupts.came);
+        let mut interrupt = |_: &_| {
+            if let Some(came) = interrupt.take() {
+                came.store(true, Ordering::Relaxed);
+            }
+        };
+        let outcome = run(&plan, &interrupts, &mut interrupt).unwrap();
         assert!(matches!(outcome.ended_early, Some(EndedEarly::Interrupted)), "{outcome:?}");
         let total = outcome.total;
         assert!(total.right > 0 && total.sent == total.right, "{outcome:?}");
