@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::*;
+use crate::load::progress::Progress;
 use crate::load::{Outcome, run};
 
 /// What a server does on a connection, given its number: serves until it returns.
@@ -88,7 +89,7 @@ fn warm_up_is_not_measured() {
     let address = server(|_, stream| answer(stream, usize::MAX));
     for rate in [None, Some(Curve::constant(2000.0))] {
         let outcome =
-            flood(&Plan { warm_up: Duration::from_millis(40), requests: Some(50), rate, ..plan(address) });
+            flood(&Plan { warm_up: Duration::from_millis(300), requests: Some(50), rate, ..plan(address) });
         assert_eq!((outcome.measured.right, outcome.latencies.len()), (50, 50));
         let total = outcome.total.right;
         assert!(total > 50, "{total}");
@@ -159,8 +160,9 @@ fn server_that_falls_silent_is_given_up_and_what_it_owes_is_lost() {
     let (connections, timeout) = (1, Duration::from_millis(300));
     let outcome = flood(&Plan { connections, timeout, ..plan(address) });
     assert!(matches!(outcome.ended_early, Some(EndedEarly::Gone)), "{outcome:?}");
-    assert_eq!(outcome.total.right, 5, "{outcome:?}");
-    assert!(outcome.total.lost >= 8 && outcome.total.lost.is_multiple_of(4), "{outcome:?}");
+    // Not even those need have come in time.
+    assert!(outcome.total.right <= 5, "{outcome:?}");
+    assert!(outcome.total.lost >= 4 && outcome.total.lost.is_multiple_of(4), "{outcome:?}");
 }
 
 #[test]
@@ -186,8 +188,11 @@ fn interrupt_ends_a_run_that_would_go_on() {
         let plan = Plan { requests: None, rate, reconnect, ..plan(address) };
         // Once: a second one would end it at once, with what is under way.
         let mut interrupt = Some(&interrupts.came);
-        let mut interrupt = |_: &_| {
-            if let Some(came) = interrupt.take() {
+        let mut interrupt = |progress: &Progress| {
+            // Under load nothing may have been answered in the first rows.
+            if progress.rate() > 0.0
+                && let Some(came) = interrupt.take()
+            {
                 came.store(true, Ordering::Relaxed);
             }
         };
@@ -201,7 +206,12 @@ fn interrupt_ends_a_run_that_would_go_on() {
 
 #[test]
 fn stop_that_is_expected_is_no_error_and_every_connection_counts() {
-    let address = server(|_, stream| answer(stream, 20));
+    let address = server(|_, stream| {
+        answer(stream, 20);
+        // What has come by then is read, or the system would reset the connection.
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        BufReader::new(stream).lines().map_while(Result::ok).for_each(drop);
+    });
     let plan = Plan { expect_stop: true, pipeline: 1, requests: None, ..plan(address) };
     let outcome = flood(&plan);
     let connections = outcome.connections;
