@@ -164,6 +164,12 @@ impl Connection {
         self.since = now;
     }
 
+    /// Whether the system has not let it in. One that only waits to be greeted is in, and has its timeout for that.
+    pub(crate) fn waits_for_entry(&self) -> bool {
+        self.phase == Phase::Connecting
+            && !(self.awaits_greeting && matches!(self.is_connected(), Connected::Yes))
+    }
+
     /// Whether it has been connecting since before `before`.
     pub(crate) fn is_connecting_since(&self, before: u64) -> bool {
         self.phase == Phase::Connecting && self.since < before

@@ -95,7 +95,8 @@ impl Worker<'_> {
         for slot in 0..self.wanted {
             if self.connections[slot].phase == Phase::Connecting {
                 self.catch_up(slot);
-                is_stuck |= self.connections[slot].is_connecting_since(before);
+                let connection = &self.connections[slot];
+                is_stuck |= connection.waits_for_entry() && connection.is_connecting_since(before);
             }
         }
         if !is_stuck {
@@ -103,7 +104,7 @@ impl Worker<'_> {
         }
         // Others were begun later, or never, because only so many are opened at once.
         let untried = self.to_open.iter().copied().filter(|&slot| slot < self.wanted);
-        let is_connecting = |&slot: &usize| self.connections[slot].phase == Phase::Connecting;
+        let is_connecting = |&slot: &usize| self.connections[slot].waits_for_entry();
         let waiting: Vec<usize> = (0..self.wanted).filter(is_connecting).chain(untried).collect();
         for slot in waiting {
             let connection = &mut self.connections[slot];

@@ -169,15 +169,16 @@ fn replies_after_the_last_request_are_in_the_rows() {
 fn requests_that_wait_for_a_connection_when_the_time_is_over_are_sent() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let greet_and_echo = |stream: TcpStream| {
-        thread::sleep(Duration::from_millis(600));
+    // The last one has not been greeted when all is answered: it is let in all the same.
+    let greet_and_echo = |number: u64, stream: TcpStream| {
+        thread::sleep(Duration::from_millis(600 + 400 * number));
         let (mut input, mut output) = (&stream, &stream);
         output.write_all(b"hi\n").and_then(|()| std::io::copy(&mut input, &mut output))
     };
     // Both end with the connections, or with the tests.
     thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || greet_and_echo(stream));
+        for (number, stream) in (0..).zip(listener.incoming().flatten()) {
+            thread::spawn(move || greet_and_echo(number, stream));
         }
     });
     let texts = ["--request", "x{n}", "--expect", "{line}", "--greeting", "hi"];
