@@ -177,7 +177,8 @@ impl Default for Config {
 
 /// What is set for one service of several: each has its own listeners and limits, and all share one pool and one event loop. The
 /// first one is set by the fields of the same names in [`Config`], which say what they mean; given to
-/// [`Builder::service`](crate::Builder::service) for every further one.
+/// [`Builder::service`](crate::Builder::service) for every further one. What is not here is the server's, for all services together:
+/// memory, pending requests, the watermark of unread replies, threads.
 ///
 /// # Examples
 /// ```
