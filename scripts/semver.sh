@@ -19,5 +19,5 @@ has_baseline || { echo "scripts/semver.sh: the baseline $baseline is not in this
 tools=$CARGO_TARGET_DIR/tools
 export PATH="$tools/bin:$PATH"
 cargo semver-checks --version >/dev/null 2>&1 ||
-    CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --root "$tools" --target-dir "$tools/target" cargo-semver-checks
+    CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug --no-default-features --root "$tools" --target-dir "$tools/target" cargo-semver-checks
 exec cargo semver-checks --baseline-rev "$baseline" --all-features "$@"
