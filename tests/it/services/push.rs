@@ -11,7 +11,7 @@ use tidemill::{
     CloseReason, Connection, Group, Handler, Kind, Place, PushError, Pusher, Reply, Request, Server, Service,
 };
 
-use crate::support::{DEADLINE, Peer, assert_adds_up, configure, embed, eventually};
+use crate::support::{DEADLINE, Peer, allow_files, assert_adds_up, configure, embed, eventually};
 
 /// Whoever connects is in the group, and is told so.
 struct Room(Arc<Mutex<Group>>);
@@ -322,6 +322,8 @@ fn who_leaves_hears_what_its_own_close_pushes_however_many_others_do() {
             Place::Loop
         }
     }
+    // Both ends of each connection are of this process.
+    allow_files(4000);
     let server = embed(Hall(Mutex::default()));
     let enter = || {
         let mut peer = Peer::connect(server.local_addr());
