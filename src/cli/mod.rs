@@ -26,7 +26,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::StyledStr;
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nix::sys::signal::{SigSet, Signal};
 use tidemill::{Address, Config};
 
@@ -101,7 +102,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
@@ -118,6 +119,22 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Man(args) => manual::man(&args).unwrap_or_else(|failure| failure.report()),
         Command::Completions(args) => manual::completions(&args).unwrap_or_else(|failure| failure.report()),
     }
+}
+
+/// The arguments, or help, or what is wrong with them.
+fn parse(arguments: &[OsString]) -> clap::error::Result<Cli> {
+    let mut program = Cli::command().mut_subcommand("load", |load| load.mut_args(keep_number));
+    let mut matches = program.try_get_matches_from_mut(arguments)?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut program))
+}
+
+/// Has the help of an option show `{n}` as it is, which clap takes for a line break: an escape sequence that changes nothing keeps
+/// it from that, and is not printed where the output is no terminal.
+fn keep_number(arg: Arg) -> Arg {
+    let kept = |text: &StyledStr| text.ansi().to_string().replace("{n}", "{n\u{1b}[0m}");
+    let (help, long_help) = (arg.get_help().map(kept), arg.get_long_help().map(kept));
+    let arg = help.into_iter().fold(arg, Arg::help);
+    long_help.into_iter().fold(arg, Arg::long_help)
 }
 
 /// Lets signals through that whoever started us may have blocked: that is inherited, and they would wait for ever.

@@ -386,6 +386,10 @@ fn help_documents_every_option_with_default_and_environment() {
     for part in ["H sends HELO", "K sends KILL_SERVICE", "IMPRESSIVE_TEST", "--timeout", "5s"] {
         assert!(client.contains(part), "{part}: {client}");
     }
+    for way in ["--help", "-h"] {
+        let load = Ended::of(program().args(["load", way])).stdout;
+        assert!(load.contains("'SET k{n} v{n}'") && !load.contains('\u{1b}'), "{load}");
+    }
     let all = help(&["--help"]).join("\n");
     assert!(all.contains("serve") && all.contains("client"), "{all}");
     let version = run(&["--version"]);
