@@ -1,6 +1,5 @@
 //! Every option of every subcommand with values that nobody means: a panic or a hang is none of the answers.
 
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -67,10 +66,6 @@ fn end(command: &mut Command) -> Ended {
 /// It ended by itself or when it was asked to, with a result or with one line that says why not.
 #[track_caller]
 fn assert_told(what: &str, ended: &Ended) {
-    if ended.status.signal() == Some(Signal::INT.as_raw()) {
-        // It has no handler for that, or not yet.
-        return;
-    }
     let status = ended.status.code();
     assert!(matches!(status, Some(0..=2)), "{what}: {:?} {}", ended.status, ended.stderr);
     if status == Some(2) || status == Some(1) && ended.stdout.is_empty() {

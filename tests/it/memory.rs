@@ -10,7 +10,7 @@ use tidemill::{Address, Reply, Request};
 
 use crate::support::{
     DEADLINE, Peer, Serving, SetAtEnd, allow_files, configure, echo, embed, eventually, resolved, scratch,
-    serve, tell,
+    seed, serve, tell,
 };
 
 /// A peer that does not read costs at most this beyond a line and a reply.
@@ -208,6 +208,7 @@ fn a_polite_client_is_served_while_the_limit_of_memory_is_met_again_and_again() 
         None => (600, "--max-memory 8MiB", Duration::ZERO),
     };
     allow_files(peers + 4000);
+    let mut random = fastrand::Rng::with_seed(seed());
     let serving = serve(options);
     let over = AtomicBool::new(false);
     let mut waited = thread::scope(|scope| {
@@ -221,7 +222,7 @@ fn a_polite_client_is_served_while_the_limit_of_memory_is_met_again_and_again() 
             // A few at a time, as the server lets them in: as many as come would be a flood of connections, which is another
             // matter, and those that are gone before they are read hold nothing.
             for _ in 0..5 {
-                let number = fastrand::usize(..peers);
+                let number = random.usize(..peers);
                 greedy[number] = self::greedy(&serving, number);
             }
             connects += 5;

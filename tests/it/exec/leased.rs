@@ -85,15 +85,15 @@ fn idle_ones_wake_nobody() {
         peer.send(b"x");
         peer.expect(b"x");
     }
-    let mut quiet = 0;
-    let mut before = server.context_switches();
-    eventually("nobody wakes for half a second", || {
-        std::thread::sleep(Duration::from_millis(100));
-        let now = server.context_switches();
-        quiet = if now == before { quiet + 1 } else { 0 };
-        before = now;
-        quiet == 5
-    });
+    let wakes = |window| {
+        let before = server.context_switches();
+        std::thread::sleep(window);
+        server.context_switches() - before
+    };
+    eventually("it comes to rest", || wakes(Duration::from_millis(200)) == 0);
+    // And stays there.
+    let more = wakes(Duration::from_millis(2500));
+    assert!(more < 2, "{more} context switches in 2.5 s of silence");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{OBEDIENT, children, number, serve_exec, serve_script};
-use crate::support::{SetAtEnd, assert_json_adds_up, eventually, in_parallel};
+use crate::support::{SetAtEnd, assert_json_adds_up, eventually, in_parallel, seed};
 
 const ONE: &str = "--min-threads 1 --max-threads 1";
 const FAILED: &[u8] = b"ERROR program failed\n";
@@ -101,12 +101,12 @@ fn kills_at_random_moments_mix_nothing_up() {
     let kills: usize = env::var("TIDEMILL_KILLS").map_or(60, |kills| kills.parse().unwrap());
     let server =
         serve_exec("perl -ne 'BEGIN { $| = 1 } print'", "--min-threads 4 --max-threads 8 --exec-spare 4");
-    let is_over = AtomicBool::new(false);
+    let (seed, is_over) = (seed(), AtomicBool::new(false));
     let (mut right, mut failed, mut refused) = (0_u64, 0_u64, 0_u64);
     thread::scope(|scope| {
         let killer = scope.spawn(|| {
             let _over = SetAtEnd(&is_over);
-            let random = &mut fastrand::Rng::new();
+            let random = &mut fastrand::Rng::with_seed(seed);
             let mut killed = 0;
             let deadline = Instant::now()
                 + crate::support::DEADLINE

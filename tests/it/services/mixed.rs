@@ -7,7 +7,7 @@ use std::thread;
 
 use tidemill::{CloseReason, Connection, Deferred, Kind, Pusher, Reply, Request, Service};
 
-use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel};
+use crate::support::{Peer, assert_adds_up, configure, eventually, in_parallel, seed};
 
 /// The first letter of a line says what is done: `w` is answered by a worker, `i` on the event loop, `d` later, `e` later though it
 /// was inline, `f` in pieces, `p` and `q` (inline) behind something that is pushed, `s` and `t` (inline) not at all; `c` closes
@@ -92,8 +92,7 @@ impl Random {
 #[test]
 fn everybody_gets_what_it_asked_for_in_order_and_every_account_balances() {
     const PEERS: usize = 120;
-    let seed = std::env::var("TIDEMILL_SEED").map_or(1, |seed| seed.parse().unwrap());
-    println!("TIDEMILL_SEED={seed}");
+    let seed = seed();
     let (sender, later) = channel::<(Vec<u8>, Deferred)>();
     let service = Arc::new(Mixed {
         later: Mutex::new(sender),

@@ -60,12 +60,24 @@ impl Drop for SetAtEnd<'_> {
 }
 
 /// Of a property: the same cases in every run, or those of `PROPTEST_RNG_SEED`. What a run finds becomes a test by name.
+#[expect(clippy::print_stdout, reason = "shown where a test fails")]
 pub(crate) fn seeded(cases: u32) -> ProptestConfig {
     let mut config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     if config.rng_seed == RngSeed::Random {
         config.rng_seed = RngSeed::Fixed(0x71de);
     }
+    if let RngSeed::Fixed(seed) = config.rng_seed {
+        println!("PROPTEST_RNG_SEED={seed}");
+    }
     config
+}
+
+/// Of a test by chance: the same in every run, or `TIDEMILL_SEED`. One that fails says which.
+#[expect(clippy::print_stdout, reason = "shown where a test fails")]
+pub(crate) fn seed() -> u64 {
+    let seed = std::env::var("TIDEMILL_SEED").map_or(1, |seed| seed.parse().unwrap());
+    println!("TIDEMILL_SEED={seed}");
+    seed
 }
 
 /// A server in this process, on a port of its own.
