@@ -24,7 +24,8 @@ use crate::slots::ConnId;
 pub(crate) enum Mail {
     /// A worker is done with it, for now or altogether.
     Job(Box<Job>),
-    /// Its requests were handled on the event loop while pushed bytes for its connection were here: its replies are behind them.
+    /// The event loop is done with it while pushed bytes for its connection may be here: its replies, or the end of its connection, are
+    /// behind them.
     Inline(Box<Job>),
     Piece(Box<Piece>),
     Completion(Box<Completion>),

@@ -66,8 +66,8 @@ impl Reactor {
     fn waits_for_others(&mut self, id: ConnId) -> bool {
         let is_open = self.drain.is_some_and(|drain| !drain.all_handled);
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
-        is_open
-            && (connection.local.has_pushers() || self.services[connection.service() as usize].has_sessions)
+        let (has_pushers, service) = (connection.local.has_pushers(), connection.service());
+        is_open && (has_pushers || self.has_sessions(service))
     }
 
     /// Everything is answered and written: queues the last line, if the reason has one, and goes on to the end of the stream.

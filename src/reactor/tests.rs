@@ -10,7 +10,7 @@ use std::thread;
 use super::*;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::connection::Output;
+use crate::connection::{Output, Role};
 use crate::handover::{Inherited, Lent};
 use crate::job::{JobEnd, Task};
 use crate::mail::Question;
@@ -416,4 +416,33 @@ fn what_gives_a_state_back_is_of_no_account_where_it_is_left_over() {
     drop(peer);
     bench.until(|reactor| reactor.table.len() == 0);
     assert!(bench.reactor.gone.is_empty());
+}
+
+#[test]
+fn who_looks_on_is_in_none_of_the_clients_counts_when_it_holds_up_the_loop() {
+    static NOW: AtomicU64 = AtomicU64::new(MS);
+
+    /// Holds up the event loop, by that clock.
+    struct Slow;
+    impl Handler for Slow {
+        fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {
+            NOW.fetch_add(2 * MS, Relaxed);
+        }
+
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+    }
+    for (role, counted) in [(Role::Requests, 1), (Role::Aside, 0)] {
+        let mut bench = Bench::with_clock(Clock::reading(|| NOW.load(Relaxed)), Slow, |_| ());
+        let mut peer = bench.peer(b"");
+        bench.until(|reactor| reactor.table.len() == 1);
+        let id = bench.first();
+        bench.reactor.table.get(id).unwrap().connection.role = role;
+        let before = NOW.load(Relaxed);
+        peer.write_all(b"x\n").unwrap();
+        bench.until(|_| NOW.load(Relaxed) > before);
+        bench.reactor.publish();
+        assert_eq!(bench.reactor.counters.inline_overruns, counted, "{role:?}");
+    }
 }

@@ -191,7 +191,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// The server begins to stop: what has arrived is answered, then everything ends. For a service that waits for something, or has
     /// others wait, so that nobody does so in vain. Called once, on the event loop, so it must not block; where the server ends
-    /// without a stop, or does not start, on the thread that ends it. By default nothing is done.
+    /// without a stop, or its threads could not be started, on the thread that ends it. By default nothing is done.
     fn stopping(&self) {}
 
     /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.
