@@ -109,6 +109,7 @@ mod service;
 pub mod simulate;
 mod slots;
 mod slow;
+mod socket;
 mod state;
 mod sync;
 mod threads;

@@ -3,6 +3,7 @@
 mod cli;
 mod load;
 mod report;
+mod socket;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 //!
 //! What it means is judged by the ledger, and what a connection does next is decided by the worker.
 
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 
 use memchr::memchr_iter;
@@ -12,6 +12,7 @@ use super::Stamp;
 use super::ledger::{Ledger, Read};
 use super::protocol::{Match, Protocol};
 use super::tally::{Kind, Tally};
+use crate::socket;
 
 /// How long the peer gets to close its side after we closed ours, in nanoseconds: extra replies are seen until then.
 const LINGER_NANOS: u64 = 1_000_000_000;
@@ -240,7 +241,7 @@ impl Connection {
         let Some(stream) = &mut self.stream else { return bytes.len() };
         let mut taken = 0;
         while taken < bytes.len() {
-            match stream.write(&bytes[taken..]) {
+            match socket::write(&*stream, &bytes[taken..]) {
                 Ok(more) => taken += more,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
@@ -263,7 +264,7 @@ impl Connection {
         tally: &mut Tally,
     ) -> (u64, Outcome) {
         let Some(stream) = &mut self.stream else { return (stamp.of_read(), Outcome::Drained) };
-        let got = stream.read(buffer);
+        let got = socket::read(stream, buffer);
         let now = stamp.of_read();
         let got = match got {
             Ok(0) if self.reset => {

@@ -15,6 +15,7 @@ use socket2::{Domain, SockRef, Type};
 
 use crate::address::Address;
 use crate::handover::{FileId, Found, Lent};
+use crate::socket;
 
 /// An accepted socket.
 #[derive(Debug)]
@@ -55,19 +56,13 @@ impl Stream {
 
 impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
-        }
+        socket::read(self, buffer)
     }
 }
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.write(bytes),
-            Stream::Unix(stream) => stream.write(bytes),
-        }
+        socket::write(self, bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {

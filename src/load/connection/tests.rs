@@ -1,3 +1,4 @@
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream as Peer};
 use std::thread;
 use std::time::{Duration, Instant};
