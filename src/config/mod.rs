@@ -68,8 +68,8 @@ pub struct Config {
     pub max_line_bytes: usize,
     /// Most requests that wait for a worker or are with one, over all connections. At the limit the server stops reading,
     /// and TCP holds the clients back. Replies that a client does not read are not counted here but limited for each
-    /// connection by `high_watermark_bytes`: a few clients that do not read must not stop the service for all. At least 1.
-    /// Default: 65 536.
+    /// connection by `high_watermark_bytes`: a few clients that do not read must not stop the service for all. Nor are replies
+    /// that are [given later](crate::Reply::defer), of which a connection has one at most. At least 1. Default: 65 536.
     pub max_pending: usize,
     /// Reply bytes that a client may leave unread before the server stops reading from it, and takes no further
     /// request of it to a worker. It goes on below a quarter of this. Each reply counts eight bytes besides its own. One reply of
@@ -96,7 +96,8 @@ pub struct Config {
     /// server itself does not read the connection. With another framing it is the rest of the frame: of a body of many
     /// bytes from a slow client, too, so there it says how slow one may be. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: 30 s.
     pub line_timeout: Option<Duration>,
-    /// How long a connection may have nothing outstanding. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
+    /// How long a connection may have nothing outstanding: it counts anew from whatever comes or goes, also what is
+    /// [pushed](crate::Pusher). Its peer is told nothing. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
     pub idle_timeout: Option<Duration>,
     /// How long a request may wait, from when it was read to when a worker takes it. One that has waited longer is not run; its
     /// client is told so in place of the reply ([`Handler::busy_line`](crate::Handler::busy_line)). `None`: for ever. From 1 ms to

@@ -17,7 +17,7 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// Frames of `bytes` bytes.
+    /// Frames of `bytes` bytes. That is the limit, too: where a peer has announced it, look at the number first.
     ///
     /// # Panics
     /// If that is 0: a frame takes up something, or it would be found again and again. A body of no bytes needs no frame.

@@ -98,9 +98,13 @@ pub trait Framing: Send + Sync + 'static {
     /// It must find the same frames however the bytes come, and [`Found::TooLong`] once more than its limit and what a length or a
     /// terminator takes have come, as everything up to there is held in memory. A server ends a connection at 64 KiB above the
     /// limit, [`verify`] fails at 256 bytes.
+    ///
+    /// `scanned` is all that is kept between two calls. A framing for which an end depends on what stands before it, as within quotes,
+    /// has to look at everything again: in the square of the length where a frame comes in small pieces, so let its limit be some KiB.
     fn next(&self, bytes: &[u8], scanned: usize, ended: bool) -> Found;
 
-    /// Most content bytes of a frame: what one connection may make the server hold.
+    /// Most content bytes of a frame: what one connection may make the server hold. It is held as it comes, and counts for
+    /// [`Config::max_memory_bytes`](crate::Config::max_memory_bytes); `max_line_bytes` is for lines only.
     fn max_bytes(&self) -> usize;
 }
 

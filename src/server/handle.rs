@@ -74,6 +74,9 @@ impl ServerHandle {
 
     /// Begins a graceful stop: what has arrived is answered, then everything ends, after
     /// [`Config::drain_timeout`] at the latest. Never blocks. Again it does nothing.
+    ///
+    /// A connection is closed when it has had its own replies; where others may still push to it, as its service has a state or it
+    /// has a [`Pusher`](crate::Pusher), when no request of anyone is outstanding.
     pub fn stop(&self) {
         self.stop_after(Duration::ZERO);
     }

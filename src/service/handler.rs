@@ -14,8 +14,8 @@ use crate::framing::Framing;
 /// Requests of one connection are handled one after another and their replies keep that order; those of different
 /// connections are handled side by side, so a handler is shared by all workers.
 ///
-/// A closure that takes a [`Request`] and a [`Reply`] is a handler, and every handler is a [`Service`], which can do more: have a
-/// state for each connection and for each worker, greet, and change its framing.
+/// A closure that takes a [`Request`] and a [`Reply`], the types of both written out, is a handler, and every handler is a [`Service`],
+/// which can do more: have a state for each connection and for each worker, greet, and change its framing.
 ///
 /// # Examples
 /// ```

@@ -65,10 +65,12 @@ impl<'a> Reply<'a> {
         self.close = true;
     }
 
-    /// Takes the reply along, to be given later, from any thread. What was written so far is its begin.
+    /// Takes the reply along, to be given later, from any thread, also before the handler has returned. What is written here until
+    /// the handler returns, before this or after, is its begin.
     ///
-    /// The connection's later requests wait for it; no worker does. It is pending in the statistics, and a stop waits for it until
-    /// its deadline.
+    /// The connection's later requests wait for it; no worker does, and the event loop does not either, where the request is one of
+    /// [`Kind::Inline`](crate::Kind::Inline). It is pending in the statistics, and a stop waits for it until its deadline;
+    /// [`Config::request_timeout`](crate::Config::request_timeout) limits how long it may take.
     ///
     /// # Panics
     /// If it was taken along before, or this is the greeting.

@@ -174,14 +174,14 @@ pub trait Service: Send + Sync + 'static {
 
     /// What a peer is told last, line ending included, when the server ends its connection for a reason of its own. By
     /// default the text of `farewell` and a line feed; `None` tells nothing. Runs on the event loop, as
-    /// [`classify`](Self::classify) does; after a panic nothing is told.
+    /// [`classify`](Self::classify) does; if it panics, nothing is told. Not asked at a stop: see [`stopping`](Self::stopping).
     fn last_line(&self, farewell: &Farewell) -> Option<Vec<u8>> {
         farewell.line()
     }
 
     /// What a peer is told, line ending included, in place of the reply to a request that has `waited` for a worker longer than
     /// [`Config::queue_timeout`](crate::Config::queue_timeout) and is not run. By default `ERROR busy` with how long. Runs on a worker;
-    /// after a panic the peer is told the default.
+    /// if it panics, the peer is told the default.
     ///
     /// An empty one makes the request one without a reply: a client that counts replies then takes the next one for this one's, so leave
     /// it empty only where replies say what they are for.
@@ -190,7 +190,8 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// The server begins to stop: what has arrived is answered, then everything ends. For a service that waits for something, or has
-    /// others wait, so that nobody does so in vain. Called once, on the event loop, so it must not block; where the server ends
+    /// others wait, so that nobody does so in vain; or that has a word for its peers, which it [pushes](crate::Group::push): who is idle
+    /// gets it as the last. Called once, on the event loop, so it must not block; where the server ends
     /// without a stop, or its threads could not be started, on the thread that ends it. By default nothing is done.
     fn stopping(&self) {}
 

@@ -35,7 +35,10 @@ pub enum Place {
 }
 
 /// What a peer may be told when its connection is ended by the server. Its text is what it is told by default, with "line" for a frame
-/// of any kind. Variants may grow by fields, so they are matched with `..`.
+/// of any kind: it begins with `ERROR`, so a protocol with another word for that matches the variants. They may grow by fields, so they
+/// are matched with `..`.
+///
+/// Who is idle, does not read, holds too much memory, or is there when the server stops, is told nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Farewell {

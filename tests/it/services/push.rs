@@ -268,6 +268,34 @@ fn a_stop_lets_what_was_received_reach_everybody_first() {
     expect_all_to_have_all(configure(chat, two), b"in\n", || said.load(SeqCst));
 }
 
+#[test]
+fn what_a_service_pushes_as_a_stop_begins_is_the_last_that_who_is_idle_hears() {
+    struct Polite(Room);
+    impl Service for Polite {
+        type State = ();
+        type Worker = ();
+        fn start_worker(&self) {}
+        fn open(&self, state: &mut (), connection: &Connection<'_>, reply: &mut Reply<'_>) {
+            self.0.open(state, connection, reply);
+        }
+        fn handle(&self, _: &mut (), _: &mut (), _: &Request<'_>, _: &mut Reply<'_>) {}
+        fn stopping(&self) {
+            assert!(self.0.0.lock().unwrap().push(&b"bye\n"[..]).is_empty());
+        }
+    }
+    let server = embed(Polite(Room(Arc::default())));
+    let mut peers = [(); 3].map(|()| Peer::connect(server.local_addr()));
+    for (peer, said) in peers.iter_mut().zip([&b""[..], b"half a line", b"a line\n"]) {
+        peer.expect(b"in\n");
+        peer.send(said);
+    }
+    server.handle().stop();
+    for peer in &mut peers {
+        peer.expect_rest(b"bye\n");
+    }
+    assert!(server.wait().unwrap().is_clean());
+}
+
 /// Eight peers that begin with `first` say something, and the server is stopped.
 fn expect_all_to_have_all(server: Server, first: &[u8], said: impl Fn() -> usize) {
     let mut peers: Vec<Peer> = (0..8).map(|_| Peer::connect(server.local_addr())).collect();
