@@ -7,6 +7,11 @@ use super::{Found, Framing};
 const SLACK_BYTES: usize = 256;
 /// So far an unfinished frame is drawn out. Above the default of [`Config::max_line_bytes`](crate::Config::max_line_bytes).
 const MAX_DRAWN_OUT_BYTES: usize = 128 << 10;
+/// Bytes of a frame that are shown where it is wrong: a line of a terminal.
+const MAX_SHOWN_BYTES: usize = 64;
+
+/// The contents of frames, and whether what follows the last one is too long.
+type Frames = (Vec<Vec<u8>>, bool);
 
 /// Asks `framing` for the frames of `bytes` in every way in which they may come, and fails where that makes a difference or a rule of
 /// [`Framing`] is broken. For the tests of who writes one.
@@ -20,7 +25,7 @@ const MAX_DRAWN_OUT_BYTES: usize = 128 << 10;
 /// KiB once, as only frames longer than 256 bytes tell whether it looks at all of them again and again.
 ///
 /// # Panics
-/// With what is wrong: frames that depend on the cuts, a frame outside the bytes, one of no bytes, one above the limit, more
+/// With what is wrong: frames that depend on the cuts, and the first that does; a frame outside the bytes, one of no bytes, one above the limit, more
 /// looked at than there is, or less than before, or all but 256 bytes less than there is; or a frame that grows without end: one
 /// that has 256 bytes more than its limit (looked for up to 128 KiB) and asks for more.
 ///
@@ -32,17 +37,19 @@ const MAX_DRAWN_OUT_BYTES: usize = 128 << 10;
 /// assert_eq!(frames, [&b"one"[..], b"two", b"rest"]);
 /// assert!(!too_long);
 /// ```
+#[track_caller]
 pub fn verify(framing: &dyn Framing, bytes: &[u8]) -> (Vec<Vec<u8>>, bool) {
-    let [_, at_the_end] = [false, true].map(|ended| {
+    let mut at_the_end = Frames::default();
+    for (ended, end) in [(false, ""), (true, ", with the end of the stream behind it")] {
         let whole = frames(framing, &[bytes], ended);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
-        assert_eq!(frames(framing, &single, ended), whole, "one byte at a time, ended: {ended}");
+        assert_same(&frames(framing, &single, ended), &whole, || format!("one byte at a time{end}"));
         for cut in 1..bytes.len() {
             let parts = [&bytes[..cut], &bytes[cut..]];
-            assert_eq!(frames(framing, &parts, ended), whole, "cut at {cut}, ended: {ended}");
+            assert_same(&frames(framing, &parts, ended), &whole, || format!("cut at {cut}{end}"));
         }
-        whole
-    });
+        at_the_end = whole;
+    }
     for filler in [b'x', 0, 0xff] {
         for begin in [bytes, b""] {
             draw_out(framing, begin, filler);
@@ -51,8 +58,34 @@ pub fn verify(framing: &dyn Framing, bytes: &[u8]) -> (Vec<Vec<u8>>, bool) {
     at_the_end
 }
 
+/// Fails with the first frame of `cut` that is not the same in `whole`.
+#[track_caller]
+fn assert_same(cut: &Frames, whole: &Frames, how: impl FnOnce() -> String) {
+    if cut != whole {
+        let at = cut.0.iter().zip(&whole.0).take_while(|(cut, whole)| cut == whole).count();
+        panic!("{}: {}; all at once: {}", how(), shown(cut, at), shown(whole, at));
+    }
+}
+
+/// What is found as frame number `at`, in words.
+fn shown((frames, too_long): &Frames, at: usize) -> String {
+    match frames.get(at) {
+        Some(frame) if frame.len() > MAX_SHOWN_BYTES => {
+            format!(
+                "frame {at} is \"{}\"... ({} bytes)",
+                frame[..MAX_SHOWN_BYTES].escape_ascii(),
+                frame.len()
+            )
+        }
+        Some(frame) => format!("frame {at} is \"{}\"", frame.escape_ascii()),
+        None if *too_long => format!("frame {at} is too long"),
+        None => format!("there is no frame {at}"),
+    }
+}
+
 /// The frames where the bytes come in `parts`, and whether what follows the last one is too long.
-pub(crate) fn frames(framing: &dyn Framing, parts: &[&[u8]], ended: bool) -> (Vec<Vec<u8>>, bool) {
+#[track_caller]
+pub(crate) fn frames(framing: &dyn Framing, parts: &[&[u8]], ended: bool) -> Frames {
     let mut stream = Stream::new(framing);
     for (part, bytes) in parts.iter().enumerate() {
         if !stream.take(bytes, ended && part + 1 == parts.len()) {
@@ -63,6 +96,7 @@ pub(crate) fn frames(framing: &dyn Framing, parts: &[&[u8]], ended: bool) -> (Ve
 }
 
 /// Draws out what is unfinished behind `begin`, until it is a frame or too long.
+#[track_caller]
 fn draw_out(framing: &dyn Framing, begin: &[u8], filler: u8) {
     let mut stream = Stream::new(framing);
     let mut goes_on = stream.take(begin, false);
@@ -88,6 +122,7 @@ impl Stream<'_> {
     }
 
     /// Takes `bytes` in and cuts. `false`: what is here is too long.
+    #[track_caller]
     fn take(&mut self, bytes: &[u8], ended: bool) -> bool {
         self.here.extend_from_slice(bytes);
         let (here, limit) = (&mut self.here, self.framing.max_bytes());
@@ -169,9 +204,34 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "one byte at a time")]
+    #[should_panic(expected = r#"one byte at a time: frame 0 is "a"; all at once: frame 0 is "a\n""#)]
     fn one_that_depends_on_them_is_found_out() {
-        verify(&Greedy, b"ab");
+        verify(&Greedy, b"a\n");
+    }
+
+    #[test]
+    fn what_is_shown_is_the_first_that_differs_in_one_line() {
+        let frames =
+            |found: &[&[u8]], too_long| (found.iter().map(|frame| frame.to_vec()).collect(), too_long);
+        let whole: Frames = frames(&[b"a", &[b'\n'; 65], b"c"], false);
+        for (cut, at, says) in [
+            (frames(&[b"a", b"b", b"c"], false), 1, "frame 1 is \"b\""),
+            (frames(&[b"a"], true), 1, "frame 1 is too long"),
+            (frames(&[], false), 0, "there is no frame 0"),
+        ] {
+            let said =
+                std::panic::catch_unwind(|| assert_same(&cut, &whole, || "cut at 3".to_owned())).unwrap_err();
+            assert_eq!(
+                *said.downcast::<String>().unwrap(),
+                format!("cut at 3: {says}; all at once: {}", shown(&whole, at))
+            );
+        }
+        assert_eq!(shown(&whole, 1), format!("frame 1 is \"{}\"... (65 bytes)", "\\n".repeat(64)));
+        let longer = frames(&[b"a"], true);
+        assert_eq!(
+            (shown(&longer, 0), shown(&longer, 1)),
+            ("frame 0 is \"a\"".into(), "frame 1 is too long".into())
+        );
     }
 
     /// Lines, less what a rule asks for: told apart by what it says in place of [`Found::More`] and [`Found::TooLong`].
