@@ -52,7 +52,7 @@ pub enum Found {
 ///
 /// # Panics
 /// A framing must not panic. If it does, or finds a frame beyond the bytes that it was shown or one of no bytes, the connection is
-/// closed as after a panic of its handler.
+/// closed as after a panic of its handler, and the log says so.
 ///
 /// # Examples
 /// Netstrings: a length in decimal digits, a colon, the content, a comma.

@@ -224,7 +224,17 @@ fn next_of(framing: &dyn Framing, bytes: &[u8], scanned: usize, ended: bool) -> 
     match &found {
         Found::Frame { content, consumed } => {
             let fits = content.start <= content.end && content.end <= bytes.len();
-            (fits && (1..=bytes.len()).contains(consumed)).then_some(found)
+            if !fits || !(1..=bytes.len()).contains(consumed) {
+                // A panic says so by itself.
+                tracing::error!(
+                    ?content,
+                    consumed,
+                    shown = bytes.len(),
+                    "a framing found a frame of no bytes, or beyond what it was shown"
+                );
+                return None;
+            }
+            Some(found)
         }
         // It would ask for more for ever.
         Found::More { .. } if bytes.len() > max_bytes.saturating_add(MAX_OVERHEAD_BYTES) => {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use tidemill::framing::{Endian, Fixed, Found, Framing, LengthPrefixed, Terminated};
 use tidemill::{Connection, Handler, Kind, Place, Reply, Request, Service};
 
+use super::inline::warnings;
 use crate::support::{Peer, assert_adds_up, embed, eventually};
 
 /// Answers each frame with its length and a line feed.
@@ -102,6 +103,7 @@ fn a_framing_that_breaks_its_word_costs_only_its_connection() {
             1
         }
     }
+    warnings();
     let server = embed(Lengths(Wrong));
     let mut good = Peer::connect(server.local_addr());
     for wrong in ["x0", "x1", "x2", "x3"] {
@@ -110,6 +112,16 @@ fn a_framing_that_breaks_its_word_costs_only_its_connection() {
         peer.expect_rest(b"1\nERROR internal error\n");
         good.send(b"y");
         good.expect(b"1\n");
+    }
+    // A panic is told by its hook.
+    let log = warnings();
+    for found in [
+        "content=0..2 consumed=1 shown=1",
+        "content=0..0 consumed=0 shown=1",
+        "content=0..1 consumed=2 shown=1",
+    ] {
+        let said = format!("a framing found a frame of no bytes, or beyond what it was shown {found}");
+        assert_eq!(log.matches(&said).count(), 1, "{said}: {log}");
     }
     // It asks for more for ever.
     let mut peer = Peer::connect(server.local_addr());

@@ -120,7 +120,7 @@ fn its_ends_are_those_of_any_request() {
 }
 
 /// What servers of this process have warned of since this was first asked.
-fn warnings() -> String {
+pub(super) fn warnings() -> String {
     static WARNINGS: Mutex<Vec<u8>> = Mutex::new(Vec::new());
     struct Warnings;
     impl io::Write for Warnings {
