@@ -11,7 +11,7 @@ const UNIX: &str = "unix:";
 
 /// An address of a listener or of one side of a connection.
 ///
-/// Written as `127.0.0.1:8000`, `[::1]:8000` or `unix:/run/tidemill.sock`, and parsed from the same.
+/// Written as `127.0.0.1:8000`, `[::1]:8000` or `unix:/run/tidemill.sock`, and parsed from the same: no name of a host is looked up.
 ///
 /// # Examples
 /// ```

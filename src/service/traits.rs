@@ -195,7 +195,8 @@ pub trait Service: Send + Sync + 'static {
     /// without a stop, or its threads could not be started, on the thread that ends it. By default nothing is done.
     fn stopping(&self) {}
 
-    /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start.
+    /// The service's name in the statistics: a short word, the same at every call. Asked once, at the start. By default `service`, as
+    /// that of each closure; services of one server with the same name are counted together.
     fn name(&self) -> &str {
         "service"
     }
