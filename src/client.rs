@@ -9,6 +9,20 @@ use memchr::memchr;
 /// A connection that sends lines and reads lines.
 ///
 /// Each operation blocks until it is done or its timeout has passed, however little comes at a time.
+///
+/// # Examples
+/// ```
+/// use std::time::Duration;
+/// use tidemill::client::Client;
+/// use tidemill::{Helo, Server};
+///
+/// let server = Server::builder(Helo::new()).listen("127.0.0.1:0".parse()?).start()?;
+/// let address = server.local_addr().tcp().expect("it is no Unix socket");
+/// let mut client = Client::connect(address, Duration::from_secs(5))?;
+/// client.send(b"HELO hello\n")?;
+/// assert_eq!(client.read_line()?, b"HELO hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Client {
     stream: TcpStream,

@@ -154,6 +154,34 @@ impl fmt::Debug for Pusher {
 ///
 /// A plain value: who shares one between threads puts a lock around it, and holds it while pushing where all are to see the
 /// same order.
+///
+/// # Examples
+/// ```
+/// use std::sync::Mutex;
+/// use tidemill::{Group, Reply, Request, Server};
+///
+/// // Whoever says `join` hears every line from then on.
+/// let group = Mutex::<Group>::default();
+/// let service = move |request: &Request<'_>, _: &mut Reply<'_>| {
+///     let mut group = group.lock().unwrap();
+///     if request.line() == b"join" {
+///         group.insert(request.connection().pusher());
+///         return;
+///     }
+///     for (member, _) in group.blocking_push([request.line(), b"\n"].concat()) {
+///         // It has gone, or does not read.
+///         group.remove(member);
+///     }
+/// };
+/// let server = Server::builder(service).listen("127.0.0.1:0".parse()?).start()?;
+/// # use std::io::{Read, Write};
+/// # let mut client = std::net::TcpStream::connect(server.local_addr())?;
+/// # client.write_all(b"join\nhello\n")?;
+/// # let mut heard = [0; 6];
+/// # client.read_exact(&mut heard)?;
+/// # assert_eq!(&heard, b"hello\n");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Group {
     members: BTreeMap<ConnectionId, Pusher>,

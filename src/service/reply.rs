@@ -172,7 +172,8 @@ impl io::Write for Reply<'_> {
 
 /// A reply that is given later, from any thread: taken along by [`Reply::defer`].
 ///
-/// Also an [`io::Write`] that never fails. Dropped without [`send`](Self::send) it costs its connection what a panic of the handler
+/// Also an [`io::Write`] that never fails: all of it is held until then, so what is long is better
+/// [flushed](Reply::flush) by a handler. Dropped without [`send`](Self::send) it costs its connection what a panic of the handler
 /// does.
 ///
 /// # Examples
