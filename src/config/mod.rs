@@ -99,9 +99,9 @@ pub struct Config {
     /// How long a connection may have nothing outstanding: it counts anew from whatever comes or goes, also what is
     /// [pushed](crate::Pusher). Its peer is told nothing. `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
     pub idle_timeout: Option<Duration>,
-    /// How long a request may wait, from when it was read to when a worker takes it. One that has waited longer is not run; its
-    /// client is told so in place of the reply ([`Handler::busy_line`](crate::Handler::busy_line)). `None`: for ever. From 1 ms to
-    /// [`MAX_DURATION`]. Default: `None`.
+    /// How long a request may wait, from when it was read to when a worker takes it, also behind others of its own client. One that
+    /// has waited longer is not run; its client is told so in place of the reply
+    /// ([`Handler::busy_line`](crate::Handler::busy_line)). `None`: for ever. From 1 ms to [`MAX_DURATION`]. Default: `None`.
     pub queue_timeout: Option<Duration>,
     /// How long a handler may take for a request. Its client is told then, and its connection closed. The handler cannot be
     /// ended: it runs on, and is counted as stuck. While this is set, a job holds one request, so that the replies before it are
