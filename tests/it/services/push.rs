@@ -1,11 +1,13 @@
 //! Bytes that nobody asked for, to one connection and to many.
 
+use std::io::Read as _;
 use std::iter;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemill::{
     CloseReason, Connection, Group, Handler, Kind, Place, PushError, Pusher, Reply, Request, Server, Service,
@@ -112,6 +114,33 @@ fn a_peer_that_does_not_read_makes_the_call_say_so_and_nobody_else_suffers() {
     eventually("it is taken again", || pusher.push(&b"!"[..]).is_ok());
     lazy.expect(b"!");
     group.lock().unwrap().insert(pusher);
+}
+
+#[test]
+fn who_is_pushed_to_is_not_idle() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let (server, group) = room(|config| config.idle_timeout = Some(IDLE));
+    let mut peer = TcpStream::connect(server.local_addr()).unwrap();
+    peer.set_read_timeout(Some(DEADLINE)).unwrap();
+    peer.read_exact(&mut [0; 3]).unwrap();
+    let begun = Instant::now();
+    let mut active = begun;
+    let is_open = loop {
+        let pushed = Instant::now();
+        group.lock().unwrap().push(&b"m"[..]);
+        // However long this thread stood still, idle is who has had nothing for so long.
+        match peer.read(&mut [0]).unwrap() {
+            0 => break false,
+            _ => active = pushed,
+        }
+        if begun.elapsed() > 2 * IDLE {
+            break true;
+        }
+    };
+    assert!(!is_open || peer.read(&mut [0]).unwrap() == 0, "it is idle now");
+    assert!(active.elapsed() >= IDLE, "{:?} after {:?}", active.elapsed(), begun.elapsed());
+    let handle = server.handle();
+    eventually("it is counted", || handle.stats().connections_closed_total.idle_timeout == 1);
 }
 
 /// Hands out its pusher, or keeps the loop busy until it is told to go on, or pushes from there until it cannot.
