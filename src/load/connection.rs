@@ -5,7 +5,7 @@
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 
-use memchr::memchr_iter;
+use memchr::{memchr, memchr_iter};
 use mio::net::TcpStream;
 
 use super::Stamp;
@@ -75,6 +75,8 @@ pub(crate) struct Connection {
     pub(crate) ledger: Ledger,
     /// The start of a reply whose end has not come yet.
     held: Vec<u8>,
+    /// How many bytes of it were looked at, to no end.
+    judged: usize,
     /// What the socket did not take yet, from `unsent_from` on.
     unsent: Vec<u8>,
     unsent_from: usize,
@@ -107,6 +109,7 @@ impl Connection {
             since: 0,
             ledger: Ledger::new(0, 1),
             held: Vec::new(),
+            judged: 0,
             unsent: Vec::new(),
             unsent_from: 0,
             unsent_lines: 0,
@@ -279,13 +282,20 @@ impl Connection {
         if got > MOST_BYTES_A_STAMP {
             stamp.expire();
         }
+        // A short read has drained the socket, unless its end is there as well.
+        let outcome = if got < buffer.len() && !self.hung_up { Outcome::Drained } else { Outcome::More };
         let bytes = &buffer[..got];
         let rest = if self.held.is_empty() {
             bytes
         } else {
             self.held.extend_from_slice(bytes);
+            if self.is_put_off(bytes) {
+                return (now, outcome);
+            }
             &self.held[..]
         };
+        #[cfg(test)]
+        tests::LOOKED_AT.set(tests::LOOKED_AT.get() + rest.len());
         let (greeted, read) = greet(&mut self.awaits_greeting, rest, &self.ledger, protocol, now, tally);
         let read = match read {
             Read::Consumed(_) if !self.awaits_greeting => {
@@ -297,13 +307,20 @@ impl Connection {
             read => read,
         };
         let Read::Consumed(used) = read else { return (now, Outcome::Ended(Ending::Rubbish)) };
-        if self.held.is_empty() {
-            self.held.extend_from_slice(&bytes[used..]);
-        } else {
+        if !self.held.is_empty() {
             self.held.drain(..used);
+            self.judged = self.held.len();
+        } else if used < got {
+            self.held.extend_from_slice(&bytes[used..]);
+            self.judged = got - used;
         }
-        // A short read has drained the socket, unless its end is there as well.
-        (now, if got < buffer.len() && !self.hung_up { Outcome::Drained } else { Outcome::More })
+        (now, outcome)
+    }
+
+    /// Whether what is held is looked at later, now that these bytes have come to it: every look is from its front, so a line
+    /// that comes in many pieces is looked at when it ends, and before that when it is twice as long as the last time.
+    fn is_put_off(&self, bytes: &[u8]) -> bool {
+        self.held.len() < 2 * self.judged && !self.awaits_greeting && memchr(b'\n', bytes).is_none()
     }
 
     /// Closes our side.
@@ -314,9 +331,15 @@ impl Connection {
         drop(self.stream.as_ref().map(|stream| stream.shutdown(Shutdown::Write)));
     }
 
-    /// What came of a reply that was never finished.
-    pub(crate) fn take_held(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
+    /// What came of a reply that was never finished, after all that came is judged.
+    pub(crate) fn take_held(&mut self, protocol: &mut Protocol, now: u64, tally: &mut Tally) -> Vec<u8> {
+        let mut held = std::mem::take(&mut self.held);
+        if self.judged < held.len()
+            && let Read::Consumed(used) = self.ledger.read(&held, protocol, now, tally)
+        {
+            held.drain(..used);
+        }
+        held
     }
 
     /// Whether what the phase waits for should have come by now.

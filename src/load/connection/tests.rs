@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream as Peer};
 use std::thread;
@@ -8,6 +9,11 @@ use super::*;
 use crate::load::Clock;
 
 const TIMEOUT: u64 = 1000;
+
+thread_local! {
+    /// Bytes that were looked at, each as often as it was.
+    pub(super) static LOOKED_AT: Cell<usize> = const { Cell::new(0) };
+}
 
 struct Fixture {
     connection: Connection,
@@ -36,6 +42,10 @@ impl Fixture {
     fn read(&mut self, buffer: &mut [u8]) -> Outcome {
         let mut stamp = Stamp::new(Clock::start());
         self.connection.read(buffer, &mut self.protocol, &mut stamp, &mut self.tally).1
+    }
+
+    fn take_held(&mut self) -> Vec<u8> {
+        self.connection.take_held(&mut self.protocol, 9, &mut self.tally)
     }
 
     /// Reads until so many replies were right; what came of the last read.
@@ -135,11 +145,65 @@ fn what_comes_is_judged_as_far_as_it_goes_and_a_short_read_is_the_last() {
     fixture.connection.hung_up();
     fixture.peer.write_all(b"y3\ny").unwrap();
     assert!(matches!(fixture.read_until(4, &mut buffer), Outcome::More));
-    assert_eq!(fixture.connection.take_held(), b"y");
+    assert_eq!(fixture.take_held(), b"y");
     drop(fixture.peer.shutdown(Shutdown::Both));
     assert!(matches!(fixture.read(&mut buffer), Outcome::Ended(Ending::Eof)));
     fixture.connection.reset = true;
     assert!(matches!(fixture.read(&mut buffer), Outcome::Ended(Ending::Failed(_))));
+}
+
+#[test]
+fn line_that_comes_in_many_pieces_is_not_looked_at_from_its_front_with_each() {
+    const PIECES: usize = 1000;
+    const PIECE_BYTES: usize = 64;
+    for expect in ["*", "y{n}"] {
+        let mut fixture = Fixture::new(None);
+        fixture.protocol = Protocol::custom("x{n}", expect, None, None).unwrap();
+        fixture.connection.opened(7);
+        fixture.ask(7, 0, 2);
+        LOOKED_AT.set(0);
+        for piece in 0..PIECES {
+            fixture.peer.write_all(&[b'z'; PIECE_BYTES]).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while fixture.connection.held.len() <= piece * PIECE_BYTES {
+                assert!(matches!(fixture.read(&mut [0; 2 * PIECE_BYTES]), Outcome::Drained));
+                assert!(Instant::now() < deadline);
+            }
+        }
+        let (came, looked_at) = (PIECES * PIECE_BYTES, LOOKED_AT.get());
+        assert!(looked_at < 2 * came, "{looked_at} of {came}");
+        // Its end is seen at once.
+        fixture.peer.write_all(b"\nleft").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fixture.connection.held.len() > came {
+            fixture.read(&mut [0; 64]);
+            assert!(Instant::now() < deadline);
+        }
+        while fixture.connection.ledger.outstanding() > 1 {
+            fixture.read(&mut [0; 64]);
+            assert!(Instant::now() < deadline);
+        }
+        let total = fixture.tally.total();
+        assert_eq!((total.right, total.wrong), if expect == "*" { (1, 0) } else { (0, 1) });
+    }
+}
+
+#[test]
+fn what_was_put_off_is_judged_at_the_end() {
+    let mut fixture = Fixture::new(None);
+    fixture.protocol = Protocol::custom("x{n}", "answers:{n} is right", None, None).unwrap();
+    fixture.connection.opened(7);
+    fixture.ask(7, 0, 2);
+    for (piece, held) in [("answers:0 is wr", 15), ("answers:1", 24)] {
+        fixture.peer.write_all(piece.as_bytes()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while fixture.connection.held.len() < held {
+            fixture.read(&mut [0; 64]);
+            assert!(Instant::now() < deadline);
+        }
+    }
+    assert_eq!(fixture.take_held(), b"answers:1");
+    assert_eq!(fixture.tally.total().wrong, 1);
 }
 
 #[test]
@@ -151,7 +215,7 @@ fn what_a_server_says_first_is_no_reply() {
     fixture.peer.write_all(b"hi there\ny0\ny").unwrap();
     fixture.read_until(1, &mut buffer);
     assert!(!fixture.connection.awaits_greeting());
-    assert_eq!(fixture.connection.take_held(), b"y");
+    assert_eq!(fixture.take_held(), b"y");
     let mut other = Fixture::new(Some("hi *"));
     other.peer.write_all(b"go away\n").unwrap();
     let outcome = loop {

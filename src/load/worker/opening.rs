@@ -198,7 +198,10 @@ impl Worker<'_> {
         let how = if stopped { End::Stopped } else { End::Broken };
         let before = self.tally.errors;
         // Half a reply is wrong, unless it is us who do not wait for the other half.
-        let held = if matches!(ending, Ending::Dropped) { Vec::new() } else { connection.take_held() };
+        let mut held = connection.take_held(&mut self.protocol, now, &mut self.tally);
+        if matches!(ending, Ending::Dropped) {
+            held.clear();
+        }
         connection.ledger.close(how, &held, &mut self.protocol, now, &mut self.tally);
         let clean = self.tally.errors == before;
         let (kind, got) = match (ending, said) {
