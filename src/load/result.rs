@@ -107,7 +107,10 @@ pub(crate) fn summarize(
         (true, true) => Verdict::Ok,
     };
     judge(&mut report, asserts);
-    report.problems.extend(report.generator.reasons.iter().cloned());
+    // A generator that failed is a problem already.
+    let is_told = |reason: &String| report.problems.iter().any(|problem| problem.contains(reason));
+    let untold: Vec<_> = report.generator.reasons.iter().filter(|reason| !is_told(reason)).cloned().collect();
+    report.problems.extend(untold);
     report
 }
 

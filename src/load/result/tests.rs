@@ -213,6 +213,9 @@ fn each_thing_that_went_wrong_is_a_problem_unless_it_was_asked_for() {
     assert_eq!(unsent(EndedEarly::Interrupted).reasons(), ["ended early: interrupted"]);
     assert_eq!(unsent(EndedEarly::InterruptedTwice).verdict, Verdict::Ok);
     assert_eq!(unsent(EndedEarly::OutOf("ports")).problems, ["the generator is out of ports"]);
+    let failed = unsent(EndedEarly::Failed("no threads".to_owned()));
+    assert_eq!((failed.reasons().len(), failed.verdict), (1, Verdict::Failed), "{:?}", failed.reasons());
+    assert!(failed.problems[0].contains("no threads") && !failed.generator.valid);
     let gone = unsent(EndedEarly::Gone);
     assert_eq!(gone.problems[1], "ended early: the server does not answer any more");
     assert_eq!(gone.reasons(), gone.problems);
