@@ -53,7 +53,8 @@ pub(crate) struct First {
 }
 
 /// What happened since the last row, of what is measured: all rows together are the measured part, to the request; but for errors,
-/// which are of the row in which they are found.
+/// which are of the row in which they are found, and for what is due and not taken in yet while a million requests wait, which is
+/// of the row in which it is taken in, or given up at the end.
 #[derive(Debug)]
 pub(crate) struct Recent {
     pub(crate) offered: u64,

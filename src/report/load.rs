@@ -302,7 +302,7 @@ pub(crate) struct Point {
     pub(crate) sent: u64,
     pub(crate) right: u64,
     pub(crate) errors: u64,
-    /// Requests that became due (open loop).
+    /// Requests that became due (open loop). What is due while a million wait counts where it is taken in, or given up at the end.
     #[serde(default)]
     pub(crate) offered: Option<u64>,
     /// Of this row or, where it has too few samples, of up to ten rows that end with it.
