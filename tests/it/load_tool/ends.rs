@@ -71,8 +71,8 @@ fn whatever_the_server_does_a_run_ends_in_time() {
             let started = Instant::now();
             let run = Run::new(&server.address(), &arguments);
             let took = started.elapsed();
-            // Three seconds of it for the machine.
-            let most = Duration::from_millis(300 + 500 + 1000 + 3000);
+            // The rest of it is for a machine that does other work as well.
+            let most = Duration::from_millis(300 + 500 + 1000) + DEADLINE / 2;
             assert!(took < most, "{fault:?} {arguments:?}: {took:?}");
             let errors = run.errors();
             assert_eq!(fault == Fault::None, run.status == 0, "{fault:?} {arguments:?}: {errors:?}");

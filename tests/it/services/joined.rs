@@ -112,10 +112,12 @@ fn what_the_other_side_does_not_take_is_held_back_each_way() {
         let stats = || server.handle().stats();
         if script == "exec yes" {
             let before = stats().written_bytes_total;
+            // Looked at for long: a server that is kept from running must not pass for one that is held back.
             eventually("the peer's buffers are full", || {
                 let written = stats().written_bytes_total;
-                thread::sleep(Duration::from_millis(50));
-                written > before && stats().written_bytes_total == written
+                thread::sleep(Duration::from_secs(1));
+                let now = stats();
+                written > before && now.written_bytes_total == written && now.held_bytes > 0
             });
         } else {
             peer.send_until_blocked(&vec![b'x'; 16 << 20], Duration::from_millis(300));
