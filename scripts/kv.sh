@@ -8,7 +8,8 @@
 set -euo pipefail
 unset CDPATH
 script=$(readlink -f -- "$0" 2>/dev/null) || script=$0
-cd -- "$(dirname -- "$script")/.."
+repository=$(cd -- "$(dirname -- "$script")/.." && pwd -P)
+. "$repository/scripts/program.sh"
 usage() { sed -n '2,7s/^# \{0,1\}//p' "$script"; }
 case ${1-} in -h | --help) usage && exit ;; esac
 turns=${1-5} requests=${2-200000} pipeline=${3-16}
@@ -19,8 +20,9 @@ fi
 for needed in redis-server redis-benchmark; do
   command -v "$needed" >/dev/null || { echo "scripts/kv.sh: $needed not found" >&2 && exit 1; }
 done
-cargo build --release --locked --quiet --example kv
-kv=${CARGO_TARGET_DIR:-target}/release/examples/kv
+need_cargo scripts/kv.sh
+cargo build --release --locked --quiet --example kv --manifest-path "$repository/Cargo.toml"
+kv=$CARGO_TARGET_DIR/release/examples/kv
 scratch=$(mktemp -d)
 ids=()
 end() {
