@@ -222,7 +222,7 @@ fn a_block_longer_than_is_read_ahead_comes_whole() {
     for kind in [Kind::Switch, Kind::Inline] {
         let server = embed(Blocks { kind });
         let mut peer = Peer::connect(server.local_addr());
-        let block = vec![1; 10 << 20];
+        let block = vec![1; 1 << 20];
         peer.send(format!("take {}\n", block.len()).as_bytes());
         peer.send(&block);
         peer.send(b"after\n");
