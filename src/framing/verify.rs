@@ -25,9 +25,9 @@ type Frames = (Vec<Vec<u8>>, bool);
 /// KiB once, as only frames longer than 256 bytes tell whether it looks at all of them again and again.
 ///
 /// # Panics
-/// With what is wrong: frames that depend on the cuts, and the first that does; a frame outside the bytes, one of no bytes, one above the limit, more
-/// looked at than there is, or less than before, or all but 256 bytes less than there is; or a frame that grows without end: one
-/// that has 256 bytes more than its limit (looked for up to 128 KiB) and asks for more.
+/// With what is wrong: frames that depend on the cuts, and the first that does; a frame outside the bytes, one of no bytes, one above
+/// the limit, more looked at than there is, or less than before, or all but 256 bytes less than there is; or a frame that grows without
+/// end: one that has 256 bytes more than its limit (looked for up to 128 KiB) and asks for more.
 ///
 /// # Examples
 /// ```
