@@ -188,7 +188,9 @@ pub(crate) struct LoadArgs {
     ///
     /// The answer is an interval of 2 %: up to its lower end it holds, at its upper end it does not, twice. Where the
     /// generator itself does not keep up, or the search is interrupted, there is no answer, and the exit status is 1. It does not go
-    /// down to rates at which a step has too few requests within 10 s (or -d), such as 120 a second for p99.
+    /// down to rates at which a step has too few requests within 10 s (or -d), such as 120 a second for p99. Where the server takes so
+    /// little that a percentile is too rare to be known in the time, such as p99.9 below 800 a second, that is said at once, and which
+    /// -d is long enough.
     #[arg(long, value_name = "ASSERTS", conflicts_with_all = ["shape", "requests", "assert", "expect_stop"])]
     find: Option<Asserts>,
 

@@ -29,6 +29,8 @@ const LONGEST_STEP: Duration = Duration::from_secs(60);
 const LONGEST_STEP_DOWN: Duration = Duration::from_secs(10);
 /// After so many seconds of steps the search is given up: people wait for it. Longer steps by `-d` get as much more.
 const LONGEST_SEARCH_SECONDS: f64 = 150.0;
+/// A search that comes to an end near the rate at which it begins takes more steps than this.
+const FEWEST_STEPS: f64 = 10.0;
 /// What is beyond the percentile, with a margin: so many samples make it one that is told.
 const SAMPLES_BEYOND: f64 = 12.0;
 /// From one rate to the next while none has failed.
@@ -245,11 +247,24 @@ fn find_by(
     let mut cut = Cut::of(&outcome);
     let mut best = summarize(&plan, None, &outcome, &[]);
     let mut find = Find { text, rate: None, low: None, high: None, steps: Vec::new() };
+    let is_given = first_rate.is_some();
     let first = first_rate.map_or(best.requests_per_second / 2.0, |curve| curve.highest());
     let samples = asserts.iter().map(Assert::samples_needed).fold(0.0, f64::max) * SAMPLES_BEYOND;
     let mut search = Search::new(first, samples / LONGEST_STEP_DOWN.max(length).as_secs_f64());
     let most_seconds = LONGEST_SEARCH_SECONDS * length.div_duration_f64(STEP).max(1.0);
     let mut is_wrong = is_wrong(&best);
+    // Without the time in which the last replies were waited for.
+    let highest = (best.requests.right as f64 / LOOK.as_secs_f64()).max(search.rate);
+    let too_low = too_low(is_given.then_some(search.rate), highest, samples, length, most_seconds);
+    if let Some(rate) = too_low
+        && cut == Cut::No
+        && !is_wrong
+    {
+        best.verdict = best.verdict.worse(Verdict::Invalid);
+        best.problems.push(too_rare(&find.text, rate, samples, search.rate));
+        best.find = Some(find);
+        return Ok(best);
+    }
     while let Some(rate) = search.next()
         && cut == Cut::No
         && !is_wrong
@@ -307,6 +322,31 @@ fn find_by(
     find.rate = find.low.filter(|_| done && find.high.is_some() && !search.is_generators_limit);
     conclude(&mut best, find, done, cut);
     Ok(best)
+}
+
+/// The rate, of that at which the search is told to begin and the highest there may be, at which a step has too few `samples` in
+/// its time, or ten steps have in that of the search.
+fn too_low(
+    given: Option<f64>,
+    highest: f64,
+    samples: f64,
+    length: Duration,
+    most_seconds: f64,
+) -> Option<f64> {
+    let longest = LONGEST_STEP.max(length).as_secs_f64();
+    let is_below = |seconds: f64| move |rate: &f64| samples / rate > seconds;
+    let given = given.filter(is_below(longest));
+    given.or(Some(highest).filter(is_below(longest.min(most_seconds / FEWEST_STEPS))))
+}
+
+/// Why a search is not begun whose steps would have to be too long at `rate`, and how long they must be where it begins.
+fn too_rare(text: &str, rate: f64, samples: f64, first: f64) -> String {
+    let seconds = |rate: f64| format!("{}s", (samples / rate).ceil());
+    let (told, takes, longer) = (crate::report::number(rate.round()), seconds(rate), seconds(first));
+    format!(
+        "{text} cannot be judged in the time: at {told}/s a step takes {takes} until so rare a percentile is known; allow for \
+         it with -d {longer}, or ask for one that is less rare"
+    )
 }
 
 /// Whether the search, after these steps, may still come to an end within `most_seconds`.

@@ -468,13 +468,59 @@ fn steps_are_as_long_as_their_percentile_needs_and_as_patient_as_what_is_asked_f
     for (rate, duration, assert, length, waits) in [
         (rate(90.0), None, "p99<2s", Duration::from_secs_f64(1200.0 / 90.0), seconds(8)),
         (rate(90.0), Some(seconds(20)), "p99<2s", seconds(20), seconds(8)),
-        (rate(10.0), None, "p99<20s", LONGEST_STEP, timeout),
+        (rate(20.0), None, "p99<20s", LONGEST_STEP, timeout),
         (rate(900.0), None, "p99<20ms", STEP, seconds(1)),
     ] {
         let (first, plan) =
             (rate.as_ref().unwrap().at(0.0), Plan { rate, duration, warm_up, timeout, ..plan() });
         let (_, made, _) = find_with(plan, assert, holds_below(f64::MAX));
         assert_eq!(made[..2], [(None, warm_up, LOOK, waits), (Some(first), warm_up, length, waits)]);
+    }
+}
+
+#[test]
+fn percentile_that_is_too_rare_for_the_rate_is_said_at_once() {
+    let seconds = Duration::from_secs;
+    let takes = |right: u64| {
+        move |_: Option<f64>| {
+            let mut outcome = outcome(Duration::from_millis(5), Duration::ZERO, 0.3, 0);
+            (outcome.measured.right, outcome.generator.seconds) = (right, LOOK.as_secs_f64());
+            outcome
+        }
+    };
+    for (right, rate, duration, told) in [
+        (
+            100,
+            None,
+            None,
+            Some("at 100/s a step takes 120s until so rare a percentile is known; allow for it with -d 240s"),
+        ),
+        (100, None, Some(seconds(240)), None),
+        // A step is not too long, but ten are.
+        (500, None, None, Some("at 500/s a step takes 24s")),
+        (500, None, Some(seconds(48)), None),
+        (1000, None, None, None),
+        // It would have to begin where nothing is known.
+        (1000, Some(50.0), None, Some("at 50/s a step takes 240s")),
+        (1000, Some(200.0), None, None),
+        (100, Some(1000.0), None, None),
+        (0, None, None, Some("at 1/s a step takes 12000s")),
+    ] {
+        let plan = Plan { rate: rate.map(Curve::constant), duration, ..plan() };
+        let (report, made, _) = find_with(plan, "p99.9<50ms", takes(right));
+        let case = format!("{right} {rate:?} {duration:?}: {:?}", report.problems);
+        assert_eq!(made.len() == 1, told.is_some(), "{case}");
+        if let Some(told) = told {
+            let last = report.problems.last().unwrap();
+            assert!(
+                last.starts_with("p99.9<50ms cannot be judged in the time: ") && last.contains(told),
+                "{case}"
+            );
+            assert!(
+                report.verdict != Verdict::Ok && report.find.is_some_and(|find| find.rate.is_none()),
+                "{case}"
+            );
+        }
     }
 }
 
