@@ -182,7 +182,8 @@ impl Protocol {
 
     /// Where within `line`, not at its front, a reply of this run begins.
     pub(crate) fn find_within(&self, line: &[u8]) -> Option<usize> {
-        let prefix = self.reply.template.parts.first().filter(|_| self.reply.template.parts.len() > 1)?;
+        // Where no number stands in the reply, this is all of it.
+        let prefix = self.reply.template.parts.first()?;
         if prefix.len() < MIN_MARKER_BYTES || prefix.contains(&b'\n') {
             return None;
         }
@@ -224,8 +225,8 @@ mod tests {
             assert_eq!(text(protocol.request(number)), format!("SET k{number} v{number}\\n"));
             assert_eq!(text(protocol.reply(number)), format!("SET k{number} v{number}!{number}\\n"));
         }
-        let mut protocol = custom(r"ms {n} 1\r\nx\x41\\\{n}\r", "HD");
-        assert_eq!(text(protocol.request(5)), r"ms 5 1\r\nxA\\{n}\r\n");
+        let mut protocol = custom(r"ms {n}\t1\r\nx\x41\\\{n}\r", "HD");
+        assert_eq!(text(protocol.request(5)), r"ms 5\t1\r\nxA\\{n}\r\n");
     }
 
     #[test]
@@ -243,6 +244,7 @@ mod tests {
                 (limit - 4, 2, 4),
                 (limit, 1, 2),
                 (limit - 9, 1, 3),
+                (limit - 9, 5, 3),
                 (3, 1, 1),
                 (9, 1, 0),
             ] {
@@ -292,7 +294,28 @@ mod tests {
         assert_eq!(three.compare(b"A1\nwhat\never\nA2", 1), Match::Whole(13));
         assert_eq!(three.compare(b"A1\nwhat\never", 1), Match::Start);
         assert_eq!(text(&three.shown_reply(7)), r"A7\n*\n*\n");
+        assert_eq!(Protocol::custom("x", r"a\nb", Some(2), None).unwrap().lines(), 2);
         assert_eq!(text(&custom("x", r"a*\nb{n}").shown_reply(7)), r"a*\nb7\n");
+    }
+
+    #[test]
+    fn reply_to_helo_is_the_one_to_its_request_in_every_byte() {
+        let tail = Tail { advertise: Default::default(), student_id: "1".to_owned() };
+        let mut helo = Protocol::helo(*b"abcd", tail, ([127, 0, 0, 1], 8000).into());
+        let limit = 1_u64 << 32;
+        // Where the upper half of the number is another one than before, and where it is not.
+        for number in [7, 8, limit + 8, limit + 9, 3 * limit + 9, 9] {
+            let reply = helo.clone().reply(number).to_vec();
+            let whole = Match::Whole(reply.len());
+            assert_eq!(helo.clone().compare(&[&reply[..], b"H"].concat(), number), whole, "{number}");
+            for at in 0..reply.len() {
+                assert_eq!(helo.clone().compare(&reply[..at], number), Match::Start, "{number}: {at}");
+                let mut other = reply.clone();
+                other[at] ^= 1;
+                assert_eq!(helo.clone().compare(&other, number), Match::No, "{number}: {at}");
+            }
+            assert_eq!(helo.compare(&reply, number), whole, "{number}");
+        }
     }
 
     #[test]
@@ -308,6 +331,9 @@ mod tests {
             (r"$*\n{n}", "$2\r\n12\r\n", Identity::Of(12)),
             (r"$*\n{n}", "$2\r", Identity::Unfinished),
             (r"$*\n{n}", "-ERR\r\n", Identity::Unknown),
+            (r"$*\n{n}", "-ER", Identity::Unknown),
+            ("v{n}!", "v1844674407370955161", Identity::Unfinished),
+            ("v{n}!", "v18446744073709551615", Identity::Of(u64::MAX)),
             ("OK", "OK\n", Identity::Unknown),
         ] {
             assert_eq!(custom("x{n}", expect).identify(bytes.as_bytes()), whose, "{expect}: {bytes:?}");

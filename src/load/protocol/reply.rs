@@ -213,3 +213,36 @@ fn may_become(bytes: &[u8], expected: &[u8], open: bool) -> bool {
         None => expected.starts_with(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_is_too_long_as_soon_as_that_many_bytes_have_no_end() {
+        let bytes = |at: usize, len: usize| {
+            let mut bytes = vec![b'x'; len];
+            bytes.get_mut(at).into_iter().for_each(|byte| *byte = b'\n');
+            bytes
+        };
+        let most = MAX_LINE_BYTES;
+        // Where the end of the line stands, of how many bytes.
+        for (at, len, expected) in [
+            (0, 1, "Ends(0)"),
+            (most, most + 1, "Ends(most)"),
+            (most, most + 9, "Ends(most)"),
+            (most + 1, most, "Unfinished"),
+            (most + 1, most + 1, "TooLong"),
+            (most + 1, most + 9, "TooLong"),
+        ] {
+            let got = match Line::of(&bytes(at, len)) {
+                Line::Ends(0) => "Ends(0)",
+                Line::Ends(end) if end == most => "Ends(most)",
+                Line::Ends(_) => "Ends",
+                Line::Unfinished => "Unfinished",
+                Line::TooLong => "TooLong",
+            };
+            assert_eq!(got, expected, "an end at {at} of {len}");
+        }
+    }
+}
