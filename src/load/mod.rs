@@ -50,6 +50,7 @@ use tidemill::schedule::Curve;
 
 /// What to do.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Plan {
     /// The server, as it was written.
     pub(crate) target: String,

@@ -337,11 +337,7 @@ impl<'a> Worker<'a> {
             let woke = self.first_read.take().unwrap_or_else(|| self.now());
             self.turn_began = self.turn_began.min(woke);
             now = if handled > 1 { self.now() } else { woke };
-            if now.saturating_sub(last_woke) > self.timeout / 4 {
-                // This process did not run for long, perhaps between a look at the clock and a send that goes by it: what was
-                // sent since then has had no time to be answered.
-                self.next_expiry = self.next_expiry.max(now + self.timeout / 2);
-            }
+            self.allow_for_absence(last_woke, now);
             last_woke = woke;
             if handled > 0 && now >= self.measure_from && matches!(self.pace, Pace::Closed(_)) {
                 // Each of these replies may have waited here for as long as this turn took.
@@ -350,6 +346,14 @@ impl<'a> Worker<'a> {
                     late => self.lateness.record_n(late, handled),
                 }
             }
+        }
+    }
+
+    /// Where this process did not run for long, perhaps between a look at the clock and a send that goes by it, what was sent
+    /// since then has had no time to be answered: silence is looked for later.
+    fn allow_for_absence(&mut self, last_woke: u64, now: u64) {
+        if now.saturating_sub(last_woke) > self.timeout / 4 {
+            self.next_expiry = self.next_expiry.max(now + self.timeout / 2);
         }
     }
 
@@ -595,5 +599,7 @@ impl<'a> Worker<'a> {
     }
 }
 
+#[cfg(test)]
+mod steps;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,7 @@ use crate::load::tally::Kind;
 /// Before a connection that failed is opened again: a server that restarts is not flooded with connects.
 const RETRY_NANOS: u64 = 20_000_000;
 /// At most so many connections of a thread are being opened at once: more only overrun the listen backlog.
-const MOST_CONNECTING: usize = 512;
+pub(super) const MOST_CONNECTING: usize = 512;
 
 impl Worker<'_> {
     pub(super) fn open_connections(&mut self, now: u64) -> io::Result<()> {

@@ -34,7 +34,7 @@ fn answer(mut stream: &TcpStream, most: usize) {
     }
 }
 
-fn plan(address: SocketAddr) -> Plan {
+pub(super) fn plan(address: SocketAddr) -> Plan {
     Plan {
         target: String::new(),
         addresses: vec![address],
@@ -74,13 +74,16 @@ fn assert_all_right(outcome: &Outcome, right: u64) {
 #[test]
 fn closed_loop_sends_what_is_asked_for_and_counts_its_own_lateness() {
     let address = server(|_, stream| answer(stream, usize::MAX));
-    for (connections, pipeline, threads) in [(3, 4, 1), (1, 1, 1), (3, 50, 2)] {
+    for (connections, pipeline, threads) in [(3, 4, 1), (1, 1, 1), (3, 50, 2), (50, 1, 1)] {
         let outcome = flood(&Plan { connections, pipeline, threads, ..plan(address) });
         assert_all_right(&outcome, 500);
         assert_eq!(outcome.connections.opened, connections as u64);
         assert_eq!(outcome.latencies.len(), 500);
         let handled = outcome.generator.lateness.len();
         assert!(handled > 0 && handled < 5000, "{handled}");
+        // In a turn with one reply nothing else has kept it waiting, as far as that is told apart; all begin in the same turn.
+        let late = outcome.generator.lateness.max() >= 64;
+        assert!(if connections == 1 { !late } else { connections < 50 || late }, "{connections}");
     }
 }
 
@@ -94,7 +97,26 @@ fn warm_up_is_not_measured() {
         let total = outcome.total.right;
         assert!(total > 50, "{total}");
         assert_all_right(&outcome, total);
+        // At most each reply, those that were on their way, and what else the sockets have to tell.
+        let handled = outcome.generator.lateness.len();
+        assert!((1..100).contains(&handled), "{handled}");
     }
+}
+
+/// With one thread the run is of this thread.
+#[test]
+fn what_is_computed_in_the_measured_part_is_told() {
+    let address = server(|_, stream| answer(stream, usize::MAX));
+    let used = |plan: Plan| {
+        let before = Usage::of_thread();
+        let outcome = flood(&plan);
+        (outcome.generator.threads[0].cpu_seconds, Usage::of_thread().since(before).cpu_seconds)
+    };
+    let some = Duration::from_millis(300);
+    let (measured, all) = used(Plan { duration: Some(some), requests: None, ..plan(address) });
+    assert!(measured > all / 2.0 && measured <= all, "{measured} of {all}");
+    let (measured, all) = used(Plan { warm_up: some, requests: Some(1), ..plan(address) });
+    assert!(measured < all / 2.0, "{measured} of {all}");
 }
 
 #[test]
