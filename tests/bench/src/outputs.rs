@@ -1,8 +1,9 @@
 //! Where results go, besides the terminal: options that the benchmark and the scorecard share, and
 //! tables as both have them.
 
+use std::fmt::Arguments;
 use std::fs;
-use std::io::Result;
+use std::io::{self, ErrorKind, Result, Write};
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -31,6 +32,18 @@ impl Outputs {
     }
 }
 
+/// A line for the terminal, or for whoever reads its place.
+pub(crate) fn tell(line: Arguments<'_>) {
+    tell_to(&mut io::stdout().lock(), line);
+}
+
+fn tell_to(output: &mut impl Write, line: Arguments<'_>) {
+    match writeln!(output, "{line}").and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => panic!("standard output: {error}"),
+        _ => {}
+    }
+}
+
 /// A table of whole width.
 pub(crate) fn table<Head: IntoIterator<Item: Into<String>>>(
     title: impl Into<String>,
@@ -45,4 +58,17 @@ pub(crate) fn table<Head: IntoIterator<Item: Into<String>>>(
 pub(crate) fn markdown(Table { head, rows, .. }: &Table) -> String {
     let rule = vec!["---".to_owned(); head.len()];
     [head, &rule].into_iter().chain(rows).map(|row| format!("| {} |\n", row.join(" | "))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipe_that_nobody_reads_is_no_failure() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(writer.write(b"x").unwrap_err().kind(), ErrorKind::BrokenPipe);
+        tell_to(&mut writer, format_args!("a row"));
+    }
 }
