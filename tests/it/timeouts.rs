@@ -98,6 +98,8 @@ fn an_idle_connection_is_closed_without_a_word_and_a_busy_one_is_not() {
     }
     gate.open();
     waits.expect(b"stuck\n");
+    waits.send(b"x\n");
+    waits.expect(b"x\n");
     waits.expect_end();
     asks.expect_end();
     eventually("they are counted", || handle.stats().connections_closed_total.idle_timeout == 3);
