@@ -461,6 +461,21 @@ fn search_begins_with_a_closed_loop_and_reports_the_best_step() {
 }
 
 #[test]
+fn rate_that_holds_once_after_a_failure_is_not_what_is_reported() {
+    let (mut above, mut slow, mut fast) = (0, holds_below(501.0), holds_below(f64::MAX));
+    let run = |rate: Option<f64>| {
+        above += u32::from(rate.is_some_and(|rate| rate > 501.0));
+        if above == 2 { fast(rate) } else { slow(rate) }
+    };
+    let closed = Plan { rate: None, warm_up: Duration::ZERO, ..plan() };
+    let (report, _, told) = find_with(closed, "p99<20ms", run);
+    let find = report.find.as_ref().unwrap();
+    assert_eq!((find.low, report.connections.opened), (Some(500.0), 500), "{find:?}");
+    let said: Vec<_> = told[..4].iter().map(|step| (step.rate > 500.0, &*step.said)).collect();
+    assert_eq!(said, [(false, "holds"), (true, "fails"), (true, "holds"), (true, "fails")]);
+}
+
+#[test]
 fn steps_are_as_long_as_their_percentile_needs_and_as_patient_as_what_is_asked_for() {
     let (warm_up, timeout) = (Duration::from_secs(2), Duration::from_secs(60));
     let seconds = Duration::from_secs;
