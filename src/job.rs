@@ -19,6 +19,10 @@ use crate::slots::{ConnId, Slots};
 pub(crate) const MAX_JOB_LINES: usize = 256;
 /// Bytes of lines in a job after which it takes no further line. It may hold one line of any length.
 pub(crate) const MAX_JOB_BYTES: usize = 16 << 10;
+/// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
+pub(crate) const MAX_SLICE: Nanos = 1_000_000;
+/// Reply bytes after which it does, so that what the reactor has to write stays small.
+pub(crate) const MAX_SLICE_BYTES: usize = 32 << 10;
 /// Capacity in bytes that a recycled buffer may keep. Larger ones were for long lines or replies, and are let go.
 const MAX_RECYCLED_BYTES: usize = 8 << 10;
 /// Jobs kept for reuse, for as many connections that have one out at the same time; what is above is freed. With two

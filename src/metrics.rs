@@ -179,7 +179,7 @@ pub struct Stats {
     pub pushed_total: u64,
     /// Times that requests of [`Kind::Inline`](crate::Kind::Inline) held up the event loop for longer than a millisecond, or the opening or
     /// the close of a connection of a service at [`Place::Loop`](crate::Place::Loop) did. The log names the request; where `requests` were
-    /// timed together, the first of them.
+    /// timed together, all of them.
     pub inline_overruns_total: u64,
 }
 

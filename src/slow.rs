@@ -3,19 +3,20 @@
 //! Bounded in rate: where everything is slow, as at night when a backend is, the log must not fill the disk. What is left out is
 //! counted, and told with the next line, or by the reactor a second later when no line comes.
 
+use std::slice::EscapeAscii;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Nanos;
 use crate::job::Job;
 use crate::sync::lock_std;
-use crate::timings::Lap;
+use crate::timings::{Lap, MAX_LAP_BYTES};
 
 /// Slow requests that are logged within a second, at the most: enough to see what they have in common.
 const MAX_LINES_PER_SECOND: u32 = 10;
 const SECOND: Nanos = 1_000_000_000;
 /// Bytes of a request that are logged.
-pub(crate) const MAX_LOGGED_BYTES: usize = 64;
+const MAX_LOGGED_BYTES: usize = 64;
 
 /// How many slow requests were told of within the present second, and how many were not since one was.
 #[derive(Debug, Default)]
@@ -91,16 +92,27 @@ impl SlowLog {
     ) {
         let mut handled = 0;
         for lap in laps {
-            // Those that were not run are in no lap: then it is not known which ones are.
-            let line = (job.late == 0).then(|| job.batch.handled_line(handled)).flatten();
+            let first = handled;
             handled += lap.requests;
-            if lap.wait.saturating_add(lap.took) >= limit {
-                self.tell_lap(now, service, job, *lap, line.unwrap_or_default(), pick_up);
+            if lap.wait.saturating_add(lap.took) < limit {
+                continue;
             }
+            let mut lines = Vec::new();
+            // Those that were not run are in no lap: then it is not known which ones are.
+            for number in if job.late == 0 { first..handled } else { 0..0 } {
+                if number > first {
+                    lines.push(b'\n');
+                }
+                lines.extend_from_slice(job.batch.handled_line(number).unwrap_or_default());
+                if lines.len() >= MAX_LAP_BYTES {
+                    break;
+                }
+            }
+            self.tell_lap(now, service, job, *lap, &lines, pick_up);
         }
     }
 
-    /// Tells of requests that are slow, which begin with `line`.
+    /// Tells of requests that are slow, all of which are in `bytes`.
     #[cold]
     pub(crate) fn tell_lap(
         &self,
@@ -108,12 +120,12 @@ impl SlowLog {
         service: &str,
         job: &Job,
         lap: Lap,
-        line: &[u8],
+        bytes: &[u8],
         pick_up: PickUp,
     ) {
         let Some(left_out) = self.admit(now) else { return };
         let seconds = |nanos: Nanos| nanos as f64 / 1e9;
-        let request = line[..line.len().min(MAX_LOGGED_BYTES)].escape_ascii();
+        let request = shown(bytes, lap.requests);
         let PickUp { busy, max, waiting } = pick_up;
         tracing::warn!(
             service,
@@ -129,6 +141,12 @@ impl SlowLog {
             "slow request"
         );
     }
+}
+
+/// What the log shows of `requests` that were timed together, all of which are in `bytes`: enough for the begin of each.
+pub(crate) fn shown(bytes: &[u8], requests: usize) -> EscapeAscii<'_> {
+    let most = if requests > 1 { MAX_LAP_BYTES + MAX_LOGGED_BYTES } else { MAX_LOGGED_BYTES };
+    bytes[..bytes.len().min(most)].escape_ascii()
 }
 
 #[cfg(test)]

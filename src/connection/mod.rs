@@ -25,10 +25,10 @@ use crate::address::Address;
 use crate::clock::Nanos;
 use crate::job::{Endpoint, FreeJobs, Job, Session};
 use crate::mail::Completion;
-use crate::service::{Served, ServiceId};
+use crate::service::{Cut, Served, ServiceId, Taken};
 use crate::slots::ConnId;
 pub(crate) use ending::Phase;
-pub(crate) use inbound::{Cut, End, HandleInline, Inbound, Taken};
+pub(crate) use inbound::Inbound;
 #[cfg(any(test, fuzzing))]
 pub use model::play;
 pub(crate) use outbound::Outbound;
@@ -396,7 +396,7 @@ impl Connection {
     }
 
     /// Cuts frames off what has come in, at `now`; followed by [`tidy`](Self::tidy).
-    pub(crate) fn cut(&mut self, cut: Cut<'_, impl HandleInline>, now: Nanos) -> Taken {
+    pub(crate) fn cut(&mut self, cut: Cut<'_>, now: Nanos) -> Taken {
         let ended = self.has_ended();
         let buffers = self.buffers.get_or_insert_default();
         buffers.inbound.cut(&mut self.session, ended, cut, now)

@@ -6,13 +6,13 @@
 
 use std::sync::Arc;
 
-use super::{Connection, Cut, End, HandleInline, Inbound, Phase, Role, Taken};
+use super::{Connection, Cut, Inbound, Phase, Role, Taken};
 use crate::clock::Nanos;
 use crate::config::{ServiceSettings, StopFrom, Timeouts};
-use crate::job::{Batch, Endpoint, FreeJobs, Job, JobEnd, Session};
+use crate::job::{Batch, Endpoint, FreeJobs, Job};
 use crate::litter::Litter;
 use crate::reason::CloseReason;
-use crate::service::{Handler, Kind, Reply, Request, Served};
+use crate::service::{End, Handler, Kind, LoopWorker, Reply, Request, Served};
 use crate::slots::{ConnId, MS, Slots};
 
 /// Longest line.
@@ -64,20 +64,12 @@ impl Handler for Comments {
     }
 }
 
-/// Where no request is handled inline.
-pub(super) struct NoInline;
-
-impl HandleInline for NoInline {
-    fn handle(&mut self, _: &Served, _: &mut Option<Session>, _: &[u8], _: &mut Job) -> JobEnd {
-        unreachable!("no request is classified as one that is")
-    }
-}
-
 struct World {
     connection: Connection,
     service: Served,
     free: FreeJobs,
     litter: Litter,
+    worker: LoopWorker,
     /// The job that is out.
     job: Option<Box<Job>>,
     /// All that the peer has sent, and how much of it was read.
@@ -103,6 +95,7 @@ pub fn play(data: &[u8]) {
         service: Served::new(Arc::new(Comments), &ServiceSettings::of_lines(MAX_LINE, StopFrom::Any)),
         free: FreeJobs::new(Slots::new(0)),
         litter: Litter::default(),
+        worker: LoopWorker::alone([]),
         job: None,
         sent: Vec::new(),
         read: 0,
@@ -198,7 +191,8 @@ impl World {
             job: &mut job,
             room: frames,
             frames,
-            inline: &mut NoInline,
+            // No request is classified as one that is handled there.
+            worker: &mut self.worker,
         };
         let Taken { requests, stops, end, .. } = self.connection.cut(cut, self.now);
         self.connection.tidy();

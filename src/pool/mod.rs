@@ -32,7 +32,7 @@ use crew::Crew;
 pub(crate) use crew::LEAVE_TIMEOUT;
 use queue::{Deques, Queue};
 use sleep::{Sleep, Which};
-pub(crate) use slice::{Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
+pub(crate) use slice::open_or_close;
 
 /// Another worker is unparked only for work that is worth it: queued jobs times mean time per job above this, about what
 /// the wake-up itself costs. Less is done sooner by the worker that is awake.

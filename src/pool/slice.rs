@@ -8,24 +8,16 @@ use super::census::WorkerState;
 use super::worker::Run;
 use crate::clock::Nanos;
 use crate::hub::Hub;
-use crate::job::{Batch, Handled, Job, JobEnd, Task};
+use crate::job::{Batch, Handled, Job, JobEnd, MAX_SLICE, MAX_SLICE_BYTES, Task};
 use crate::mail::{Mail, Post};
 use crate::replies::Wake;
 use crate::service::{self, Connection, Mode, Request, Served, WorkerStates};
-use crate::timings::{Lap, SHORT_REQUEST};
+use crate::timings::Laps;
 
-/// Wall time after which a worker hands a job back with lines left, so that nobody waits behind a long one.
-pub(crate) const MAX_SLICE: Nanos = 1_000_000;
-/// Reply bytes after which it does, so that what the reactor has to write stays small.
-pub(crate) const MAX_SLICE_BYTES: usize = 32 << 10;
 /// Finished jobs after which the reactor is woken even if the worker has more to do.
 const MAX_OWED: usize = 64;
 /// A job that took longer than this is worth a wake-up of its own.
 const LONG_JOB: Nanos = 20_000;
-/// Most requests of a job that are timed together, which they are while they take less than [`SHORT_REQUEST`] each:
-/// reading the clock costs about as much as the shortest of them.
-const MAX_LAP: usize = 4;
-
 pub(super) struct Slices<W: Wake> {
     hub: Arc<Hub<W>>,
     /// The same.
@@ -39,65 +31,6 @@ pub(super) struct Slices<W: Wake> {
     /// Finished jobs handed over since the reactor was last woken for them.
     owed: usize,
     laps: Laps,
-}
-
-/// Times of requests that one thread handles one after the other: short ones are timed together.
-#[derive(Debug, Default)]
-pub(crate) struct Laps {
-    /// Kept for its capacity.
-    laps: Vec<Lap>,
-    /// When the present lap began.
-    begun: Nanos,
-    /// Requests in it, and how many there may be.
-    requests: usize,
-    most: usize,
-}
-
-impl Laps {
-    /// The first request of a job is handled from `now` on. Alone in its lap, whatever was short before: within one nobody looks
-    /// whether its slice is over, or who asked is gone.
-    pub(crate) fn begin(&mut self, now: Nanos) {
-        (self.begun, self.requests, self.most) = (now, 0, 1);
-    }
-
-    /// When the present lap began.
-    pub(crate) fn begun(&self) -> Nanos {
-        self.begun
-    }
-
-    /// Whether requests are in the present lap.
-    pub(crate) fn is_open(&self) -> bool {
-        self.requests > 0
-    }
-
-    /// A request was handled. Whether the clock is to be read for it.
-    pub(crate) fn count(&mut self) -> bool {
-        self.requests += 1;
-        self.requests >= self.most
-    }
-
-    /// The present lap ends at `now`, and the next one begins; its requests had come at `accepted_at`. Returns it.
-    pub(crate) fn end(&mut self, now: Nanos, accepted_at: Nanos) -> Lap {
-        let (took, requests) = (now.saturating_sub(self.begun), self.requests);
-        let lap = Lap { wait: self.begun.saturating_sub(accepted_at), took, requests };
-        match self.laps.last_mut() {
-            Some(last) if last.is_like(&lap) => last.append(&lap),
-            _ => self.laps.push(lap),
-        }
-        self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
-        (self.begun, self.requests) = (self.begun + took, 0);
-        lap
-    }
-
-    /// All laps since they were last drained.
-    pub(crate) fn all(&self) -> &[Lap] {
-        &self.laps
-    }
-
-    /// All laps since this was last called.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Lap> {
-        self.laps.drain(..)
-    }
 }
 
 /// A job that a worker has. Handed over when dropped, also by a bug of ours that unwinds: its connection must not wait for it.
@@ -281,39 +214,5 @@ impl<W: Wake> Drop for Held<'_, W> {
             job.fail();
             self.hub.replies.push(Mail::Job(job));
         }
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_has_waited_for_less_is_not_counted_with_who_was_there_before() {
-        let mut laps = Laps::default();
-        // Of two connections, in one turn of the event loop.
-        for (begun, accepted_at) in [(50_000_000, 0), (60_000_000, 60_000_000)] {
-            laps.begin(begun);
-            assert!(laps.count());
-            laps.end(begun + 100, accepted_at);
-        }
-        let waits: Vec<_> = laps.drain().map(|lap| (lap.wait, lap.requests)).collect();
-        assert_eq!(waits, [(50_000_000, 1), (0, 1)]);
-    }
-
-    #[test]
-    fn the_first_request_of_a_job_is_timed_alone_whatever_was_short_before() {
-        let mut laps = Laps::default();
-        laps.begin(0);
-        let mut now = 0;
-        for _ in 0..100 {
-            now += 1;
-            if laps.count() {
-                laps.end(now, 0);
-            }
-        }
-        assert!(!laps.count(), "short ones are timed together");
-        laps.begin(now);
-        assert!(laps.count());
     }
 }

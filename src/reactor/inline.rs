@@ -10,14 +10,14 @@ use super::table::Entry;
 use super::told::Rate;
 use super::{Reactor, ReactorHub};
 use crate::clock::{Nanos, nanos};
-use crate::connection::{Cut, HandleInline, Phase};
-use crate::job::{Handled, Job, JobEnd, Session, Task};
+use crate::connection::Phase;
+use crate::job::{Job, JobEnd, Task};
 use crate::mail::{Mail, Post};
-use crate::pool::{JobPool, Laps, MAX_SLICE, MAX_SLICE_BYTES, open_or_close};
+use crate::pool::{JobPool, open_or_close};
 use crate::reason::CloseReason;
-use crate::service::{self, Connection, Mode, Place, Request, Served, ServiceId, Waits, WorkerStates};
+use crate::service::{Cut, LoopWorker, Place, Served, ServiceId, Told};
 use crate::slots::ConnId;
-use crate::slow::MAX_LOGGED_BYTES;
+use crate::slow;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
@@ -27,38 +27,20 @@ const OWN_NUMBER: u64 = 0;
 /// What this thread has of its own for the services, and the requests of the present cut.
 #[derive(Debug)]
 pub(super) struct Inline {
-    services: Arc<[Served]>,
     hub: Arc<ReactorHub>,
-    /// The same.
-    post: Arc<dyn Post>,
-    states: WorkerStates,
-    laps: Laps,
-    /// When the present cut handled its first request, and how many it has.
-    begun: Nanos,
-    handled: usize,
-    /// For [`Request::blocking`] and its kin, which tell nobody here.
-    waits: Waits,
+    worker: LoopWorker,
     /// How often the loop was held up, since that was last counted.
     overruns: u64,
     warned: Rate,
     pool: Arc<JobPool>,
-    /// What the first request of the present lap began with, where others are in it.
-    first: Vec<u8>,
 }
 
 impl Inline {
     pub(super) fn new(services: Arc<[Served]>, hub: Arc<ReactorHub>, pool: Arc<JobPool>) -> Inline {
         Inline {
-            services,
+            worker: LoopWorker::new(services, hub.clone(), hub.clock, nanos(MAX_HELD)),
             pool,
-            first: Vec::new(),
-            post: hub.clone(),
             hub,
-            states: WorkerStates::none(),
-            laps: Laps::default(),
-            begun: 0,
-            handled: 0,
-            waits: Waits::default(),
             overruns: 0,
             warned: Rate::default(),
         }
@@ -66,7 +48,7 @@ impl Inline {
 
     /// The way to the reactor from anywhere.
     pub(super) fn post(&self) -> &Arc<dyn Post> {
-        &self.post
+        &self.worker.post
     }
 
     /// What is to be cut into `job`: at most `room` requests, and `frames` of all kinds.
@@ -76,71 +58,63 @@ impl Inline {
         job: &'a mut Job,
         stop_allowed: bool,
         (room, frames): (usize, usize),
-    ) -> Cut<'a, Inline> {
-        self.handled = 0;
-        Cut { service, stop_allowed, job, room: room.min(service.max_job_lines()), frames, inline: self }
-    }
-
-    /// They were, for `job`. Returns how many of them were handled here.
-    fn end(&mut self, service: &Served, job: &Job) -> usize {
-        if self.laps.is_open() {
-            let first = std::mem::take(&mut self.first);
-            self.end_lap(service, job, &first);
-            self.first = first;
-        }
-        self.handled
+    ) -> Cut<'a> {
+        let room = room.min(service.max_job_lines());
+        Cut { service, stop_allowed, job, room, frames, worker: &mut self.worker }
     }
 
     /// Records the times of what was handled here since the last time, for all connections together: once a turn. Returns how often the
     /// loop was held up.
     pub(super) fn record(&mut self) -> u64 {
-        if !self.laps.all().is_empty() {
-            self.hub.timings.record(OWN_NUMBER, self.laps.drain());
+        if !self.worker.laps.all().is_empty() {
+            self.hub.timings.record(OWN_NUMBER, self.worker.laps.drain());
         }
         std::mem::take(&mut self.overruns)
     }
 
     /// Forgets those times, and that the loop was held up.
     pub(super) fn forget(&mut self) {
-        drop(self.laps.drain());
+        drop(self.worker.laps.drain());
         self.overruns = 0;
     }
 
-    /// The present lap ends, whose first request is `first`. Tells of it if it held up the loop, or was slow.
-    #[inline(always)]
-    fn end_lap(&mut self, service: &Served, job: &Job, first: &[u8]) {
-        let now = self.hub.clock.now();
-        let lap = self.laps.end(now, job.accepted_at);
-        if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
-            self.hub.slow.tell_lap(now, &service.name, job, lap, first, self.pool.pick_up());
-        }
-        if lap.took > nanos(MAX_HELD) {
-            self.has_held_up(now, lap.took, job, Some((lap.requests, first)));
+    /// Tells of requests of `job` that held up the loop, or were slow.
+    #[cold]
+    fn tell(&mut self, service: &Served, job: &Job) {
+        for Told { lap, at, requests } in std::mem::take(&mut self.worker.told) {
+            if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
+                self.hub.slow.tell_lap(at, &service.name, job, lap, &requests, self.pool.pick_up());
+            }
+            if lap.took > nanos(MAX_HELD) {
+                self.has_held_up(at, lap.took, job, Some((lap.requests, &requests)));
+            }
         }
     }
 
     /// Makes the session of the job's connection, or gives it back. Tells if that held up the loop.
     fn open_or_close(&mut self, job: &mut Job) {
         let begun = self.hub.clock.now();
-        open_or_close(job, &self.services, &mut self.states, &self.post);
+        let LoopWorker { services, states, post, .. } = &mut self.worker;
+        open_or_close(job, services, states, post);
         let now = self.hub.clock.now();
-        if now - begun > nanos(MAX_HELD) {
-            self.has_held_up(now, now - begun, job, None);
+        let took = now.saturating_sub(begun);
+        if took > nanos(MAX_HELD) {
+            self.has_held_up(now, took, job, None);
         }
     }
 
-    /// `requests`: how many were timed together, and the first of them, where it was not the opening or the close of a connection.
+    /// `requests`: how many were timed together, and all of them, where it was not the opening or the close of a connection.
     #[cold]
     fn has_held_up(&mut self, now: Nanos, took: Nanos, job: &Job, requests: Option<(usize, &[u8])>) {
         self.overruns += 1;
         let Some(left_out) = self.warned.admit(now) else { return };
         let (origin, took) = (&job.origin, Duration::from_nanos(took));
-        let service = &self.services[origin.local.service as usize].name;
+        let service = &self.worker.services[origin.local.service as usize].name;
         match requests {
-            Some((requests, first)) => tracing::warn!(
+            Some((requests, frames)) => tracing::warn!(
                 service,
                 peer = %origin.peer,
-                frame = %first[..first.len().min(MAX_LOGGED_BYTES)].escape_ascii(),
+                frame = %slow::shown(frames, requests),
                 ?took,
                 requests,
                 left_out,
@@ -158,56 +132,15 @@ impl Inline {
     }
 }
 
-impl HandleInline for Inline {
-    fn handle(
-        &mut self,
-        service: &Served,
-        session: &mut Option<Session>,
-        frame: &[u8],
-        job: &mut Job,
-    ) -> JobEnd {
-        if self.handled == 0 {
-            self.begun = self.hub.clock.now();
-            self.laps.begin(self.begun);
-        }
-        self.handled += 1;
-        let is_first = !self.laps.is_open();
-        let connection = Connection::new(&job.origin, &self.post);
-        let request = Request::new(frame, &connection, &self.waits);
-        let handled = match self.states.get(&self.services, job.origin.local.service) {
-            Some(state) => {
-                let to = job.batch.replies();
-                service::handle(&*service.service, session, state, &request, to, Mode::Loop)
-            }
-            None => Handled::Panicked,
-        };
-        let end = job.batch.end_line(handled);
-        let full = job.batch.replies.len() >= MAX_SLICE_BYTES;
-        // What others push may come between this reply and the next.
-        let alone = job.origin.local.has_pushers() && !job.batch.reply_ends.is_empty();
-        if self.laps.count() || full || alone || end != JobEnd::Done {
-            let first = std::mem::take(&mut self.first);
-            self.end_lap(service, job, if is_first { frame } else { &first });
-            self.first = first;
-            if end == JobEnd::Done
-                && (full || alone || self.laps.begun().saturating_sub(self.begun) >= MAX_SLICE)
-            {
-                return JobEnd::Unfinished;
-            }
-        } else if is_first {
-            self.first.clear();
-            self.first.extend_from_slice(&frame[..frame.len().min(MAX_LOGGED_BYTES)]);
-        }
-        end
-    }
-}
-
 impl Reactor {
-    /// Requests of a connection were handled here: their replies go to the socket.
+    /// So many requests of a connection were handled here: their replies go to the socket.
     #[inline(always)]
-    pub(super) fn handled_inline(&mut self, mut job: Box<Job>) {
-        let service = &self.services[job.origin.local.service as usize];
-        job.batch.handled = self.inline.end(service, &job);
+    pub(super) fn handled_inline(&mut self, mut job: Box<Job>, requests: usize) {
+        job.batch.handled = requests;
+        if !self.inline.worker.told.is_empty() {
+            let service = &self.services[job.origin.local.service as usize];
+            self.inline.tell(service, &job);
+        }
         if job.end == JobEnd::Unfinished {
             // No line of it is left: the rest was not cut.
             job.end = JobEnd::Done;

@@ -13,10 +13,11 @@ use super::joined::Joint;
 use super::table::Entry;
 use super::{Reactor, budget};
 use crate::clock::Nanos;
-use crate::connection::{Connection, End, Inbound, Output, Phase, Role, Taken, Turn};
+use crate::connection::{Connection, Inbound, Output, Phase, Role, Turn};
 use crate::job::{Job, JobEnd, Task};
 use crate::metrics::Counters;
 use crate::reason::CloseReason;
+use crate::service::{End, Taken};
 use crate::slots::ConnId;
 
 /// Jobs of a turn handed to the pool together; beyond, without waiting for the end of the turn.
@@ -208,7 +209,7 @@ impl Reactor {
         }
         match (requests, inline) {
             (0, 0) => self.free.put(job, &mut self.litter),
-            (0, _) => self.handled_inline(job),
+            (0, _) => self.handled_inline(job, inline),
             _ => self.resubmit(job),
         }
     }

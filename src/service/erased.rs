@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
 use super::connection::Connection;
+use super::cut::Cutting;
 use super::join::{Join, Joining};
 use super::reply::{Mode, Reply};
 use super::request::Request;
@@ -29,6 +30,7 @@ pub(crate) trait Erased: Send + Sync + 'static {
         request: &Request<'_>,
         reply: &mut Reply<'_>,
     );
+    fn cut(&self, session: &mut Option<Session>, cutting: &mut Cutting<'_>);
     fn close(
         &self,
         session: Session,
@@ -60,7 +62,15 @@ fn state<T: 'static>(session: Option<&Session>) -> &T {
     .expect(OF_ITS_TYPE)
 }
 
-fn worker_state<'a, T: 'static>(worker: &'a mut WorkerState, none: &'a mut ()) -> &'a mut T {
+fn state_mut<'a, T: 'static>(session: &'a mut Option<Session>, none: &'a mut ()) -> &'a mut T {
+    match session {
+        Some(session) => session.downcast_mut(),
+        None => (none as &mut dyn Any).downcast_mut(),
+    }
+    .expect(OF_ITS_TYPE)
+}
+
+pub(super) fn worker_state<'a, T: 'static>(worker: &'a mut WorkerState, none: &'a mut ()) -> &'a mut T {
     // Told at compile time where a worker has nothing of its own.
     match (none as &mut dyn Any).downcast_mut() {
         Some(none) => Some(none),
@@ -86,11 +96,13 @@ impl<S: Service> Erased for S {
         reply: &mut Reply<'_>,
     ) {
         let mut none = ();
-        let state = match session {
-            Some(session) => session.downcast_mut(),
-            None => (&mut none as &mut dyn Any).downcast_mut(),
-        };
-        Service::handle(self, state.expect(OF_ITS_TYPE), worker_state(worker, &mut ()), request, reply);
+        let state = state_mut(session, &mut none);
+        Service::handle(self, state, worker_state(worker, &mut ()), request, reply);
+    }
+
+    fn cut(&self, session: &mut Option<Session>, cutting: &mut Cutting<'_>) {
+        let mut none = ();
+        cutting.run(self, state_mut(session, &mut none));
     }
 
     fn close(
@@ -165,12 +177,7 @@ pub(crate) fn handle(
         reply.buffer().truncate(start);
         return Handled::Panicked;
     }
-    match (reply.deferred, reply.close) {
-        (true, close) => Handled::Deferred { close },
-        (false, true) => Handled::Close { replied: reply.is_written() },
-        (false, false) if reply.is_written() => Handled::Replied,
-        (false, false) => Handled::Silent,
-    }
+    reply.handled()
 }
 
 /// Opens a connection; what it is greeted with is appended. With it comes whether it is to be closed at once. `None`: it panicked,
@@ -265,25 +272,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::clock::Nanos;
     use crate::job::{Batch, Endpoint, Origin};
-    use crate::mail::{Mail, Post};
+    use crate::mail::{Nowhere, Post};
     use crate::service::Waits;
     use crate::slots::{ConnId, Slots};
-
-    struct Nowhere;
-
-    impl Post for Nowhere {
-        fn post(&self, _: Mail) {}
-
-        fn now(&self) -> Nanos {
-            0
-        }
-
-        fn takes_in(&self) -> bool {
-            false
-        }
-    }
 
     fn with_request(ask: impl FnOnce(&Request<'_>, &Waits)) {
         let local = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);

@@ -4,6 +4,7 @@
 //! is and what a peer is told at the end, the workers call the handler. [`Helo`] is one of them, and the core knows of none.
 
 mod connection;
+mod cut;
 mod erased;
 mod handler;
 mod join;
@@ -29,6 +30,7 @@ use crate::framing::{Found, Framing, Lines};
 use crate::job::{MAX_JOB_LINES, Session};
 use crate::slots::MS;
 pub use connection::{Connection, ConnectionId};
+pub(crate) use cut::{Cut, End, LoopWorker, Taken, Told};
 pub(crate) use erased::{Erased, WorkerState, classify, close, drop_value, handle, join, last_line, open};
 pub use handler::Handler;
 pub use join::{Join, Joining};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 use super::connection::Connection;
-use crate::job::Replies;
+use crate::job::{Handled, Replies};
 use crate::mail::{Completion, Mail, Piece, Post};
 use crate::slots::ConnId;
 
@@ -25,7 +25,7 @@ pub struct Reply<'a> {
     /// Pieces of it went ahead.
     flushed: bool,
     pub(super) close: bool,
-    pub(super) deferred: bool,
+    deferred: bool,
     mode: Mode,
 }
 
@@ -153,8 +153,19 @@ impl<'a> Reply<'a> {
         }
     }
 
+    /// What the handler did, which has returned.
+    #[inline(always)]
+    pub(super) fn handled(&self) -> Handled {
+        match (self.deferred, self.close) {
+            (true, close) => Handled::Deferred { close },
+            (false, true) => Handled::Close { replied: self.is_written() },
+            (false, false) if self.is_written() => Handled::Replied,
+            (false, false) => Handled::Silent,
+        }
+    }
+
     /// Whether anything was written.
-    pub(super) fn is_written(&self) -> bool {
+    fn is_written(&self) -> bool {
         self.flushed || self.to.bytes.len() > self.start
     }
 }

@@ -5,9 +5,8 @@
 
 use crate::clock::Nanos;
 use crate::framing::Found;
-use crate::job::{Job, JobEnd, MAX_JOB_BYTES, Session};
-use crate::reason::CloseReason;
-use crate::service::{self, Kind, Served};
+use crate::job::Session;
+use crate::service::{self, Cut, End, Kind, Served, Taken};
 
 /// Bytes by which a buffer grows at least, up to a doubling: what is held is counted by capacity, so growth is not
 /// left to the vector.
@@ -132,7 +131,7 @@ impl Inbound {
         &mut self,
         session: &mut Option<Session>,
         ended: bool,
-        cut: Cut<'_, impl HandleInline>,
+        cut: Cut<'_>,
         now: Nanos,
     ) -> Taken {
         let taken = cut.take(session, self.rest(), self.scanned, ended);
@@ -187,151 +186,6 @@ fn grow(bytes: &mut Vec<u8>, additional: usize) {
             false => bytes.len().clamp(MIN_GROWTH_BYTES, MAX_GROWTH_BYTES),
         };
         bytes.reserve_exact(additional.max(spare));
-    }
-}
-
-/// Handles requests where they are cut.
-pub(crate) trait HandleInline {
-    /// Handles one, and writes its reply to `job`. What it tells is [`JobEnd::Done`] where the next may follow.
-    fn handle(
-        &mut self,
-        service: &Served,
-        session: &mut Option<Session>,
-        frame: &[u8],
-        job: &mut Job,
-    ) -> JobEnd;
-}
-
-/// A job to be filled with frames, and how far.
-pub(crate) struct Cut<'a, H> {
-    pub(crate) service: &'a Served,
-    /// Whether this peer may stop the server.
-    pub(crate) stop_allowed: bool,
-    pub(crate) job: &'a mut Job,
-    /// Most requests in the job.
-    pub(crate) room: usize,
-    /// Most frames, requests or not.
-    pub(crate) frames: usize,
-    pub(crate) inline: &'a mut H,
-}
-
-/// What a [`Cut`] took.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Taken {
-    pub(crate) consumed: usize,
-    /// Frames that are in the job.
-    pub(crate) requests: usize,
-    /// Requests that were handled at once. Then none is in the job but their replies, and how the last of them ended.
-    pub(crate) inline: usize,
-    /// Frames that are no request.
-    pub(crate) ignored: usize,
-    /// Stop requests.
-    pub(crate) stops: usize,
-    pub(crate) end: End,
-}
-
-/// Why a [`Cut`] took no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
-    /// No whole frame is left. Of what is left, so many bytes were looked at.
-    More { scanned: usize },
-    /// The job, or its share of the turn, is full, or what follows has to wait. The next frame was not looked at.
-    Full,
-    /// The connection has to end for this reason behind what was taken.
-    Close(CloseReason),
-}
-
-impl End {
-    fn scanned(self) -> usize {
-        if let End::More { scanned } = self { scanned } else { 0 }
-    }
-}
-
-impl<H: HandleInline> Cut<'_, H> {
-    /// Takes frames off the front of `bytes`, of which `scanned` need not be looked at again for the first one's end.
-    pub(crate) fn take(
-        self,
-        session: &mut Option<Session>,
-        bytes: &[u8],
-        mut scanned: usize,
-        ended: bool,
-    ) -> Taken {
-        let Cut { service, stop_allowed, job, room, frames, inline } = self;
-        let mut taken = Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full };
-        let Some(mut framing) = service.framing(session.as_ref()) else {
-            taken.end = End::Close(CloseReason::Panic);
-            return taken;
-        };
-        for _ in 0..frames {
-            let rest = &bytes[taken.consumed..];
-            if rest.is_empty() {
-                taken.end = End::More { scanned: 0 };
-                return taken;
-            }
-            let (content, consumed) = match framing.next(rest, scanned, ended) {
-                Some(Found::Frame { content, consumed }) => (&rest[content], consumed),
-                Some(Found::More { scanned }) => {
-                    taken.end = End::More { scanned };
-                    // Of a stream that has ended nothing more comes.
-                    if ended {
-                        taken.consumed = bytes.len();
-                        taken.end = End::More { scanned: 0 };
-                    }
-                    return taken;
-                }
-                Some(Found::TooLong) => {
-                    taken.end = End::Close(CloseReason::LineTooLong);
-                    return taken;
-                }
-                None => {
-                    taken.end = End::Close(CloseReason::Panic);
-                    return taken;
-                }
-            };
-            let kind = service::classify(&*service.service, session.as_ref(), content);
-            let mut goes_on = true;
-            match kind {
-                Some(Kind::Request | Kind::Switch) => {
-                    if taken.requests == room || taken.inline > 0 || job.batch.len_bytes() >= MAX_JOB_BYTES {
-                        return taken;
-                    }
-                    job.batch.push_line(content);
-                    taken.requests += 1;
-                    goes_on = kind != Some(Kind::Switch);
-                }
-                Some(Kind::Inline) => {
-                    if taken.requests > 0 {
-                        return taken;
-                    }
-                    job.end = inline.handle(service, session, content, job);
-                    taken.inline += 1;
-                    goes_on = job.end == JobEnd::Done;
-                    let Some(next) = service.framing(session.as_ref()) else {
-                        taken.consumed += consumed;
-                        taken.end = End::Close(CloseReason::Panic);
-                        return taken;
-                    };
-                    framing = next;
-                }
-                Some(Kind::Ignored) => taken.ignored += 1,
-                Some(Kind::Stop) => {
-                    taken.stops += 1;
-                    if !stop_allowed {
-                        taken.end = End::Close(CloseReason::KillRefused);
-                    }
-                }
-                None => taken.end = End::Close(CloseReason::Panic),
-            }
-            taken.consumed += consumed;
-            scanned = 0;
-            if !goes_on || taken.end != End::Full {
-                return taken;
-            }
-        }
-        if taken.consumed == bytes.len() {
-            taken.end = End::More { scanned: 0 };
-        }
-        taken
     }
 }
 

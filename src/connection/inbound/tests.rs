@@ -10,21 +10,26 @@ use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::config::{ServiceSettings, StopFrom};
-use crate::connection::model::{Comments, NoInline};
+use crate::connection::model::Comments;
 use crate::framing::{Framing, Lines};
-use crate::job::{Endpoint, FreeJobs};
-use crate::service::{Handler, Reply, Request, Service};
+use crate::job::{Endpoint, FreeJobs, Job, MAX_JOB_BYTES};
+use crate::reason::CloseReason;
+use crate::service::{Handler, LoopWorker, Reply, Request, Service};
 use crate::slots::{ConnId, Slots};
 
 fn service() -> Served {
     Served::new(Arc::new(Comments), &ServiceSettings::of_lines(8, StopFrom::Any))
 }
 
-/// Its requests are of each kind, by their first byte.
+/// Its requests are of each kind, by their first byte. Behind one that ends with `!` its connection is closed.
 struct Kinds;
 
 impl Handler for Kinds {
-    fn handle(&self, _: &Request<'_>, _: &mut Reply<'_>) {}
+    fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        if request.line().ends_with(b"!") {
+            reply.close();
+        }
+    }
 
     fn classify(&self, line: &[u8]) -> Kind {
         match line {
@@ -67,15 +72,6 @@ impl Service for Falters {
     }
 }
 
-/// Handles requests inline. Behind one that ends with `!` its connection is closed.
-struct Inline;
-
-impl HandleInline for Inline {
-    fn handle(&mut self, _: &Served, _: &mut Option<Session>, frame: &[u8], _: &mut Job) -> JobEnd {
-        if frame.ends_with(b"!") { JobEnd::Close } else { JobEnd::Done }
-    }
-}
-
 fn job() -> Box<Job> {
     let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
     let id = ConnId { slot: 0, generation: 0 };
@@ -108,7 +104,7 @@ fn every_frame_counts_against_the_share_of_the_turn_whether_it_is_a_request_or_n
             job: &mut job,
             room: 9,
             frames,
-            inline: &mut NoInline,
+            worker: &mut LoopWorker::alone([]),
         };
         let taken = inbound.cut(&mut None, false, cut, 9);
         assert_eq!(taken.end, end);
@@ -128,7 +124,7 @@ fn what_finds_no_room_is_left_for_the_next_job() {
         job: &mut job,
         room: 1,
         frames: 9,
-        inline: &mut NoInline,
+        worker: &mut LoopWorker::alone([]),
     };
     let taken = inbound.cut(&mut None, false, cut, 9);
     assert_eq!((taken.requests, taken.consumed, taken.end), (1, 2, End::Full));
@@ -139,14 +135,14 @@ fn what_finds_no_room_is_left_for_the_next_job() {
 
 #[test]
 fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
-    let take = |service: &Served, bytes: &[u8]| {
-        let (job, inline) = (&mut *job(), &mut Inline);
-        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, inline };
+    let take = |worker: &mut LoopWorker, bytes: &[u8]| {
+        let (service, job) = (&Arc::clone(&worker.services)[0], &mut *job());
+        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, worker };
         let Taken { requests, inline, consumed, end, .. } = cut.take(&mut None, bytes, 0, false);
         (requests, inline, consumed, end)
     };
     let settings = ServiceSettings::of_lines(8, StopFrom::Any);
-    let kinds = Served::new(Arc::new(Kinds), &settings);
+    let mut kinds = LoopWorker::alone([Served::new(Arc::new(Kinds), &settings)]);
     for (bytes, expected) in [
         (&b"i\ni\n#\n"[..], (0, 2, 6, End::More { scanned: 0 })),
         (b"i\na\ni\n", (0, 1, 2, End::Full)),
@@ -154,11 +150,11 @@ fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
         (b"i!\ni\n", (0, 1, 3, End::Full)),
         (b"a\ns\nb\n", (2, 0, 4, End::Full)),
     ] {
-        assert_eq!(take(&kinds, bytes), expected, "{}", bytes.escape_ascii());
+        assert_eq!(take(&mut kinds, bytes), expected, "{}", bytes.escape_ascii());
     }
-    let falters =
-        Served::new(Arc::new(Falters { asked: AtomicUsize::new(0), lines: Lines::new(8) }), &settings);
-    assert_eq!(take(&falters, b"i\ni\n"), (0, 1, 2, End::Close(CloseReason::Panic)));
+    let falters = Falters { asked: AtomicUsize::new(0), lines: Lines::new(8) };
+    let mut falters = LoopWorker::alone([Served::new(Arc::new(falters), &settings)]);
+    assert_eq!(take(&mut falters, b"i\ni\n"), (0, 1, 2, End::Close(CloseReason::Panic)));
 }
 
 #[test]
@@ -183,7 +179,7 @@ fn a_refused_stop_and_a_line_too_long_end_what_is_behind_them() {
             job: &mut job,
             room: 9,
             frames: 9,
-            inline: &mut NoInline,
+            worker: &mut LoopWorker::alone([]),
         };
         let taken = cut.take(&mut None, bytes, 0, false);
         assert_eq!((taken.end, taken.stops, taken.requests), (End::Close(reason), stops, 1));
@@ -230,7 +226,8 @@ fn the_wait_for_the_rest_of_a_frame_begins_anew_only_with_the_next_frame() {
     let (service, mut job) = (service(), job());
     let mut cut = |inbound: &mut Inbound| {
         let (service, job) = (&service, &mut job);
-        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, inline: &mut NoInline };
+        let cut =
+            Cut { service, stop_allowed: true, job, room: 9, frames: 9, worker: &mut LoopWorker::alone([]) };
         inbound.cut(&mut None, false, cut, 9)
     };
     let mut inbound = Inbound::default();
@@ -253,8 +250,14 @@ fn a_job_that_is_full_takes_no_more() {
         let mut job = job();
         job.batch.push_line(&vec![b'x'; there]);
         let job = &mut job;
-        let cut =
-            Cut { service: &service, stop_allowed: true, job, room: 9, frames: 9, inline: &mut NoInline };
+        let cut = Cut {
+            service: &service,
+            stop_allowed: true,
+            job,
+            room: 9,
+            frames: 9,
+            worker: &mut LoopWorker::alone([]),
+        };
         assert_eq!(cut.take(&mut None, b"a\nb\n", 0, false).requests, requests, "{there} bytes");
     }
 }
@@ -270,7 +273,7 @@ fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
         job: &mut job,
         room: 9,
         frames: 1,
-        inline: &mut NoInline,
+        worker: &mut LoopWorker::alone([]),
     };
     inbound.cut(&mut None, false, cut, 9);
     assert_eq!((inbound.capacity(), inbound.len()), (before, before - 2));
@@ -293,7 +296,7 @@ fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
         job: &mut job,
         room: 9,
         frames: 1001,
-        inline: &mut NoInline,
+        worker: &mut LoopWorker::alone([]),
     };
     assert_eq!(inbound.cut(&mut None, false, cut, 9).end, End::More { scanned: 4 });
     assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
@@ -387,8 +390,14 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
                 let (mut kept, mut incomplete) = (0, None);
                 if inbound.is_empty() && *frames > 0 && *room > 0 {
                     let (room, frames) = (*room, *frames);
-                    let cut =
-                        Cut { service, stop_allowed, job: &mut job, room, frames, inline: &mut NoInline };
+                    let cut = Cut {
+                        service,
+                        stop_allowed,
+                        job: &mut job,
+                        room,
+                        frames,
+                        worker: &mut LoopWorker::alone([]),
+                    };
                     let taken = cut.take(&mut None, bytes, 0, false);
                     account.add(&taken);
                     kept = taken.consumed;
@@ -403,7 +412,14 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
             }
             Step::Cut { room, frames } => {
                 let (room, frames) = (*room, *frames);
-                let cut = Cut { service, stop_allowed, job: &mut job, room, frames, inline: &mut NoInline };
+                let cut = Cut {
+                    service,
+                    stop_allowed,
+                    job: &mut job,
+                    room,
+                    frames,
+                    worker: &mut LoopWorker::alone([]),
+                };
                 let taken = inbound.cut(&mut None, ended, cut, 9);
                 account.add(&taken);
                 assert!(taken.requests <= room && taken.requests + taken.ignored + taken.stops <= frames);
