@@ -129,7 +129,7 @@ impl<H: Handler + ?Sized> Service for H {
 
     fn open(&self, _: &mut (), _: &Connection<'_>, _: &mut Reply<'_>) {}
 
-    #[inline]
+    #[inline(always)]
     fn handle(&self, _: &mut (), _: &mut (), request: &Request<'_>, reply: &mut Reply<'_>) {
         Handler::handle(self, request, reply);
     }

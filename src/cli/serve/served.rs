@@ -69,15 +69,24 @@ fn helo(args: &ServeArgs) -> Helo {
     helo
 }
 
+impl Served {
+    /// Answers by other words than the first.
+    #[cold]
+    fn handle_changed(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+        // Not while it is handled: that may take long, and nobody who changes it is to wait.
+        let present = Arc::clone(&self.0.present.read().unwrap_or_else(PoisonError::into_inner));
+        present.handle(request, reply);
+    }
+}
+
 impl Handler for Served {
     #[inline]
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
         if self.0.is_first.load(Relaxed) {
-            return self.0.first.handle(request, reply);
+            self.0.first.handle(request, reply);
+        } else {
+            self.handle_changed(request, reply);
         }
-        // Not while it is handled: that may take long, and nobody who changes it is to wait.
-        let present = Arc::clone(&self.0.present.read().unwrap_or_else(PoisonError::into_inner));
-        present.handle(request, reply);
     }
 
     #[inline]
