@@ -75,7 +75,7 @@ impl Helo {
     }
 
     /// What follows the text in the reply to a client that reached `local`.
-    #[inline]
+    #[inline(always)]
     fn tail(&self, local: &Address) -> Cow<'_, [u8]> {
         match self.tails[0].get() {
             Some((address, tail)) if is_same(address, local) => Cow::Borrowed(tail),
@@ -114,7 +114,7 @@ impl Default for Helo {
 }
 
 impl Handler for Helo {
-    #[inline]
+    #[inline(always)]
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
         if let Some(text) = protocol::helo_text(request.line()) {
             protocol::render_helo(text, &self.tail(request.local_addr()), reply.buffer());

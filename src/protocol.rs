@@ -27,7 +27,7 @@ pub fn helo_text(line: &[u8]) -> Option<&[u8]> {
 }
 
 /// Appends the reply to `HELO text`; `tail` is from [`render_tail`].
-#[inline]
+#[inline(always)]
 pub fn render_helo(text: &[u8], tail: &[u8], reply: &mut Vec<u8>) {
     reply.reserve(HELO.len() + text.len() + tail.len());
     reply.extend_from_slice(HELO);

@@ -2,14 +2,13 @@
 
 use crate::clock::Nanos;
 
-/// Requests that take less than this on average may be timed together, in nanoseconds.
-pub(super) const SHORT_REQUEST: Nanos = 1_000;
-
-/// Most requests of a job that are timed together, which they are while they take less than [`SHORT_REQUEST`] each:
+/// Requests that take less than this on average may be timed together, in nanoseconds: as many as are expected to take so long, as
 /// reading the clock costs about as much as the shortest of them.
-const MAX_LAP: usize = 8;
+pub(super) const SHORT_REQUEST: Nanos = 1_000;
+/// Most requests of a job that are timed together.
+const MAX_LAP: usize = 16;
 /// Bytes of requests after which those on the event loop are not timed together with later ones, so that the log can show each of them.
-pub(crate) const MAX_LAP_BYTES: usize = 256;
+pub(crate) const MAX_LAP_BYTES: usize = 512;
 
 /// Waiting times that differ by this part of them or less are the same to the histograms, which have two digits.
 const WAIT_PARTS: Nanos = 128;
@@ -88,7 +87,8 @@ impl Laps {
             Some(last) if last.is_like(&lap) => last.append(&lap),
             _ => self.laps.push(lap),
         }
-        self.most = if took < SHORT_REQUEST * requests as u64 { (self.most * 2).min(MAX_LAP) } else { 1 };
+        let most = SHORT_REQUEST * requests as u64 / took.max(1);
+        self.most = usize::try_from(most).unwrap_or(MAX_LAP).clamp(1, MAX_LAP);
         (self.begun, self.requests) = (self.begun + took, 0);
         lap
     }

@@ -80,7 +80,7 @@ impl Served {
 }
 
 impl Handler for Served {
-    #[inline]
+    #[inline(always)]
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
         if self.0.is_first.load(Relaxed) {
             self.0.first.handle(request, reply);
