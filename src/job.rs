@@ -391,7 +391,7 @@ mod tests {
     use crate::slots::FIRST_SLOTS;
 
     fn free_jobs() -> FreeJobs {
-        FreeJobs::new(Slots::new(0))
+        FreeJobs::new(Slots::new([]))
     }
 
     fn take(free: &mut FreeJobs) -> Box<Job> {
@@ -431,7 +431,7 @@ mod tests {
 
     #[test]
     fn a_job_is_wanted_while_its_connection_has_its_slot() {
-        let slots = Slots::new(100);
+        let slots = Slots::new([100]);
         let mut free = FreeJobs::new(Arc::clone(&slots));
         let first = u32::try_from(FIRST_SLOTS).unwrap();
         for slot in [0, first - 1, first, 3 * first - 1, 3 * first] {

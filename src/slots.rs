@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use crate::clock::Nanos;
+use crate::config::ServiceId;
 
 /// Which connection: its place in the slab, and which of the connections that have had this place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,8 +51,8 @@ const PARTS: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Slots {
     parts: [OnceLock<Box<[Slot]>>; PARTS],
-    /// Bytes on their way to a connection from which on nothing more is taken for it. Written by the reactor.
-    max_posted_bytes: AtomicU32,
+    /// Bytes on their way to a connection from which on nothing more is taken for it, of each service. Written by the reactor.
+    max_posted_bytes: Box<[AtomicU32]>,
 }
 
 /// What workers, pushers and the reactor tell each other of a slot. Relaxed: nothing else is read because of it.
@@ -84,16 +85,18 @@ pub(crate) enum Refused {
 }
 
 impl Slots {
-    /// For a connection nothing more is taken once `max_posted_bytes` are on their way to it.
-    pub(crate) fn new(max_posted_bytes: usize) -> Arc<Slots> {
-        let slots = Slots { parts: [const { OnceLock::new() }; PARTS], max_posted_bytes: AtomicU32::new(0) };
-        slots.limit_posted(max_posted_bytes);
-        Arc::new(slots)
+    /// For a connection of service `n` nothing more is taken once `max_posted_bytes[n]` are on their way to it.
+    pub(crate) fn new(max_posted_bytes: impl IntoIterator<Item = usize>) -> Arc<Slots> {
+        let max_posted_bytes =
+            max_posted_bytes.into_iter().map(|bytes| AtomicU32::new(posted_bytes(bytes))).collect();
+        Arc::new(Slots { parts: [const { OnceLock::new() }; PARTS], max_posted_bytes })
     }
 
-    /// From now on it is so many bytes. For the reactor.
-    pub(crate) fn limit_posted(&self, max_posted_bytes: usize) {
-        self.max_posted_bytes.store(posted_bytes(max_posted_bytes), Relaxed);
+    /// From now on it is so many bytes, of each service. For the reactor.
+    pub(crate) fn limit_posted(&self, max_posted_bytes: impl IntoIterator<Item = usize>) {
+        for (most, bytes) in self.max_posted_bytes.iter().zip(max_posted_bytes) {
+            most.store(posted_bytes(bytes), Relaxed);
+        }
     }
 
     fn slot(&self, id: ConnId) -> Option<&Slot> {
@@ -143,13 +146,13 @@ impl Slots {
         };
     }
 
-    /// `bytes` are about to be pushed to this connection.
+    /// `bytes` are about to be pushed to this connection of `service`.
     ///
     /// # Errors
     /// They may not be, and do not count.
-    pub(crate) fn post(&self, id: ConnId, bytes: usize) -> Result<(), Refused> {
+    pub(crate) fn post(&self, id: ConnId, service: ServiceId, bytes: usize) -> Result<(), Refused> {
         let Some(slot) = self.slot(id).filter(|_| self.has(id)) else { return Err(Refused::Gone) };
-        let most = self.max_posted_bytes.load(Relaxed);
+        let most = self.max_posted_bytes[service as usize].load(Relaxed);
         let taken = slot
             .posted
             .fetch_update(Relaxed, Relaxed, |posted| (posted < most).then(|| posted + posted_bytes(bytes)));
@@ -212,7 +215,7 @@ mod tests {
     /// The reading of a worker is the later one where the reactor's turn began before it. (issue 16)
     #[test]
     fn a_job_that_was_taken_within_this_turn_was_not_taken_weeks_ago() {
-        let slots = Slots::new(0);
+        let slots = Slots::new([]);
         let id = ConnId { slot: 0, generation: 0 };
         slots.set(id);
         slots.set_taken(id, 11 * MS);

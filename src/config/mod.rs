@@ -179,7 +179,7 @@ impl Default for Config {
 /// What is set for one service of several: each has its own listeners and limits, and all share one pool and one event loop. The
 /// first one is set by the fields of the same names in [`Config`], which say what they mean; given to
 /// [`Builder::service`](crate::Builder::service) for every further one. What is not here is the server's, for all services together:
-/// memory, pending requests, the watermark of unread replies, threads.
+/// memory, pending requests, threads.
 ///
 /// # Examples
 /// ```
@@ -203,6 +203,8 @@ pub struct ServiceConfig {
     pub max_connections_per_peer: Option<usize>,
     /// See [`Config::max_line_bytes`].
     pub max_line_bytes: usize,
+    /// See [`Config::high_watermark_bytes`].
+    pub high_watermark_bytes: usize,
     /// See [`Config::line_timeout`].
     pub line_timeout: Option<Duration>,
     /// See [`Config::idle_timeout`].
@@ -282,6 +284,7 @@ impl Config {
             max_connections: self.max_connections,
             max_connections_per_peer: self.max_connections_per_peer,
             max_line_bytes: self.max_line_bytes,
+            high_watermark_bytes: self.high_watermark_bytes,
             line_timeout: self.line_timeout,
             idle_timeout: self.idle_timeout,
             queue_timeout: self.queue_timeout,

@@ -29,8 +29,6 @@ pub(crate) struct Settings {
     pub(crate) limits: PoolLimits,
     pub(crate) policy: Policy,
     pub(crate) max_pending: usize,
-    pub(crate) high_watermark_bytes: usize,
-    pub(crate) low_watermark_bytes: usize,
     pub(crate) max_memory_bytes: usize,
     pub(crate) send_buffer_bytes: Option<usize>,
     pub(crate) unix_mode: u32,
@@ -49,6 +47,7 @@ pub(crate) struct ServiceSettings {
     pub(crate) max_connections: usize,
     pub(crate) max_connections_per_peer: Option<usize>,
     pub(crate) max_line_bytes: usize,
+    pub(crate) high_watermark_bytes: usize,
     pub(crate) timeouts: Timeouts,
     pub(crate) queue_timeout: Option<Nanos>,
     /// See `slow`.
@@ -74,6 +73,11 @@ pub(crate) struct Timeouts {
 }
 
 impl ServiceSettings {
+    /// Unread replies at which a connection is paused, and at which it is resumed.
+    pub(crate) fn watermarks(&self) -> (usize, usize) {
+        (self.high_watermark_bytes, self.high_watermark_bytes / 4)
+    }
+
     /// Lines of up to so many bytes, and nothing that is limited.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of_lines(max_line_bytes: usize, stop_from: StopFrom) -> ServiceSettings {
@@ -81,6 +85,7 @@ impl ServiceSettings {
             max_connections: usize::MAX,
             max_connections_per_peer: None,
             max_line_bytes,
+            high_watermark_bytes: usize::MAX,
             timeouts: Timeouts::default(),
             queue_timeout: None,
             slow: None,
@@ -88,6 +93,13 @@ impl ServiceSettings {
             proxy_from: ProxyFrom::default(),
             looks_on: None,
         }
+    }
+}
+
+impl Settings {
+    /// Of each service, how many pushed bytes may be on their way to a connection.
+    pub(crate) fn posted_bytes(&self) -> impl Iterator<Item = usize> {
+        self.services.iter().map(|service| service.high_watermark_bytes)
     }
 }
 
@@ -99,6 +111,7 @@ impl ServiceConfig {
     fn check(&self) -> Result<ServiceSettings, Error> {
         within("max_connections", self.max_connections, 1, MAX_CONNECTIONS)?;
         within("max_line_bytes", self.max_line_bytes, 1, MAX_LINE_BYTES)?;
+        within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
         if let Some(limit) = self.max_connections_per_peer {
             within("max_connections_per_peer", limit, 1, 1 << 30)?;
         }
@@ -112,6 +125,7 @@ impl ServiceConfig {
             max_connections: self.max_connections,
             max_connections_per_peer: self.max_connections_per_peer,
             max_line_bytes: self.max_line_bytes,
+            high_watermark_bytes: self.high_watermark_bytes,
             queue_timeout: timeout("queue_timeout", self.queue_timeout)?,
             slow: timeout("slow_log", self.slow_log)?,
             timeouts,
@@ -171,7 +185,6 @@ impl Config {
         };
         let policy = limits.check()?;
         within("max_pending", self.max_pending, 1, 1 << 30)?;
-        within("high_watermark_bytes", self.high_watermark_bytes, 1, 1 << 30)?;
         within("max_memory_bytes", self.max_memory_bytes, 1 << 20, usize::MAX)?;
         if let Some(bytes) = self.send_buffer_bytes {
             within("send_buffer_bytes", bytes, 4 << 10, 1 << 30)?;
@@ -215,8 +228,6 @@ impl Config {
             limits,
             policy,
             max_pending: self.max_pending,
-            high_watermark_bytes: self.high_watermark_bytes,
-            low_watermark_bytes: self.high_watermark_bytes / 4,
             max_memory_bytes: self.max_memory_bytes,
             send_buffer_bytes: self.send_buffer_bytes,
             unix_mode: self.unix_mode,

@@ -93,7 +93,7 @@ pub fn play(data: &[u8]) {
     let mut world = World {
         connection: Connection::new(endpoint, &peer, stop_allowed & 1 == 1, Role::Requests, 0),
         service: Served::new(Arc::new(Comments), &ServiceSettings::of_lines(MAX_LINE, StopFrom::Any)),
-        free: FreeJobs::new(Slots::new(0)),
+        free: FreeJobs::new(Slots::new([])),
         litter: Litter::default(),
         worker: LoopWorker::alone([]),
         job: None,

@@ -35,7 +35,7 @@ fn push(connection: &mut Connection, count: usize, now: Nanos) {
 }
 
 fn job(connection: &Connection) -> Box<Job> {
-    let mut free = FreeJobs::new(Slots::new(0));
+    let mut free = FreeJobs::new(Slots::new([]));
     connection.new_job(ConnId { slot: 0, generation: 0 }, &mut free, 0)
 }
 

@@ -25,7 +25,7 @@ impl Wake for NoReactor {
 fn job(line: &[u8]) -> Box<Job> {
     let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
     let id = ConnId { slot: 0, generation: 0 };
-    let mut job = FreeJobs::new(Slots::new(0)).take(id, &endpoint, endpoint.address.clone(), 0, 0);
+    let mut job = FreeJobs::new(Slots::new([])).take(id, &endpoint, endpoint.address.clone(), 0, 0);
     job.batch.push_line(line);
     job
 }

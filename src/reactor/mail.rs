@@ -297,7 +297,7 @@ impl Reactor {
             }
             self.counters.pushed += 1;
             if connection.parks_pushes() {
-                let watermarks = self.watermarks();
+                let watermarks = self.watermarks(id);
                 let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
                 connection.park(Arc::clone(&push.bytes), watermarks);
                 self.settle(id);
@@ -311,7 +311,7 @@ impl Reactor {
 
     /// Writes what was pushed while a reply had begun, or the greeting was to come, if that has ended. `false`: the connection is gone.
     fn unpark_pushes(&mut self, id: ConnId) -> bool {
-        let watermarks = self.watermarks();
+        let watermarks = self.watermarks(id);
         loop {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
             if connection.parks_pushes() {
@@ -333,7 +333,7 @@ impl Reactor {
             Written::Gone(_) => return false,
         };
         if sent < bytes.len() {
-            let (watermarks, now) = (self.watermarks(), self.now());
+            let (watermarks, now) = (self.watermarks(id), self.now());
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
             connection.with_outbound(watermarks, now, |outbound| outbound.push_word(&bytes[sent..]));
         }
@@ -360,7 +360,7 @@ impl Reactor {
                 return false;
             }
         };
-        let (watermarks, now) = (self.watermarks(), self.now());
+        let (watermarks, now) = (self.watermarks(id), self.now());
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
         connection.with_outbound(watermarks, now, |outbound| outbound.push(replies, ends, sent));
         true

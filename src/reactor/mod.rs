@@ -228,7 +228,7 @@ impl Reactor {
         services: Arc<[Served]>,
         shared: Shared,
     ) -> Reactor {
-        let slots = Slots::new(settings.high_watermark_bytes);
+        let slots = Slots::new(settings.posted_bytes());
         let listener_count = sockets.listeners.len();
         let peers =
             settings.services.iter().map(|service| Peers::new(service.max_connections_per_peer)).collect();

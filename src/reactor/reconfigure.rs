@@ -50,7 +50,7 @@ impl Reactor {
     pub(super) fn obey(&mut self, settings: Settings) {
         let before = mem::replace(&mut self.settings, settings);
         let now = self.now();
-        self.free.slots().limit_posted(self.settings.high_watermark_bytes);
+        self.free.slots().limit_posted(self.settings.posted_bytes());
         self.peers = self
             .settings
             .services
@@ -62,7 +62,6 @@ impl Reactor {
         if is_other {
             self.listeners.set_options(&self.settings);
         }
-        let watermarks = self.watermarks();
         for id in self.table.ids() {
             let Some(Entry { stream, connection, .. }) = self.table.get(id) else { continue };
             let service = connection.service() as usize;
@@ -85,7 +84,7 @@ impl Reactor {
                 // Linux refuses no size. Where it is refused, the connection keeps what it has.
                 drop(SockRef::from(&*stream).set_send_buffer_size(bytes));
             }
-            connection.keep_watermarks(watermarks);
+            connection.keep_watermarks(new.watermarks());
             // Not all: whoever is looked at in vain has not been active.
             match connection.wants_service() {
                 true => self.list(id),

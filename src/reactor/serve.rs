@@ -401,7 +401,7 @@ impl Reactor {
 
     /// Writes what waits, within the budget. `false`: the connection is gone.
     pub(super) fn flush(&mut self, id: ConnId) -> bool {
-        let watermarks = self.watermarks();
+        let watermarks = self.watermarks(id);
         let Some(Entry { stream, connection, .. }) = self.table.get(id) else { return false };
         let Some(outbound) = connection.outbound() else { return true };
         let wrote = write(stream, outbound.bytes());
@@ -420,8 +420,9 @@ impl Reactor {
     }
 
     /// Unread replies at which a connection is paused, and at which it is resumed.
-    pub(super) fn watermarks(&self) -> (usize, usize) {
-        (self.settings.high_watermark_bytes, self.settings.low_watermark_bytes)
+    pub(super) fn watermarks(&mut self, id: ConnId) -> (usize, usize) {
+        let service = self.table.get(id).map_or(0, |entry| entry.connection.service());
+        self.settings.services[service as usize].watermarks()
     }
 
     /// The socket is full: asks for an event when it is not. `false`: the connection is gone.

@@ -120,7 +120,7 @@ mod tests {
                 Connection::new(Endpoint::new(address.clone(), 0), &address, false, Role::Requests, 0);
             (Stream::Tcp(stream), connection)
         };
-        let mut table = Table::new(Slots::new(0));
+        let mut table = Table::new(Slots::new([]));
         let (stream, connection) = connect();
         let old = table.insert(stream, connection);
         assert!(table.remove(old).is_some());

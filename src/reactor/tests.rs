@@ -132,7 +132,8 @@ fn a_connection_is_on_one_list_once() {
 /// Gives the first connection a reply of 64 MiB, which its peer does not read, and turns until its socket is full.
 fn fill(bench: &mut Bench) {
     bench.until(|reactor| reactor.table.len() > 0);
-    let (id, watermarks, now) = (bench.first(), bench.reactor.watermarks(), bench.reactor.turn_at);
+    let (id, now) = (bench.first(), bench.reactor.turn_at);
+    let watermarks = bench.reactor.watermarks(id);
     let mut reply = vec![b'x'; LONG];
     let connection = &mut bench.reactor.table.get(id).unwrap().connection;
     connection.with_outbound(watermarks, now, |outbound| outbound.push(&mut reply, &[LONG], 0));

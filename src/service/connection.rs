@@ -66,7 +66,8 @@ impl<'a> Connection<'a> {
     /// the very first one, made by a request that came together with others, what is pushed may overtake the replies to these: make
     /// it in [`Service::open`](crate::Service::open).
     pub fn pusher(&self) -> Pusher {
-        self.origin.local.set_has_pushers();
-        Pusher::new(self.origin.id, Arc::clone(&self.origin.slots), Arc::clone(self.post))
+        let Origin { id, slots, local, .. } = self.origin;
+        local.set_has_pushers();
+        Pusher::new(*id, local.service, Arc::clone(slots), Arc::clone(self.post))
     }
 }

@@ -402,7 +402,7 @@ mod tests {
     fn take_until(worker: &mut LoopWorker, bytes: &[u8], ended: bool) -> (Taken, Box<Job>) {
         let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::new(Slots::new(0)).take(id, &endpoint, endpoint.address.clone(), 0, 0);
+        let mut job = FreeJobs::new(Slots::new([])).take(id, &endpoint, endpoint.address.clone(), 0, 0);
         let service = &Arc::clone(&worker.services)[0];
         let cut = Cut { service, stop_allowed: false, job: &mut job, room: 256, frames: 256, worker };
         (cut.take(&mut None, bytes, 0, ended), job)

@@ -280,7 +280,7 @@ mod tests {
     fn with_request(ask: impl FnOnce(&Request<'_>, &Waits)) {
         let local = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
         let id = ConnId { slot: 0, generation: 0 };
-        let origin = Origin { id, slots: Slots::new(0), peer: local.address.clone(), local, opened_at: 0 };
+        let origin = Origin { id, slots: Slots::new([]), peer: local.address.clone(), local, opened_at: 0 };
         let (post, waits): (Arc<dyn Post>, _) = (Arc::new(Nowhere), Waits::default());
         ask(&Request::new(b"x", &Connection::new(&origin, &post), &waits), &waits);
     }

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::connection::ConnectionId;
+use crate::config::ServiceId;
 use crate::mail::{Mail, Post, Push};
 use crate::slots::{ConnId, Refused, Slots};
 
@@ -44,6 +45,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 pub struct Pusher {
     id: ConnId,
+    service: ServiceId,
     slots: Arc<Slots>,
     post: Arc<dyn Post>,
 }
@@ -85,8 +87,8 @@ impl From<Refused> for PushError {
 }
 
 impl Pusher {
-    pub(crate) fn new(id: ConnId, slots: Arc<Slots>, post: Arc<dyn Post>) -> Pusher {
-        Pusher { id, slots, post }
+    pub(crate) fn new(id: ConnId, service: ServiceId, slots: Arc<Slots>, post: Arc<dyn Post>) -> Pusher {
+        Pusher { id, service, slots, post }
     }
 
     /// The connection's name.
@@ -101,7 +103,7 @@ impl Pusher {
     /// [`PushError`]; nothing was taken then. One push of any length is taken while less than the watermark waits.
     pub fn push(&self, bytes: impl Into<Arc<[u8]>>) -> Result<(), PushError> {
         let bytes = bytes.into();
-        self.slots.post(self.id, bytes.len())?;
+        self.post(bytes.len())?;
         self.send(bytes, false);
         Ok(())
     }
@@ -129,7 +131,7 @@ impl Pusher {
     /// Does not block, and the peer gets all that waits for it first. One that does not read is gone, and gives its place to another,
     /// after [`Config::write_timeout`](crate::Config::write_timeout): never if that is `None`.
     pub fn close(&self) {
-        if self.slots.post(self.id, 0) != Err(Refused::Gone) {
+        if self.post(0) != Err(Refused::Gone) {
             self.send(Arc::default(), true);
         }
     }
@@ -137,6 +139,11 @@ impl Pusher {
     /// Whether the connection is open, as far as is known.
     pub fn is_open(&self) -> bool {
         self.slots.has(self.id)
+    }
+
+    /// So many bytes are about to be pushed.
+    fn post(&self, bytes: usize) -> Result<(), Refused> {
+        self.slots.post(self.id, self.service, bytes)
     }
 
     fn send(&self, bytes: Arc<[u8]>, close: bool) {
@@ -229,7 +236,7 @@ impl Group {
         let bytes = bytes.into();
         let (mut to, mut refused) = (Vec::with_capacity(self.members.len()), Vec::new());
         for pusher in self.members.values() {
-            match pusher.slots.post(pusher.id, bytes.len()) {
+            match pusher.post(bytes.len()) {
                 Ok(()) => to.push(pusher.id),
                 Err(reason) => refused.push((pusher.id(), reason.into())),
             }

@@ -75,7 +75,7 @@ impl Service for Falters {
 fn job() -> Box<Job> {
     let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
     let id = ConnId { slot: 0, generation: 0 };
-    FreeJobs::new(Slots::new(0)).take(id, &endpoint, endpoint.address.clone(), 0, 0)
+    FreeJobs::new(Slots::new([])).take(id, &endpoint, endpoint.address.clone(), 0, 0)
 }
 
 fn lines(job: &mut Job) -> Vec<String> {

@@ -1,10 +1,14 @@
 //! Several services in one server: each with listeners and limits of its own, one pool, statistics by service.
 
+use std::io::Write;
+use std::iter;
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use tidemill::framing::{Endian, Framing, LengthPrefixed};
-use tidemill::{Handler, Helo, Reply, Request, Server, ServiceConfig};
+use tidemill::{Config, Handler, Helo, Kind, Reply, Request, Server, ServiceConfig};
 
 use crate::support::{Peer, assert_adds_up, echo, eventually, helo_reply, in_parallel};
 
@@ -119,4 +123,72 @@ fn a_bad_setting_of_any_is_refused_by_name() {
     config.max_line_bytes = 0;
     let error = Server::builder(Helo::new()).service(echo, config).start().unwrap_err();
     assert_eq!(error.to_string(), "max_line_bytes is 0, but must be 1 to 67108864");
+}
+
+/// Answers each line with so many bytes, on the event loop, and counts them.
+struct Long(Arc<AtomicUsize>);
+
+impl Handler for Long {
+    fn handle(&self, _: &Request<'_>, reply: &mut Reply<'_>) {
+        self.0.fetch_add(1, SeqCst);
+        reply.push(&[b'x'; 1000]);
+    }
+
+    fn classify(&self, _: &[u8]) -> Kind {
+        Kind::Inline
+    }
+}
+
+#[test]
+fn each_has_a_watermark_of_its_own() {
+    let [small, large] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+    let mut config = at_any_port();
+    config.high_watermark_bytes = 1 << 30;
+    let server = Server::builder(Long(Arc::clone(&small)))
+        .listen("127.0.0.1:0".parse().unwrap())
+        .service(Long(Arc::clone(&large)), config)
+        .start()
+        .unwrap();
+    let handle = server.handle();
+    let mut peers = [0, 1].map(|at| Peer::with_small_buffer(&handle.local_addrs()[at], 4 << 10));
+    for peer in &mut peers {
+        peer.send(&b"\n".repeat(20_000));
+    }
+    // What the system holds for a peer is a few megabytes at the most.
+    eventually("all are handled for who may leave it unread", || large.load(SeqCst) == 20_000);
+    eventually("the other is paused", || handle.stats().held_bytes > 32 << 10);
+    assert!(small.load(SeqCst) < 10_000, "{}", small.load(SeqCst));
+    for peer in &mut peers {
+        peer.finish();
+        assert_eq!(peer.rest().len(), 20_000_000);
+    }
+}
+
+#[test]
+fn what_may_be_on_its_way_to_a_connection_is_its_services_watermark() {
+    /// Pushes to its own connection, from the loop, until no more is taken, and says how often that was.
+    struct Pushes;
+
+    impl Handler for Pushes {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+            let pusher = request.connection().pusher();
+            let taken = iter::repeat_with(|| pusher.push(&b"x"[..])).take_while(Result::is_ok).count();
+            writeln!(reply, "{taken}").unwrap();
+        }
+
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+    }
+
+    let (mut first, mut config) = (Config::default(), at_any_port());
+    first.listen = vec!["127.0.0.1:0".parse().unwrap()];
+    first.high_watermark_bytes = 200;
+    config.high_watermark_bytes = 100;
+    let server = Server::builder(Pushes).config(first).service(Pushes, config).start().unwrap();
+    for (address, most) in server.handle().local_addrs().iter().zip([200, 100]) {
+        let mut peer = Peer::connect(address);
+        peer.send(b"\n");
+        peer.expect(format!("{}{most}\n", "x".repeat(most)).as_bytes());
+    }
 }
