@@ -136,8 +136,8 @@ pub struct Stats {
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
     /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
-    /// up to four together, and those of one job count with their mean: the count and the sum are exact, and slow ones that come
-    /// right after short ones count as one.
+    /// up to 16 together, and those of one job, or of one turn of the event loop, count with their mean: the count and the sum are
+    /// exact, and slow ones that come right after short ones count as one.
     pub service_seconds: Distribution,
     /// Workers that run or are being started.
     pub pool_threads: u64,
@@ -179,7 +179,7 @@ pub struct Stats {
     pub pushed_total: u64,
     /// Times that requests of [`Kind::Inline`](crate::Kind::Inline) held up the event loop for longer than a millisecond, or the opening or
     /// the close of a connection of a service at [`Place::Loop`](crate::Place::Loop) did. The log names the request; where `requests` were
-    /// timed together, all of them.
+    /// timed together, each of them.
     pub inline_overruns_total: u64,
 }
 

@@ -3,14 +3,13 @@
 //! Bounded in rate: where everything is slow, as at night when a backend is, the log must not fill the disk. What is left out is
 //! counted, and told with the next line, or by the reactor a second later when no line comes.
 
-use std::slice::EscapeAscii;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::Nanos;
 use crate::job::Job;
 use crate::sync::lock_std;
-use crate::timings::{Lap, MAX_LAP_BYTES};
+use crate::timings::{Lap, MAX_LAP, MAX_LAP_BYTES};
 
 /// Slow requests that are logged within a second, at the most: enough to see what they have in common.
 const MAX_LINES_PER_SECOND: u32 = 10;
@@ -97,22 +96,15 @@ impl SlowLog {
             if lap.wait.saturating_add(lap.took) < limit {
                 continue;
             }
-            let mut lines = Vec::new();
-            // Those that were not run are in no lap: then it is not known which ones are.
-            for number in if job.late == 0 { first..handled } else { 0..0 } {
-                if number > first {
-                    lines.push(b'\n');
-                }
-                lines.extend_from_slice(job.batch.handled_line(number).unwrap_or_default());
-                if lines.len() >= MAX_LAP_BYTES {
-                    break;
-                }
-            }
-            self.tell_lap(now, service, job, *lap, &lines, pick_up);
+            // Those that were not run are in no lap: then it is not known which ones are. What is more than a lap was short.
+            let known = if job.late == 0 { lap.requests.min(MAX_LAP) } else { 0 };
+            let lines = (first..first + known).filter_map(|number| job.batch.handled_line(number));
+            let lines: Vec<_> = lines.map(|line| &line[..line.len().min(MAX_LOGGED_BYTES)]).collect();
+            self.tell_lap(now, service, job, *lap, &lines.join(&b'\n'), pick_up);
         }
     }
 
-    /// Tells of requests that are slow, all of which are in `bytes`.
+    /// Tells of requests that are slow; `shown` is what is shown of them.
     #[cold]
     pub(crate) fn tell_lap(
         &self,
@@ -120,12 +112,12 @@ impl SlowLog {
         service: &str,
         job: &Job,
         lap: Lap,
-        bytes: &[u8],
+        shown: &[u8],
         pick_up: PickUp,
     ) {
         let Some(left_out) = self.admit(now) else { return };
         let seconds = |nanos: Nanos| nanos as f64 / 1e9;
-        let request = shown(bytes, lap.requests);
+        let request = shown.escape_ascii();
         let PickUp { busy, max, waiting } = pick_up;
         tracing::warn!(
             service,
@@ -144,9 +136,9 @@ impl SlowLog {
 }
 
 /// What the log shows of `requests` that were timed together, all of which are in `bytes`: enough for the begin of each.
-pub(crate) fn shown(bytes: &[u8], requests: usize) -> EscapeAscii<'_> {
+pub(crate) fn shown(bytes: &[u8], requests: usize) -> &[u8] {
     let most = if requests > 1 { MAX_LAP_BYTES + MAX_LOGGED_BYTES } else { MAX_LOGGED_BYTES };
-    bytes[..bytes.len().min(most)].escape_ascii()
+    &bytes[..bytes.len().min(most)]
 }
 
 #[cfg(test)]

@@ -73,11 +73,6 @@ pub(crate) struct Timeouts {
 }
 
 impl ServiceSettings {
-    /// Unread replies at which a connection is paused, and at which it is resumed.
-    pub(crate) fn watermarks(&self) -> (usize, usize) {
-        (self.high_watermark_bytes, self.high_watermark_bytes / 4)
-    }
-
     /// Lines of up to so many bytes, and nothing that is limited.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn of_lines(max_line_bytes: usize, stop_from: StopFrom) -> ServiceSettings {
@@ -97,6 +92,12 @@ impl ServiceSettings {
 }
 
 impl Settings {
+    /// Unread replies at which a connection of a service is paused, and at which it is resumed.
+    pub(crate) fn watermarks(&self, service: ServiceId) -> (usize, usize) {
+        let high = self.services[service as usize].high_watermark_bytes;
+        (high, high / 4)
+    }
+
     /// Of each service, how many pushed bytes may be on their way to a connection.
     pub(crate) fn posted_bytes(&self) -> impl Iterator<Item = usize> {
         self.services.iter().map(|service| service.high_watermark_bytes)

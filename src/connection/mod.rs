@@ -112,6 +112,8 @@ pub(crate) struct Connection {
     pub(crate) turn: Turn,
     /// Whether this peer may stop the server.
     pub(crate) may_stop: bool,
+    /// How many of its requests may be timed together on the event loop: see [`Taken::lap`].
+    pub(crate) lap: u8,
     /// Is in one of the reactor's lists of connections to look at.
     pub(crate) listed: bool,
     /// A reply has begun and has not ended: nothing else may come between.
@@ -189,6 +191,7 @@ impl Connection {
             output: Output::Open,
             turn: Turn::Any,
             may_stop,
+            lap: 1,
             listed: false,
             mid_reply: false,
             opening: false,
@@ -399,7 +402,9 @@ impl Connection {
     pub(crate) fn cut(&mut self, cut: Cut<'_>, now: Nanos) -> Taken {
         let ended = self.has_ended();
         let buffers = self.buffers.get_or_insert_default();
-        buffers.inbound.cut(&mut self.session, ended, cut, now)
+        let taken = buffers.inbound.cut(&mut self.session, ended, cut, now);
+        self.lap = taken.lap;
+        taken
     }
 
     /// Looks at `now` whether what has come in is a whole frame, as far as that can be told.

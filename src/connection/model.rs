@@ -191,6 +191,7 @@ impl World {
             job: &mut job,
             room: frames,
             frames,
+            lap: 1,
             // No request is classified as one that is handled there.
             worker: &mut self.worker,
         };

@@ -31,7 +31,7 @@ pub use verify::verify;
 pub enum Found {
     /// A whole frame.
     Frame {
-        /// Where its content lies in the bytes, without terminators or lengths.
+        /// Where its content lies in what it takes up, without terminators or lengths.
         content: Range<usize>,
         /// How many bytes it takes up: the next frame begins behind them. At least 1.
         consumed: usize,

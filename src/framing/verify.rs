@@ -131,8 +131,8 @@ impl Stream<'_> {
                 Found::Frame { content, consumed } => {
                     assert!(consumed > 0, "a frame of no bytes would be found again and again");
                     assert!(
-                        consumed <= here.len() && content.end <= here.len(),
-                        "a frame beyond what has come"
+                        content.end <= consumed && consumed <= here.len(),
+                        "a frame beyond what has come, or what it takes up"
                     );
                     assert!(content.len() <= limit, "a frame above the limit");
                     self.found.push(here[content].to_vec());
@@ -274,6 +274,16 @@ mod tests {
             _ if too_long(len) => Found::TooLong,
             0 => Found::More { scanned: len },
             _ => Found::More { scanned: scanned - 1 },
+        };
+        verify(&Sloppy(next), b"abc");
+    }
+
+    #[test]
+    #[should_panic(expected = "a frame beyond what has come, or what it takes up")]
+    fn one_whose_frames_overlap_is_found_out() {
+        let next = |len, _| match len {
+            1 => Found::More { scanned: 1 },
+            _ => Found::Frame { content: 0..2, consumed: 1 },
         };
         verify(&Sloppy(next), b"abc");
     }

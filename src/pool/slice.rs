@@ -18,6 +18,7 @@ use crate::timings::Laps;
 const MAX_OWED: usize = 64;
 /// A job that took longer than this is worth a wake-up of its own.
 const LONG_JOB: Nanos = 20_000;
+
 pub(super) struct Slices<W: Wake> {
     hub: Arc<Hub<W>>,
     /// The same.
@@ -67,7 +68,7 @@ impl<W: Wake> Run<Box<Job>> for Slices<W> {
         let end = match job.task {
             Task::Requests => {
                 let slow = service.slow().map(|limit| (limit, pool.pick_up()));
-                laps.begin(begun);
+                laps.begin(begun, 1);
                 let end = run_lines(
                     job,
                     service,

@@ -81,7 +81,7 @@ impl Reactor {
             _ => 0,
         };
         let line = self.last_line(service, reason, limit);
-        let (watermarks, told_at) = (self.watermarks(id), self.now());
+        let (watermarks, told_at) = (self.settings.watermarks(service), self.now());
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.phase = Phase::Leaving(reason);
         // Never inside a reply that was broken off.

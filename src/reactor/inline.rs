@@ -17,14 +17,13 @@ use crate::pool::{JobPool, open_or_close};
 use crate::reason::CloseReason;
 use crate::service::{Cut, LoopWorker, Place, Served, ServiceId, Told};
 use crate::slots::ConnId;
-use crate::slow;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
 /// Where the times of this thread are recorded: workers count from 1.
 const OWN_NUMBER: u64 = 0;
 
-/// What this thread has of its own for the services, and the requests of the present cut.
+/// What this thread has of its own for the services, and what is to be told of what it has handled.
 #[derive(Debug)]
 pub(super) struct Inline {
     hub: Arc<ReactorHub>,
@@ -56,11 +55,11 @@ impl Inline {
         &'a mut self,
         service: &'a Served,
         job: &'a mut Job,
-        stop_allowed: bool,
+        (stop_allowed, lap): (bool, u8),
         (room, frames): (usize, usize),
     ) -> Cut<'a> {
         let room = room.min(service.max_job_lines());
-        Cut { service, stop_allowed, job, room, frames, worker: &mut self.worker }
+        Cut { service, stop_allowed, job, room, frames, lap, worker: &mut self.worker }
     }
 
     /// Records the times of what was handled here since the last time, for all connections together: once a turn. Returns how often the
@@ -81,11 +80,11 @@ impl Inline {
     /// Tells of requests of `job` that held up the loop, or were slow.
     #[cold]
     fn tell(&mut self, service: &Served, job: &Job) {
-        for Told { lap, at, requests } in std::mem::take(&mut self.worker.told) {
-            if service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit) {
+        for Told { lap, at, is_slow, held, requests } in std::mem::take(&mut self.worker.told) {
+            if is_slow {
                 self.hub.slow.tell_lap(at, &service.name, job, lap, &requests, self.pool.pick_up());
             }
-            if lap.took > nanos(MAX_HELD) {
+            if held {
                 self.has_held_up(at, lap.took, job, Some((lap.requests, &requests)));
             }
         }
@@ -114,7 +113,7 @@ impl Inline {
             Some((requests, frames)) => tracing::warn!(
                 service,
                 peer = %origin.peer,
-                frame = %slow::shown(frames, requests),
+                frame = %frames.escape_ascii(),
                 ?took,
                 requests,
                 left_out,

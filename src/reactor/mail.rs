@@ -297,8 +297,7 @@ impl Reactor {
             }
             self.counters.pushed += 1;
             if connection.parks_pushes() {
-                let watermarks = self.watermarks(id);
-                let Some(Entry { connection, .. }) = self.table.get(id) else { continue };
+                let watermarks = self.settings.watermarks(connection.service());
                 connection.park(Arc::clone(&push.bytes), watermarks);
                 self.settle(id);
             } else if self.write_pushed(id, &push.bytes) {
@@ -311,14 +310,13 @@ impl Reactor {
 
     /// Writes what was pushed while a reply had begun, or the greeting was to come, if that has ended. `false`: the connection is gone.
     fn unpark_pushes(&mut self, id: ConnId) -> bool {
-        let watermarks = self.watermarks(id);
         loop {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
             if connection.parks_pushes() {
                 return true;
             }
             let Some(bytes) = connection.take_parked() else { return true };
-            connection.keep_watermarks(watermarks);
+            connection.keep_watermarks(self.settings.watermarks(connection.service()));
             if !self.write_pushed(id, &bytes) {
                 return false;
             }
@@ -333,8 +331,9 @@ impl Reactor {
             Written::Gone(_) => return false,
         };
         if sent < bytes.len() {
-            let (watermarks, now) = (self.watermarks(id), self.now());
+            let now = self.now();
             let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+            let watermarks = self.settings.watermarks(connection.service());
             connection.with_outbound(watermarks, now, |outbound| outbound.push_word(&bytes[sent..]));
         }
         true
@@ -360,8 +359,9 @@ impl Reactor {
                 return false;
             }
         };
-        let (watermarks, now) = (self.watermarks(id), self.now());
+        let now = self.now();
         let Some(Entry { connection, .. }) = self.table.get(id) else { return false };
+        let watermarks = self.settings.watermarks(connection.service());
         connection.with_outbound(watermarks, now, |outbound| outbound.push(replies, ends, sent));
         true
     }

@@ -84,7 +84,7 @@ impl Reactor {
                 // Linux refuses no size. Where it is refused, the connection keeps what it has.
                 drop(SockRef::from(&*stream).set_send_buffer_size(bytes));
             }
-            connection.keep_watermarks(new.watermarks());
+            connection.keep_watermarks(self.settings.watermarks(connection.service()));
             // Not all: whoever is looked at in vain has not been active.
             match connection.wants_service() {
                 true => self.list(id),

@@ -133,7 +133,7 @@ fn a_connection_is_on_one_list_once() {
 fn fill(bench: &mut Bench) {
     bench.until(|reactor| reactor.table.len() > 0);
     let (id, now) = (bench.first(), bench.reactor.turn_at);
-    let watermarks = bench.reactor.watermarks(id);
+    let watermarks = bench.reactor.settings.watermarks(0);
     let mut reply = vec![b'x'; LONG];
     let connection = &mut bench.reactor.table.get(id).unwrap().connection;
     connection.with_outbound(watermarks, now, |outbound| outbound.push(&mut reply, &[LONG], 0));

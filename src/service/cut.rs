@@ -1,7 +1,7 @@
 //! Frames off the front of what a connection has sent, and what is done with each: it goes into a job, is handled at once, or counts.
 //!
-//! All frames of a cut are taken in one call of the service: within it its types are known, so that framing, `classify` and a handler
-//! that runs here are inlined into one loop, and panics are caught once.
+//! All frames of a cut are taken in one call of the service: within it its types are known, so that lines, `classify` and a handler
+//! that runs here are inlined into one loop. Panics are caught once, but for those of a framing of the service's own.
 
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
@@ -20,6 +20,7 @@ use crate::framing::{Found, Framing};
 use crate::job::{Batch, Handled, Job, JobEnd, MAX_JOB_BYTES, MAX_SLICE, MAX_SLICE_BYTES, Origin, Session};
 use crate::mail::Post;
 use crate::reason::CloseReason;
+use crate::slow;
 use crate::timings::{Lap, Laps, MAX_LAP_BYTES};
 
 /// A job to be filled with frames, and how far.
@@ -33,6 +34,8 @@ pub(crate) struct Cut<'a> {
     pub(crate) room: usize,
     /// Most frames, requests or not.
     pub(crate) frames: usize,
+    /// Most requests that are timed together at first: see [`Taken::lap`].
+    pub(crate) lap: u8,
     pub(crate) worker: &'a mut LoopWorker,
 }
 
@@ -49,6 +52,8 @@ pub(crate) struct Taken {
     /// Stop requests.
     pub(crate) stops: usize,
     pub(crate) end: End,
+    /// For the next cut of the same connection.
+    pub(crate) lap: u8,
 }
 
 /// Why a [`Cut`] took no more.
@@ -78,7 +83,7 @@ impl Cut<'_> {
         scanned: usize,
         ended: bool,
     ) -> Taken {
-        let Cut { service, stop_allowed, job, room, frames, worker } = self;
+        let Cut { service, stop_allowed, job, room, frames, lap, worker } = self;
         let Job { origin, batch, accepted_at, end, .. } = job;
         let mut cutting = Cutting {
             service,
@@ -98,7 +103,7 @@ impl Cut<'_> {
             reply_start: 0,
             slice_begun: None,
             lap: 0..0,
-            taken: Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full },
+            taken: Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full, lap },
         };
         // Unwind safety: of what is ours only a reply may be half written, and is cut back; the states are the service's own.
         let call = || service.service.cut(session, &mut cutting);
@@ -108,6 +113,9 @@ impl Cut<'_> {
         }
         if cutting.worker.laps.is_open() {
             cutting.end_lap();
+        }
+        if cutting.taken.inline > 0 {
+            cutting.taken.lap = cutting.worker.laps.expected();
         }
         cutting.taken
     }
@@ -135,7 +143,11 @@ pub(crate) struct Told {
     pub(crate) lap: Lap,
     /// When the last of them was handled.
     pub(crate) at: Nanos,
-    /// All of them, as they came.
+    /// By the log of slow requests.
+    pub(crate) is_slow: bool,
+    /// They held up the loop.
+    pub(crate) held: bool,
+    /// What the log shows of them, as they came.
     pub(crate) requests: Vec<u8>,
 }
 
@@ -207,6 +219,9 @@ impl Cutting<'_> {
     #[inline(always)]
     pub(super) fn run<S: Service>(&mut self, service: &S, state: &mut S::State) {
         while self.frames > 0 {
+            if self.taken.consumed == self.bytes.len() {
+                break;
+            }
             self.at = At::Frame;
             let framing = if self.service.only_lines { None } else { service.framing(state) };
             let Some(content) = self.find(framing) else { return };
@@ -232,7 +247,12 @@ impl Cutting<'_> {
                     let handled = self.handle(service, state, frame);
                     goes_on = self.end_request(handled);
                 }
-                Kind::Ignored => self.taken.ignored += 1,
+                Kind::Ignored => {
+                    self.taken.ignored += 1;
+                    // The log shows it, too.
+                    let is_long = self.next.saturating_sub(self.lap.start) >= MAX_LAP_BYTES;
+                    goes_on = !(self.worker.laps.is_open() && is_long) || self.slice_goes_on();
+                }
                 Kind::Stop => {
                     self.taken.stops += 1;
                     if !self.stop_allowed {
@@ -258,10 +278,6 @@ impl Cutting<'_> {
     fn find(&mut self, framing: Option<&dyn Framing>) -> Option<Range<usize>> {
         let begin = self.taken.consumed;
         let rest = &self.bytes[begin..];
-        if rest.is_empty() {
-            self.taken.end = End::More { scanned: 0 };
-            return None;
-        }
         let cutter = Cutter { lines: self.service.lines(), custom: framing };
         self.taken.end = match cutter.next(rest, self.scanned, self.ended) {
             Some(Found::Frame { content, consumed }) => {
@@ -287,7 +303,7 @@ impl Cutting<'_> {
         if self.slice_begun.is_none() {
             let now = clock.now();
             self.slice_begun = Some(now);
-            laps.go_on(now);
+            laps.begin(now, self.taken.lap);
         }
         if !laps.is_open() {
             self.lap.start = content.start;
@@ -319,14 +335,25 @@ impl Cutting<'_> {
         let full = self.batch.replies.len() >= MAX_SLICE_BYTES;
         // What others push may come between this reply and the next.
         let alone = self.origin.local.has_pushers() && !self.batch.reply_ends.is_empty();
-        let ends_lap = self.worker.laps.count() || self.lap.len() >= MAX_LAP_BYTES;
-        if ends_lap || full || alone || !is_done {
-            let spent = self.end_lap();
-            if is_done && (full || alone || spent) {
+        let lap_ends = self.worker.laps.count();
+        if full || alone || !is_done {
+            self.end_lap();
+            if is_done {
                 *self.job_end = JobEnd::Unfinished;
             }
+            return false;
         }
-        *self.job_end == JobEnd::Done
+        !(lap_ends || self.lap.len() >= MAX_LAP_BYTES) || self.slice_goes_on()
+    }
+
+    /// The present lap ends. Returns whether its slice goes on.
+    #[inline]
+    fn slice_goes_on(&mut self) -> bool {
+        let spent = self.end_lap();
+        if spent {
+            *self.job_end = JobEnd::Unfinished;
+        }
+        !spent
     }
 
     /// The present lap ends. Returns whether its slice is over.
@@ -337,7 +364,8 @@ impl Cutting<'_> {
         let lap = laps.end(at, self.accepted_at);
         let is_slow = self.service.slow().is_some_and(|limit| lap.wait.saturating_add(lap.took) >= limit);
         if is_slow || lap.took > *held {
-            told.push(Told { lap, at, requests: self.bytes[self.lap.clone()].to_vec() });
+            let shown = slow::shown(&self.bytes[self.lap.clone()], lap.requests);
+            told.push(Told { lap, at, is_slow, held: lap.took > *held, requests: shown.to_vec() });
         }
         self.slice_begun.is_some_and(|begun| laps.begun().saturating_sub(begun) >= MAX_SLICE)
     }
@@ -374,7 +402,7 @@ mod tests {
 
     const MS: Nanos = 1_000_000;
 
-    /// Answers each line with itself, at once. `slow` takes two milliseconds by the clock, others 10 ns.
+    /// Answers each line with itself, at once, but for comments. `slow` takes two milliseconds by the clock, others 10 ns.
     struct Echo(&'static AtomicU64);
 
     impl Handler for Echo {
@@ -386,61 +414,102 @@ mod tests {
 
         fn classify(&self, line: &[u8]) -> Kind {
             assert_ne!(line, b"what", "on purpose");
-            Kind::Inline
+            if line.starts_with(b"#") { Kind::Ignored } else { Kind::Inline }
         }
     }
 
-    fn echo(now: &'static AtomicU64, clock: Clock) -> LoopWorker {
-        let settings = ServiceSettings::of_lines(1000, StopFrom::None);
-        LoopWorker::new(Arc::new([Served::new(Arc::new(Echo(now)), &settings)]), Arc::new(Nowhere), clock, MS)
+    /// A connection of a service, all of whose requests are handled here.
+    struct Bench {
+        worker: LoopWorker,
+        lap: u8,
     }
 
-    fn take(worker: &mut LoopWorker, bytes: &[u8]) -> (Taken, Box<Job>) {
-        take_until(worker, bytes, false)
-    }
+    impl Bench {
+        fn new(service: impl Handler, clock: Clock) -> Bench {
+            let service = Served::new(Arc::new(service), &ServiceSettings::of_lines(1000, StopFrom::None));
+            Bench { worker: LoopWorker::new(Arc::new([service]), Arc::new(Nowhere), clock, MS), lap: 1 }
+        }
 
-    fn take_until(worker: &mut LoopWorker, bytes: &[u8], ended: bool) -> (Taken, Box<Job>) {
-        let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
-        let id = ConnId { slot: 0, generation: 0 };
-        let mut job = FreeJobs::new(Slots::new([])).take(id, &endpoint, endpoint.address.clone(), 0, 0);
-        let service = &Arc::clone(&worker.services)[0];
-        let cut = Cut { service, stop_allowed: false, job: &mut job, room: 256, frames: 256, worker };
-        (cut.take(&mut None, bytes, 0, ended), job)
-    }
+        /// One whose last requests were short.
+        fn used_to(now: &'static AtomicU64, clock: Clock) -> Bench {
+            let mut bench = Bench::new(Echo(now), clock);
+            bench.take(&b"short\n".repeat(50));
+            bench
+        }
 
-    fn told(worker: &mut LoopWorker) -> Vec<(String, usize)> {
-        let told = std::mem::take(&mut worker.told).into_iter();
-        told.map(|told| (String::from_utf8_lossy(&told.requests).into_owned(), told.lap.requests)).collect()
+        fn take(&mut self, bytes: &[u8]) -> (Taken, Box<Job>) {
+            self.take_until(bytes, false)
+        }
+
+        fn take_until(&mut self, bytes: &[u8], ended: bool) -> (Taken, Box<Job>) {
+            let endpoint = Endpoint::new(([127, 0, 0, 1], 1).into(), 0);
+            let id = ConnId { slot: 0, generation: 0 };
+            let mut job = FreeJobs::new(Slots::new([])).take(id, &endpoint, endpoint.address.clone(), 0, 0);
+            let (worker, lap) = (&mut self.worker, self.lap);
+            let service = &Arc::clone(&worker.services)[0];
+            let cut =
+                Cut { service, stop_allowed: false, job: &mut job, room: 256, frames: 256, lap, worker };
+            let taken = cut.take(&mut None, bytes, 0, ended);
+            self.lap = taken.lap;
+            (taken, job)
+        }
+
+        /// What is to be told: the requests, and how many.
+        fn told(&mut self) -> Vec<(String, usize)> {
+            let told = self.worker.told.drain(..);
+            told.map(|told| (String::from_utf8_lossy(&told.requests).into_owned(), told.lap.requests))
+                .collect()
+        }
     }
 
     #[test]
     fn whatever_took_long_is_among_those_that_are_told() {
         static NOW: AtomicU64 = AtomicU64::new(0);
-        let mut worker = echo(&NOW, Clock::reading(|| NOW.load(Relaxed)));
-        take(&mut worker, &b"short\n".repeat(20));
-        assert_eq!(told(&mut worker), []);
-        take(&mut worker, b"a\nb\nslow\nc\n");
-        assert_eq!(told(&mut worker), [("a\nb\nslow\nc".to_owned(), 4)]);
+        let mut bench = Bench::used_to(&NOW, Clock::reading(|| NOW.load(Relaxed)));
+        assert_eq!(bench.told(), []);
+        bench.take(b"a\nb\nslow\nc\n");
+        assert_eq!(bench.told(), [("a\nb\nslow\nc".to_owned(), 4)]);
         // It is known by then that not all are short.
-        take(&mut worker, b"slow\na\n");
-        assert_eq!(told(&mut worker), [("slow".to_owned(), 1)]);
+        bench.take(b"slow\na\n");
+        assert_eq!(bench.told(), [("slow".to_owned(), 1)]);
     }
 
     #[test]
     fn no_more_are_timed_together_than_can_be_told() {
         static NOW: AtomicU64 = AtomicU64::new(0);
-        let mut worker = echo(&NOW, Clock::reading(|| NOW.load(Relaxed)));
-        take(&mut worker, &b"short\n".repeat(20));
+        let mut bench = Bench::used_to(&NOW, Clock::reading(|| NOW.load(Relaxed)));
         let long = "x".repeat(MAX_LAP_BYTES - 1);
-        take(&mut worker, format!("{long}\n{long}\n{long}\nslow\n").as_bytes());
-        assert_eq!(told(&mut worker), [(format!("{long}\nslow"), 2)]);
+        bench.take(format!("{long}\n{long}\n{long}\nslow\n").as_bytes());
+        assert_eq!(bench.told(), [(format!("{long}\nslow"), 2)]);
+        // What is no request is shown too.
+        let ignored = format!("#{long}");
+        bench.take(&b"short\n".repeat(50));
+        bench.take(format!("a\n{ignored}\nslow\n").as_bytes());
+        assert_eq!(bench.told(), [("slow".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn who_was_short_before_is_not_believed_for_long_and_not_for_others() {
+        static NOW: AtomicU64 = AtomicU64::new(0);
+        let mut bench = Bench::used_to(&NOW, Clock::reading(|| NOW.load(Relaxed)));
+        let slow = b"slow\n".repeat(50);
+        let (taken, _) = bench.take(&slow);
+        assert_eq!(taken.inline, 8, "a part of the most that are timed together");
+        assert_eq!(bench.take(&slow).0.inline, 1);
+        bench.take(&b"short\n".repeat(50));
+        // Another connection.
+        bench.lap = 1;
+        assert_eq!(bench.take(&slow).0.inline, 1);
+        // One short one says little of those behind it.
+        let (taken, _) = bench.take(&[b"short\n", &slow[..]].concat());
+        assert_eq!(taken.inline, 3);
     }
 
     #[test]
     fn a_slice_ends_behind_what_took_too_long() {
         static NOW: AtomicU64 = AtomicU64::new(0);
-        let mut worker = echo(&NOW, Clock::reading(|| NOW.load(Relaxed)));
-        let (taken, job) = take(&mut worker, b"slow\na\n");
+        let mut bench = Bench::new(Echo(&NOW), Clock::reading(|| NOW.load(Relaxed)));
+        let (taken, job) = bench.take(b"slow\na\n");
         assert_eq!((taken.inline, taken.consumed, taken.end), (1, 5, End::Full));
         assert_eq!((job.end, &job.batch.replies[..]), (JobEnd::Unfinished, &b"slow"[..]));
     }
@@ -448,12 +517,12 @@ mod tests {
     #[test]
     fn a_panic_costs_what_it_was_about_and_no_reply_before_it() {
         static NOW: AtomicU64 = AtomicU64::new(0);
-        let mut worker = echo(&NOW, Clock::start());
-        let (taken, job) = take(&mut worker, b"a\npanic\nb\n");
+        let mut bench = Bench::new(Echo(&NOW), Clock::start());
+        let (taken, job) = bench.take(b"a\npanic\nb\n");
         assert_eq!((taken.inline, taken.consumed, taken.end), (2, 8, End::Full));
         assert_eq!((job.end, &job.batch.replies[..]), (JobEnd::Panicked, &b"a"[..]));
         assert_eq!(job.batch.reply_ends, [1]);
-        let (taken, job) = take(&mut worker, b"a\nwhat\nb\n");
+        let (taken, job) = bench.take(b"a\nwhat\nb\n");
         assert_eq!((taken.inline, taken.consumed, taken.end), (1, 7, End::Close(CloseReason::Panic)));
         assert_eq!((job.end, &job.batch.replies[..]), (JobEnd::Done, &b"a"[..]));
     }
@@ -468,10 +537,9 @@ mod tests {
                 Some(&self.0)
             }
         }
-        let settings = ServiceSettings::of_lines(1000, StopFrom::None);
-        let mut worker = LoopWorker::alone([Served::new(Arc::new(Pairs(Fixed::new(2))), &settings)]);
+        let mut bench = Bench::new(Pairs(Fixed::new(2)), Clock::start());
         for (ended, consumed, scanned) in [(false, 2, 1), (true, 3, 0)] {
-            let (taken, _) = take_until(&mut worker, b"abc", ended);
+            let (taken, _) = bench.take_until(b"abc", ended);
             assert_eq!((taken.requests, taken.consumed, taken.end), (1, consumed, End::More { scanned }));
         }
     }

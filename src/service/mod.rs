@@ -225,14 +225,14 @@ fn next_of(framing: &dyn Framing, bytes: &[u8], scanned: usize, ended: bool) -> 
     let (found, max_bytes) = panic::catch_unwind(AssertUnwindSafe(next)).map_err(erased::discard).ok()?;
     match &found {
         Found::Frame { content, consumed } => {
-            let fits = content.start <= content.end && content.end <= bytes.len();
+            let fits = content.start <= content.end && content.end <= *consumed;
             if !fits || !(1..=bytes.len()).contains(consumed) {
                 // A panic says so by itself.
                 tracing::error!(
                     ?content,
                     consumed,
                     shown = bytes.len(),
-                    "a framing found a frame of no bytes, or beyond what it was shown"
+                    "a framing found a frame of no bytes, or beyond what it takes up or was shown"
                 );
                 return None;
             }

@@ -5,8 +5,10 @@ use crate::clock::Nanos;
 /// Requests that take less than this on average may be timed together, in nanoseconds: as many as are expected to take so long, as
 /// reading the clock costs about as much as the shortest of them.
 pub(super) const SHORT_REQUEST: Nanos = 1_000;
-/// Most requests of a job that are timed together.
-const MAX_LAP: usize = 16;
+/// Most requests that are timed together.
+pub(crate) const MAX_LAP: usize = 16;
+/// Most of those that one read brought where it is not known yet that they are short.
+const MAX_FIRST_LAP: usize = 8;
 /// Bytes of requests after which those on the event loop are not timed together with later ones, so that the log can show each of them.
 pub(crate) const MAX_LAP_BYTES: usize = 512;
 
@@ -52,15 +54,15 @@ pub(crate) struct Laps {
 }
 
 impl Laps {
-    /// The first request of a job is handled from `now` on. Alone in its lap, whatever was short before: within one nobody looks
-    /// whether its slice is over, or who asked is gone.
-    pub(crate) fn begin(&mut self, now: Nanos) {
-        (self.begun, self.requests, self.most) = (now, 0, 1);
+    /// The first request of a job is handled from `now` on; at most so many are in its lap, as within one nobody looks whether its slice
+    /// is over, or who asked is gone. 1, unless what came of the same connection before [says more](Self::expected).
+    pub(crate) fn begin(&mut self, now: Nanos, most: u8) {
+        (self.begun, self.requests, self.most) = (now, 0, usize::from(most));
     }
 
-    /// The same where it need not be alone: nobody asks whether its slice is over.
-    pub(crate) fn go_on(&mut self, now: Nanos) {
-        (self.begun, self.requests, self.most) = (now, 0, self.most.max(1));
+    /// How many may be in the first lap of what comes next of the same connection, by what this took.
+    pub(crate) fn expected(&self) -> u8 {
+        u8::try_from(self.most.min(MAX_FIRST_LAP)).unwrap_or(1)
     }
 
     /// When the present lap began.
@@ -87,8 +89,9 @@ impl Laps {
             Some(last) if last.is_like(&lap) => last.append(&lap),
             _ => self.laps.push(lap),
         }
-        let most = SHORT_REQUEST * requests as u64 / took.max(1);
-        self.most = usize::try_from(most).unwrap_or(MAX_LAP).clamp(1, MAX_LAP);
+        let short = usize::try_from(SHORT_REQUEST * requests as u64 / took.max(1)).unwrap_or(MAX_LAP);
+        // Those that follow a few short ones need not be like them.
+        self.most = short.min(2 * self.most).clamp(1, MAX_LAP);
         (self.begun, self.requests) = (self.begun + took, 0);
         lap
     }
@@ -113,7 +116,7 @@ mod tests {
         let mut laps = Laps::default();
         // Of two connections, in one turn of the event loop.
         for (begun, accepted_at) in [(50_000_000, 0), (60_000_000, 60_000_000)] {
-            laps.begin(begun);
+            laps.begin(begun, 1);
             assert!(laps.count());
             laps.end(begun + 100, accepted_at);
         }
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn the_first_request_of_a_job_is_timed_alone_whatever_was_short_before() {
         let mut laps = Laps::default();
-        laps.begin(0);
+        laps.begin(0, 1);
         let mut now = 0;
         for _ in 0..100 {
             now += 1;
@@ -133,7 +136,7 @@ mod tests {
             }
         }
         assert!(!laps.count(), "short ones are timed together");
-        laps.begin(now);
+        laps.begin(now, 1);
         assert!(laps.count());
     }
 

@@ -104,6 +104,7 @@ fn every_frame_counts_against_the_share_of_the_turn_whether_it_is_a_request_or_n
             job: &mut job,
             room: 9,
             frames,
+            lap: 1,
             worker: &mut LoopWorker::alone([]),
         };
         let taken = inbound.cut(&mut None, false, cut, 9);
@@ -124,6 +125,7 @@ fn what_finds_no_room_is_left_for_the_next_job() {
         job: &mut job,
         room: 1,
         frames: 9,
+        lap: 1,
         worker: &mut LoopWorker::alone([]),
     };
     let taken = inbound.cut(&mut None, false, cut, 9);
@@ -137,7 +139,7 @@ fn what_finds_no_room_is_left_for_the_next_job() {
 fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
     let take = |worker: &mut LoopWorker, bytes: &[u8]| {
         let (service, job) = (&Arc::clone(&worker.services)[0], &mut *job());
-        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, worker };
+        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, lap: 1, worker };
         let Taken { requests, inline, consumed, end, .. } = cut.take(&mut None, bytes, 0, false);
         (requests, inline, consumed, end)
     };
@@ -179,6 +181,7 @@ fn a_refused_stop_and_a_line_too_long_end_what_is_behind_them() {
             job: &mut job,
             room: 9,
             frames: 9,
+            lap: 1,
             worker: &mut LoopWorker::alone([]),
         };
         let taken = cut.take(&mut None, bytes, 0, false);
@@ -226,8 +229,15 @@ fn the_wait_for_the_rest_of_a_frame_begins_anew_only_with_the_next_frame() {
     let (service, mut job) = (service(), job());
     let mut cut = |inbound: &mut Inbound| {
         let (service, job) = (&service, &mut job);
-        let cut =
-            Cut { service, stop_allowed: true, job, room: 9, frames: 9, worker: &mut LoopWorker::alone([]) };
+        let cut = Cut {
+            service,
+            stop_allowed: true,
+            job,
+            room: 9,
+            frames: 9,
+            lap: 1,
+            worker: &mut LoopWorker::alone([]),
+        };
         inbound.cut(&mut None, false, cut, 9)
     };
     let mut inbound = Inbound::default();
@@ -256,6 +266,7 @@ fn a_job_that_is_full_takes_no_more() {
             job,
             room: 9,
             frames: 9,
+            lap: 1,
             worker: &mut LoopWorker::alone([]),
         };
         assert_eq!(cut.take(&mut None, b"a\nb\n", 0, false).requests, requests, "{there} bytes");
@@ -273,6 +284,7 @@ fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
         job: &mut job,
         room: 9,
         frames: 1,
+        lap: 1,
         worker: &mut LoopWorker::alone([]),
     };
     inbound.cut(&mut None, false, cut, 9);
@@ -296,6 +308,7 @@ fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
         job: &mut job,
         room: 9,
         frames: 1001,
+        lap: 1,
         worker: &mut LoopWorker::alone([]),
     };
     assert_eq!(inbound.cut(&mut None, false, cut, 9).end, End::More { scanned: 4 });
@@ -396,6 +409,7 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
                         job: &mut job,
                         room,
                         frames,
+                        lap: 1,
                         worker: &mut LoopWorker::alone([]),
                     };
                     let taken = cut.take(&mut None, bytes, 0, false);
@@ -418,6 +432,7 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
                     job: &mut job,
                     room,
                     frames,
+                    lap: 1,
                     worker: &mut LoopWorker::alone([]),
                 };
                 let taken = inbound.cut(&mut None, ended, cut, 9);
