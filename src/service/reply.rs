@@ -51,6 +51,7 @@ impl<'a> Reply<'a> {
     }
 
     /// Adds `bytes` to the reply. Does not block; what is not flushed is held in memory.
+    #[inline(always)]
     pub fn push(&mut self, bytes: &[u8]) {
         self.to.bytes.extend_from_slice(bytes);
     }
