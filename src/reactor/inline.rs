@@ -4,8 +4,9 @@
 //! [`MAX_HELD`] is counted, and named in the log.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::serve::account_for;
 use super::table::Entry;
 use super::told::Rate;
 use super::{Reactor, ReactorHub};
@@ -20,6 +21,9 @@ use crate::slots::ConnId;
 
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
+/// How long replies are kept, in nanoseconds, for those that are given in the same turn to be sent with them: as long as it takes to visit
+/// some hundred connections. The request that is being handled when it is over comes on top.
+const MAX_KEPT: Nanos = 200_000;
 /// Where the times of this thread are recorded: workers count from 1.
 const OWN_NUMBER: u64 = 0;
 
@@ -145,25 +149,47 @@ impl Reactor {
             job.end = JobEnd::Done;
         }
         let origin = &job.origin;
-        if origin.local.has_pushers() && self.free.slots().has_posted(origin.id) {
-            return self.queue_inline(job);
+        // Behind what was pushed before and is not taken in.
+        let waits = origin.local.has_pushers() && self.free.slots().has_posted(origin.id);
+        if waits || self.holds_replies && !self.aside.entered {
+            return self.queue_inline(job, waits);
         }
         self.count_unreplied(&job);
         self.deliver(job);
     }
 
-    /// Puts replies that were given here behind what was pushed before and is not taken in.
-    fn queue_inline(&mut self, mut job: Box<Job>) {
+    /// Keeps replies that were given here until their turn comes, behind what is in the mailbox or at the end of the visits of this turn.
+    fn queue_inline(&mut self, mut job: Box<Job>, behind_mail: bool) {
         let id = job.origin.id;
         let Some(Entry { connection, .. }) = self.table.get(id) else { return };
         connection.set_job_out(job.held_bytes());
         job.session = connection.session.take();
+        account_for(connection, 0, &mut self.counters);
         if self.services[job.origin.local.service as usize].times_handlers() {
             self.free.slots().set_taken(id, 0);
         }
-        self.jobs_out += 1;
-        self.lines_out += job.batch.handled;
-        self.shared.hub.replies.push(Mail::Inline(job));
+        match behind_mail {
+            true => {
+                self.jobs_out += 1;
+                self.lines_out += job.batch.handled;
+                self.shared.hub.replies.push(Mail::Inline(job));
+            }
+            false => {
+                if self.due.is_empty() {
+                    self.due_since = self.inline.worker.laps.begun();
+                }
+                self.due.push(job);
+            }
+        }
+    }
+
+    /// Sends the replies that are kept, where requests handled since have taken so long that they would wait for them.
+    #[inline]
+    pub(super) fn send_overdue(&mut self, now: Instant) {
+        let handled_at = self.inline.worker.laps.begun();
+        if !self.due.is_empty() && handled_at.saturating_sub(self.due_since) >= MAX_KEPT {
+            self.send_due(now);
+        }
     }
 
     /// A connection has come: its session is made.

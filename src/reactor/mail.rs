@@ -56,33 +56,10 @@ impl Reactor {
     }
 
     /// A job came back: its replies go to the socket, the connection goes on.
-    fn come_back(&mut self, mut job: Box<Job>, now: Instant) {
+    fn come_back(&mut self, job: Box<Job>, now: Instant) {
         let id = job.origin.id;
-        self.jobs_out -= 1;
-        self.lines_out -= job.batch.handled + job.batch.lines_left();
         self.budget.visit();
-        if let Task::Close(_) = job.task {
-            self.closing_out -= 1;
-            self.counters.panics += u64::from(job.end == JobEnd::Panicked);
-            self.free.put(job, &mut self.litter);
-            return self.closed_session(id, now);
-        }
-        self.count_unreplied(&job);
-        let Some(Entry { connection, .. }) = self.table.get(id) else {
-            self.counters.stale_replies += 1;
-            self.orphans.remove(&id);
-            let deferred = usize::from(matches!(job.end, JobEnd::Deferred { .. }));
-            self.drop_requests(job.batch.reply_ends.len() + deferred + job.batch.lines_left());
-            let reason = self.gone.remove(&id).unwrap_or(CloseReason::Reset);
-            return match job.session {
-                Some(_) => self.give_back(job, reason),
-                None => self.free.put(job, &mut self.litter),
-            };
-        };
-        connection.set_job_back();
-        connection.session = job.session.take();
-        account_for(connection, 0, &mut self.counters);
-        if self.deliver(job) && !self.is_at_rest(id) {
+        if self.take_back(job, now) && !self.is_at_rest(id) {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
             // One in the list is served later in this turn; twice would be beyond its budget.
             if !connection.wants_service() || connection.listed {
@@ -95,6 +72,54 @@ impl Reactor {
                 self.serve(id, now);
             }
         }
+    }
+
+    /// Sends the replies that were given on this thread since it began to visit the connections of a turn: all together, so that a
+    /// peer that has many connections is woken once for many. Each has had its share of the turn.
+    pub(super) fn send_due(&mut self, now: Instant) {
+        let mut due = std::mem::take(&mut self.due);
+        for job in due.drain(..) {
+            let id = job.origin.id;
+            // No others had to wait for these.
+            self.jobs_out += 1;
+            self.lines_out += job.batch.handled;
+            if self.take_back(job, now) && !self.is_at_rest(id) {
+                self.end_if_over(id, now);
+                self.settle(id);
+            }
+        }
+        self.due = due;
+    }
+
+    /// A job came back: its replies go to the socket. `false`: its connection is gone, or there was none.
+    fn take_back(&mut self, mut job: Box<Job>, now: Instant) -> bool {
+        let id = job.origin.id;
+        self.jobs_out -= 1;
+        self.lines_out -= job.batch.handled + job.batch.lines_left();
+        if let Task::Close(_) = job.task {
+            self.closing_out -= 1;
+            self.counters.panics += u64::from(job.end == JobEnd::Panicked);
+            self.free.put(job, &mut self.litter);
+            self.closed_session(id, now);
+            return false;
+        }
+        self.count_unreplied(&job);
+        let Some(Entry { connection, .. }) = self.table.get(id) else {
+            self.counters.stale_replies += 1;
+            self.orphans.remove(&id);
+            let deferred = usize::from(matches!(job.end, JobEnd::Deferred { .. }));
+            self.drop_requests(job.batch.reply_ends.len() + deferred + job.batch.lines_left());
+            let reason = self.gone.remove(&id).unwrap_or(CloseReason::Reset);
+            match job.session {
+                Some(_) => self.give_back(job, reason),
+                None => self.free.put(job, &mut self.litter),
+            }
+            return false;
+        };
+        connection.set_job_back();
+        connection.session = job.session.take();
+        account_for(connection, 0, &mut self.counters);
+        self.deliver(job)
     }
 
     /// The session of a connection was given back by a worker. The connection may have waited for that.

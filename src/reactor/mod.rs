@@ -1,7 +1,8 @@
 //! The event loop: one thread that owns every socket.
 //!
 //! A turn: wait for readiness; accept; collect finished jobs and write their replies; read what is readable and frame it
-//! into jobs; look at the deadlines; hand the jobs of this turn to the pool together; publish the counters. It blocks
+//! into jobs; write the replies that were given here meanwhile; look at the deadlines; hand the jobs of this turn to the pool together;
+//! publish the counters. It blocks
 //! nowhere but in poll, and there without a timeout unless a deadline is near or a worker may hold something back. What a
 //! turn does is bounded, by connection and altogether (`budget`).
 //!
@@ -198,6 +199,12 @@ pub(crate) struct Reactor {
     /// Jobs of this turn.
     #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
     outgoing: Vec<Box<Job>>,
+    /// Replies that were given on this thread and are sent behind the visits of this turn; since when, and whether they are kept for
+    /// that.
+    #[expect(clippy::vec_box, reason = "the boxes are what is recycled")]
+    due: Vec<Box<Job>>,
+    due_since: Nanos,
+    holds_replies: bool,
     /// Jobs handed out and not back yet.
     jobs_out: usize,
     /// Lines in jobs that are out: what `max_pending` limits. Replies that a peer does not read are limited by the
@@ -267,6 +274,9 @@ impl Reactor {
             litter: Litter::default(),
             budget: Budget::default(),
             outgoing: Vec::new(),
+            due: Vec::new(),
+            due_since: 0,
+            holds_replies: false,
             jobs_out: 0,
             lines_out: 0,
             buffer: vec![0; budget::READ_BYTES].into_boxed_slice(),
@@ -357,6 +367,7 @@ impl Reactor {
         self.accept(if is_late { budget::LEAST_ACCEPTS } else { budget::ACCEPTS }, now);
         self.collect(now);
         self.resume_stalled(now);
+        self.holds_replies = true;
         // Whoever is not reached is first in the next turn, not behind those left over: it has had nothing of this one.
         for served in 0..self.ready.len() {
             if served >= budget::LEAST_READY && self.is_spent() {
@@ -364,6 +375,7 @@ impl Reactor {
             }
             let Some(id) = self.ready.pop_front() else { break };
             self.serve_listed(id, now);
+            self.send_overdue(now);
         }
         for served in 0..left_over {
             if served >= budget::LEAST_LEFT_OVER && self.is_spent() {
@@ -371,7 +383,10 @@ impl Reactor {
             }
             let Some(id) = self.left_over.pop_front() else { break };
             self.serve_listed(id, now);
+            self.send_overdue(now);
         }
+        self.holds_replies = false;
+        self.send_due(now);
         while let Some(id) = self.lingering.pop_due(now) {
             let phase = self.table.get(id).map(|entry| entry.connection.phase);
             if let Some(Phase::Lingering(reason)) = phase {

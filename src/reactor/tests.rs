@@ -447,3 +447,51 @@ fn who_looks_on_is_in_none_of_the_clients_counts_when_it_holds_up_the_loop() {
         assert_eq!(bench.reactor.counters.inline_overruns, counted, "{role:?}");
     }
 }
+
+#[test]
+fn replies_of_a_turn_go_together_and_wait_for_nobody_who_takes_long() {
+    static NOW: AtomicU64 = AtomicU64::new(MS);
+
+    /// Looks whether the first peer has a reply.
+    struct Looks(Arc<Mutex<Vec<TcpStream>>>, Arc<Mutex<Vec<usize>>>);
+    impl Handler for Looks {
+        fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
+            match request.line() {
+                b"slow" => drop(NOW.fetch_add(MS / 2, Relaxed)),
+                b"look" => {
+                    let first = self.0.lock().unwrap().remove(0);
+                    self.1.lock().unwrap().push(first.peek(&mut [0; 9]).unwrap_or(0));
+                }
+                _ => {}
+            }
+            reply.push(b"y\n");
+        }
+
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+    }
+    for (second, there) in [("x\n", 0), ("slow\n", 2)] {
+        let (peers, seen) = (Arc::<Mutex<Vec<TcpStream>>>::default(), Arc::<Mutex<Vec<usize>>>::default());
+        let looks = Looks(Arc::clone(&peers), Arc::clone(&seen));
+        let mut bench = Bench::with_clock(Clock::reading(|| NOW.load(Relaxed)), looks, |_| ());
+        let mut all = [(); 3].map(|()| bench.peer(b""));
+        bench.until(|reactor| reactor.table.len() == 3);
+        bench.turn();
+        let first = all[0].try_clone().unwrap();
+        first.set_nonblocking(true).unwrap();
+        peers.lock().unwrap().push(first);
+        for (peer, line) in all.iter_mut().zip(["x\n", second, "look\n"]) {
+            peer.write_all(line.as_bytes()).unwrap();
+        }
+        bench.turn();
+        assert_eq!(*seen.lock().unwrap(), [there], "{second:?}");
+        all[0].set_nonblocking(false).unwrap();
+        for peer in &mut all {
+            let mut reply = [0; 2];
+            peer.read_exact(&mut reply).unwrap();
+            assert_eq!(&reply, b"y\n");
+        }
+        assert_eq!((bench.reactor.jobs_out, bench.reactor.lines_out, bench.reactor.due.len()), (0, 0, 0));
+    }
+}
