@@ -22,7 +22,8 @@ use crate::slots::ConnId;
 /// Nothing on this thread should take longer.
 const MAX_HELD: Duration = Duration::from_millis(1);
 /// How long replies are kept, in nanoseconds, for those that are given in the same turn to be sent with them: as long as it takes to visit
-/// some hundred connections. The request that is being handled when it is over comes on top.
+/// some hundred connections. Looked at behind each visit, by when the last request was handled, so its request comes on top; where none
+/// is handled any more, they are kept to the end of the turn.
 const MAX_KEPT: Nanos = 200_000;
 /// Where the times of this thread are recorded: workers count from 1.
 const OWN_NUMBER: u64 = 0;
