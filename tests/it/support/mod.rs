@@ -6,6 +6,7 @@ mod program;
 mod unread;
 pub(crate) mod wrong_server;
 
+use std::fmt::Display;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -28,9 +29,19 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 /// Waits until `condition` holds, or fails naming `what` did not happen.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    eventually_right(what, || if condition() { Ok(()) } else { Err("") });
+}
+
+/// Waits until `look` finds nothing wrong, or fails with what it found last.
+#[track_caller]
+pub(crate) fn eventually_right<W: Display>(what: &str, mut look: impl FnMut() -> Result<(), W>) {
     let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+    while let Err(wrong) = look() {
+        assert!(
+            Instant::now() < deadline,
+            "{}",
+            format!("not within {DEADLINE:?}: {what} {wrong}").trim_end()
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
 }
