@@ -189,7 +189,7 @@ fn asked_over(path: &Path) -> String {
 }
 
 /// Asks again and again until it is `over`, and counts. Refused, reset or not answered although it was sent in time, it panics.
-fn ask_on(path: &Path, over: &AtomicBool, asked: &AtomicU64) {
+fn ask_on(systemd: &Nested, path: &Path, over: &AtomicBool, asked: &AtomicU64) {
     while !over.load(Relaxed) {
         let begun = Instant::now();
         let mut stream = UnixStream::connect(path).unwrap();
@@ -199,7 +199,12 @@ fn ask_on(path: &Path, over: &AtomicBool, asked: &AtomicU64) {
         let in_time = begun.elapsed() < FIRST_LINE / 2;
         let came = sent.and_then(|()| stream.read_to_string(&mut reply));
         // Who took so long that nothing is promised may have been closed.
-        assert!(reply == UNIX_REPLY && came.is_ok() || !in_time && reply.is_empty(), "{came:?} {reply}");
+        assert!(
+            reply == UNIX_REPLY && came.is_ok() || !in_time && reply.is_empty(),
+            "{came:?} {reply:?} after {:?}, {}",
+            begun.elapsed(),
+            systemd.log()
+        );
         asked.fetch_add(1, Relaxed);
     }
 }
@@ -223,7 +228,7 @@ fn the_service_starts_reloads_upgrades_is_watched_and_stops() {
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let _over = SetAtEnd(&over);
-        scope.spawn(|| ask_on(&socket, &over, &asked));
+        scope.spawn(|| ask_on(&systemd, &socket, &over, &asked));
         for _ in 0..5 {
             let before = asked.load(Relaxed);
             eventually("clients are served", || asked.load(Relaxed) > before);
@@ -285,7 +290,7 @@ fn systemd_listens_for_the_service_also_between_its_starts() {
     let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let _over = SetAtEnd(&over);
-        scope.spawn(|| ask_on(&socket, &over, &asked));
+        scope.spawn(|| ask_on(&systemd, &socket, &over, &asked));
         for _ in 0..3 {
             let before = asked.load(Relaxed);
             eventually("clients are served", || asked.load(Relaxed) > before);
@@ -329,7 +334,7 @@ fn a_restart_beside_an_upgrade_loses_nobody() {
     thread::scope(|scope| {
         let _over = SetAtEnd(&over);
         for _ in 0..2 {
-            scope.spawn(|| ask_on(&socket, &over, &asked));
+            scope.spawn(|| ask_on(&systemd, &socket, &over, &asked));
         }
         for round in 0..12 {
             let before = asked.load(Relaxed);
