@@ -8,6 +8,7 @@
 use std::thread;
 use std::time::Duration;
 
+use super::backoff::Backoff;
 use crate::clock::Nanos;
 use crate::hub::Hub;
 use crate::pool::JobPool;
@@ -18,16 +19,9 @@ use crate::replies::Wake;
 const SHORT_JOB: Duration = Duration::from_micros(20);
 /// It did not pay to give way if that took longer, in nanoseconds.
 const MAX_GIVEN_WAY_NANOS: Nanos = 100_000;
-/// After so many times in a row in which it did not pay, and after more, it is tried for one lone job in 2 to the power of this.
-const MAX_VAIN: u32 = 6;
-
 /// Whether giving way has paid of late.
 #[derive(Debug, Default)]
-pub(super) struct LoneJob {
-    /// Times in a row that it did not, and for how many lone jobs it is not tried.
-    vain: u32,
-    again_after: u32,
-}
+pub(super) struct LoneJob(Backoff);
 
 impl LoneJob {
     /// Whether the only job that is out, just submitted, is back already. Gives way to its worker where that may pay.
@@ -35,19 +29,13 @@ impl LoneJob {
         if !hub.replies.is_empty() {
             return true;
         }
-        if pool.time_per_job() >= SHORT_JOB {
-            return false;
-        }
-        if self.again_after > 0 {
-            self.again_after -= 1;
+        if pool.time_per_job() >= SHORT_JOB || !self.0.is_due() {
             return false;
         }
         let before = hub.clock.now();
         thread::yield_now();
         let back = !hub.replies.is_empty();
-        let paid = back && hub.clock.now().saturating_sub(before) < MAX_GIVEN_WAY_NANOS;
-        self.vain = if paid { 0 } else { (self.vain + 1).min(MAX_VAIN) };
-        self.again_after = (1 << self.vain) - 1;
+        self.0.tried(back && hub.clock.now().saturating_sub(before) < MAX_GIVEN_WAY_NANOS);
         back
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! A turn: wait for readiness; accept; collect finished jobs and write their replies; read what is readable and frame it
 //! into jobs; write the replies that were given here meanwhile; look at the deadlines; hand the jobs of this turn to the pool together;
-//! publish the counters. It blocks
-//! nowhere but in poll, and there without a timeout unless a deadline is near or a worker may hold something back. What a
-//! turn does is bounded, by connection and altogether (`budget`).
+//! publish the counters. It blocks nowhere but in poll, and there without a timeout unless a deadline is near or a worker may hold
+//! something back. Before that it may look for events for some microseconds (`spin`). What a turn does is bounded, by connection and
+//! altogether (`budget`).
 //!
 //! Readiness is edge-triggered: a read that does not fill the buffer, or would block, ends it, but a hang-up that was
 //! announced is remembered until the end of the stream was read. A connection whose share of a turn ends before its edge is
@@ -12,6 +12,7 @@
 
 mod admit;
 mod aside;
+mod backoff;
 mod bind;
 mod budget;
 mod deadlines;
@@ -27,6 +28,7 @@ mod proxy;
 mod reconfigure;
 mod serve;
 mod socket;
+mod spin;
 mod stop;
 #[cfg(feature = "admin")]
 mod survey;
@@ -71,6 +73,7 @@ use lone::LoneJob;
 use peers::Peers;
 pub(crate) use reconfigure::NewSettings;
 pub(crate) use socket::ListenSocket;
+use spin::Spin;
 use stop::Drain;
 pub(crate) use stop::{Dropped, StopLevel};
 use table::{Entry, Table};
@@ -214,6 +217,7 @@ pub(crate) struct Reactor {
     /// When this turn began, by the pool's clock.
     turn_at: Nanos,
     lone_job: LoneJob,
+    spin: Spin,
     /// Set when a graceful stop has begun.
     drain: Option<Drain>,
     /// Connections of a server that stops, while others have its listeners, that are given time for their first line.
@@ -282,6 +286,7 @@ impl Reactor {
             buffer: vec![0; budget::READ_BYTES].into_boxed_slice(),
             turn_at: 0,
             lone_job: LoneJob::default(),
+            spin: Spin::default(),
             drain: None,
             newcomers: Vec::new(),
             stop_requested: false,
@@ -303,8 +308,14 @@ impl Reactor {
             let is_idle = self.is_idle();
             let Shared { hub, pool, .. } = &self.shared;
             let polls = !sent_lone_job || !is_idle || !self.lone_job.is_back(hub, pool);
-            if polls {
-                match self.poll.poll(&mut events, self.timeout()) {
+            if !polls {
+                events.clear();
+            } else if !(is_idle && self.spin(&mut events)) {
+                let timeout = self.timeout();
+                if timeout != Some(Duration::ZERO) {
+                    self.spin.sleeps();
+                }
+                match self.poll.poll(&mut events, timeout) {
                     Ok(()) => {}
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => {
@@ -313,8 +324,6 @@ impl Reactor {
                         return Err(error);
                     }
                 }
-            } else {
-                events.clear();
             }
             let clock = &self.shared.hub.clock;
             self.turn_at = clock.now();

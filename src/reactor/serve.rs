@@ -209,7 +209,10 @@ impl Reactor {
         }
         match (requests, inline) {
             (0, 0) => self.free.put(job, &mut self.litter),
-            (0, _) => self.handled_inline(job, inline),
+            (0, _) => {
+                self.spin.handled(inline);
+                self.handled_inline(job, inline);
+            }
             _ => self.resubmit(job),
         }
     }

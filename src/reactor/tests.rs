@@ -495,3 +495,45 @@ fn replies_of_a_turn_go_together_and_wait_for_nobody_who_takes_long() {
         assert_eq!((bench.reactor.jobs_out, bench.reactor.lines_out, bench.reactor.due.len()), (0, 0, 0));
     }
 }
+
+#[test]
+fn it_spins_behind_many_requests_handled_here_while_that_is_not_in_vain() {
+    static NOW: AtomicU64 = AtomicU64::new(MS);
+
+    struct Inline;
+    impl Handler for Inline {
+        fn handle(&self, _: &Request<'_>, reply: &mut Reply<'_>) {
+            reply.push(b"y\n");
+        }
+
+        fn classify(&self, _: &[u8]) -> Kind {
+            Kind::Inline
+        }
+    }
+    // Each look at the clock takes a microsecond.
+    let mut bench = Bench::with_clock(Clock::reading(|| NOW.fetch_add(1000, Relaxed)), Inline, |_| ());
+    let mut events = Events::with_capacity(MAX_EVENTS);
+    let mut peer = bench.peer(b"");
+    bench.until(|reactor| reactor.table.len() == 1);
+    let handle = |bench: &mut Bench, peer: &mut TcpStream, requests: usize| {
+        let replied = bench.reactor.counters.replied + requests as u64;
+        peer.write_all(&b"x\n".repeat(requests)).unwrap();
+        bench.until(|reactor| reactor.counters.replied == replied);
+    };
+    // Whether something was found, and how often the clock was read.
+    let mut spin = |bench: &mut Bench| {
+        let before = NOW.load(Relaxed);
+        (bench.reactor.spin(&mut events), (NOW.load(Relaxed) - before) / 1000)
+    };
+    handle(&mut bench, &mut peer, 15);
+    assert_eq!(spin(&mut bench), (false, 0), "too few");
+    handle(&mut bench, &mut peer, 1);
+    assert_eq!(spin(&mut bench), (false, 11), "in vain for ten microseconds");
+    assert_eq!(spin(&mut bench), (false, 0), "so not the next time");
+    peer.write_all(b"x\n").unwrap();
+    assert_eq!(spin(&mut bench), (true, 1));
+    assert_eq!(spin(&mut bench), (false, 11), "it had paid");
+    spin(&mut bench);
+    bench.reactor.spin.sleeps();
+    assert_eq!(spin(&mut bench), (false, 0), "nothing was handled since");
+}
