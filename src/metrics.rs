@@ -177,9 +177,9 @@ pub struct Stats {
     pub stale_replies_total: u64,
     /// Pushes that were taken in, one for each connection that they were for. They are no replies.
     pub pushed_total: u64,
-    /// Times that requests of [`Kind::Inline`](crate::Kind::Inline) held up the event loop for longer than a millisecond, or the opening or
-    /// the close of a connection of a service at [`Place::Loop`](crate::Place::Loop) did. The log names the request; where `requests` were
-    /// timed together, each of them.
+    /// Times that requests of [`Kind::Inline`](crate::Kind::Inline) held up the event loop for longer than a millisecond, with what it took
+    /// to find them and to see what they are, or the opening or the close of a connection of a service at
+    /// [`Place::Loop`](crate::Place::Loop) did. The log names the request; where `requests` were timed together, each of them.
     pub inline_overruns_total: u64,
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Taken {
     /// Stop requests.
     pub(crate) stops: usize,
     pub(crate) end: End,
-    /// For the next cut of the same connection.
+    /// For the next cut of the same connection. 0: its last requests are handled by workers, so no time is taken here before one is not.
     pub(crate) lap: u8,
 }
 
@@ -105,6 +105,10 @@ impl Cut<'_> {
             lap: 0..0,
             taken: Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full, lap },
         };
+        // What it takes to find and look at the first frame is counted with its request.
+        if lap > 0 {
+            cutting.begin_slice();
+        }
         // Unwind safety: of what is ours only a reply may be half written, and is cut back; the states are the service's own.
         let call = || service.service.cut(session, &mut cutting);
         if let Err(value) = panic::catch_unwind(AssertUnwindSafe(call)) {
@@ -116,6 +120,8 @@ impl Cut<'_> {
         }
         if cutting.taken.inline > 0 {
             cutting.taken.lap = cutting.worker.laps.expected();
+        } else if cutting.taken.requests > 0 {
+            cutting.taken.lap = 0;
         }
         cutting.taken
     }
@@ -207,7 +213,7 @@ pub(crate) struct Cutting<'a> {
     next: usize,
     /// Where in the replies that of the request at hand begins.
     reply_start: usize,
-    /// When the first request was handled here, if one was.
+    /// Since when requests are handled here, if they are.
     slice_begun: Option<Nanos>,
     /// Where the requests of the present lap are.
     lap: Range<usize>,
@@ -296,16 +302,22 @@ impl Cutting<'_> {
         None
     }
 
+    /// What is handled here is timed from now on.
+    #[inline(always)]
+    fn begin_slice(&mut self) {
+        let LoopWorker { laps, clock, .. } = &mut *self.worker;
+        let now = clock.now();
+        self.slice_begun = Some(now);
+        laps.begin(now, self.taken.lap.max(1));
+    }
+
     /// The request that was found there is handled now.
     #[inline(always)]
     fn begin_request(&mut self, content: Range<usize>) {
-        let LoopWorker { laps, clock, .. } = &mut *self.worker;
         if self.slice_begun.is_none() {
-            let now = clock.now();
-            self.slice_begun = Some(now);
-            laps.begin(now, self.taken.lap);
+            self.begin_slice();
         }
-        if !laps.is_open() {
+        if !self.worker.laps.is_open() {
             self.lap.start = content.start;
         }
         self.lap.end = content.end;
@@ -402,7 +414,8 @@ mod tests {
 
     const MS: Nanos = 1_000_000;
 
-    /// Answers each line with itself, at once, but for comments. `slow` takes two milliseconds by the clock, others 10 ns.
+    /// Answers each line with itself, at once, but for comments, and those for workers. `slow` takes two milliseconds by the clock, and to
+    /// see what `odd` is takes as long; others take 10 ns.
     struct Echo(&'static AtomicU64);
 
     impl Handler for Echo {
@@ -414,6 +427,11 @@ mod tests {
 
         fn classify(&self, line: &[u8]) -> Kind {
             assert_ne!(line, b"what", "on purpose");
+            match line {
+                b"odd" => drop(self.0.fetch_add(2 * MS, Relaxed)),
+                b"worker" => return Kind::Request,
+                _ => {}
+            }
             if line.starts_with(b"#") { Kind::Ignored } else { Kind::Inline }
         }
     }
@@ -472,6 +490,21 @@ mod tests {
         // It is known by then that not all are short.
         bench.take(b"slow\na\n");
         assert_eq!(bench.told(), [("slow".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn what_it_takes_to_see_what_a_request_is_counts() {
+        static NOW: AtomicU64 = AtomicU64::new(0);
+        let mut bench = Bench::new(Echo(&NOW), Clock::reading(|| NOW.load(Relaxed)));
+        bench.take(b"odd\n");
+        bench.take(b"odd\nworker\n");
+        assert_eq!(bench.told(), [("odd".to_owned(), 1), ("odd".to_owned(), 1)]);
+        // Whose requests are handled by workers is not timed here; that one is not again is seen only then.
+        bench.take(b"worker\n");
+        bench.take(b"odd\n");
+        assert_eq!(bench.told(), []);
+        bench.take(b"odd\n");
+        assert_eq!(bench.told(), [("odd".to_owned(), 1)]);
     }
 
     #[test]

@@ -141,9 +141,10 @@ pub trait Service: Send + Sync + 'static {
     /// Tells what a frame is when its turn has come. By default a frame that is the [stop line](Self::stop_line) is
     /// [`Kind::Stop`], and every other a request, handled where [`place`](Self::place) says.
     ///
-    /// Runs on the event loop, once for every frame or, where one has to wait, again: it holds up all connections while it runs, so it must only look. The state
-    /// is what the last [`Kind::Switch`] or [`Kind::Inline`] left, or later: requests that were cut together are classified
-    /// before the first of them is handled.
+    /// Runs on the event loop, once for every frame or, where one has to wait, again: it holds up all connections while it runs, so it must
+    /// only look. What it and the framing take counts with requests of [`Kind::Inline`], and is noticed there if it is long; for requests
+    /// that workers handle it is not. The state is what the last [`Kind::Switch`] or [`Kind::Inline`] left, or later: requests that were cut
+    /// together are classified before the first of them is handled.
     fn classify(&self, state: &Self::State, frame: &[u8]) -> Kind {
         let _ = state;
         match (self.stop_line(), self.place()) {
