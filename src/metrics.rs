@@ -135,9 +135,9 @@ pub struct Stats {
     pub requests_stuck: u64,
     /// Time from a request's arrival to the call of its handler, in seconds.
     pub queue_wait_seconds: Distribution,
-    /// Time that the handler took for a request, in seconds. Requests of one connection that take less than 1 µs are timed
-    /// up to 16 together, and those of one job, or of one turn of the event loop, count with their mean: the count and the sum are
-    /// exact, and slow ones that come right after short ones count as one.
+    /// Time that the handler took for a request, in seconds; on the event loop with what it took to find it and to see what it is.
+    /// Requests of one connection that take less than 1 µs are timed up to 16 together, and those of one job, or of one turn of the
+    /// event loop, count with their mean: the count and the sum are exact, and slow ones that come right after short ones count as one.
     pub service_seconds: Distribution,
     /// Workers that run or are being started.
     pub pool_threads: u64,

@@ -152,7 +152,9 @@ impl Reactor {
         let origin = &job.origin;
         // Behind what was pushed before and is not taken in.
         let waits = origin.local.has_pushers() && self.free.slots().has_posted(origin.id);
-        if waits || self.holds_replies && !self.aside.entered {
+        // What has come behind the last one is dropped, and not looked at for a stop before.
+        let is_last = matches!(job.end, JobEnd::Close | JobEnd::Panicked);
+        if waits || self.holds_replies && !is_last && !self.aside.entered {
             return self.queue_inline(job, waits);
         }
         self.count_unreplied(&job);

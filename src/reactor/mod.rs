@@ -308,22 +308,26 @@ impl Reactor {
             let is_idle = self.is_idle();
             let Shared { hub, pool, .. } = &self.shared;
             let polls = !sent_lone_job || !is_idle || !self.lone_job.is_back(hub, pool);
-            if !polls {
-                events.clear();
-            } else if !(is_idle && self.spin(&mut events)) {
+            if polls {
                 let timeout = self.timeout();
-                if timeout != Some(Duration::ZERO) {
-                    self.spin.sleeps();
-                }
-                match self.poll.poll(&mut events, timeout) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        // Only by a bug of ours: a closed or foreign descriptor.
-                        self.abort();
-                        return Err(error);
+                let sleeps = timeout != Some(Duration::ZERO);
+                let found = sleeps && self.spin(&mut events);
+                if !found {
+                    if sleeps {
+                        self.spin.sleeps();
+                    }
+                    match self.poll.poll(&mut events, timeout) {
+                        Ok(()) => {}
+                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                        Err(error) => {
+                            // Only by a bug of ours: a closed or foreign descriptor.
+                            self.abort();
+                            return Err(error);
+                        }
                     }
                 }
+            } else {
+                events.clear();
             }
             let clock = &self.shared.hub.clock;
             self.turn_at = clock.now();

@@ -45,9 +45,10 @@ impl Spin {
 }
 
 impl Reactor {
-    /// Looks for events for a while without going to sleep, where that may pay. Whether there are any.
+    /// Looks for events for a while before this thread sleeps, where that may pay: not beside workers, one of which may need this CPU.
+    /// Whether there are any.
     pub(super) fn spin(&mut self, events: &mut Events) -> bool {
-        if !self.spin.is_due() {
+        if self.jobs_out > 0 || !self.spin.is_due() {
             return false;
         }
         let until = self.now() + SPIN;

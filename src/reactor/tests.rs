@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
 use super::*;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, StopFrom};
 use crate::connection::{Output, Role};
 use crate::handover::{Inherited, Lent};
 use crate::job::{JobEnd, Task};
@@ -534,6 +534,37 @@ fn it_spins_behind_many_requests_handled_here_while_that_is_not_in_vain() {
     assert_eq!(spin(&mut bench), (true, 1));
     assert_eq!(spin(&mut bench), (false, 11), "it had paid");
     spin(&mut bench);
+    bench.reactor.jobs_out = 1;
+    assert_eq!(spin(&mut bench), (false, 0), "beside a worker");
+    bench.reactor.jobs_out = 0;
     bench.reactor.spin.sleeps();
     assert_eq!(spin(&mut bench), (false, 0), "nothing was handled since");
+}
+
+#[test]
+fn a_stop_behind_the_last_request_of_a_connection_is_dropped() {
+    struct Last;
+    impl Handler for Last {
+        fn handle(&self, _: &Request<'_>, reply: &mut Reply<'_>) {
+            reply.push(b"y\n");
+            reply.close();
+        }
+
+        fn classify(&self, line: &[u8]) -> Kind {
+            if line == b"STOP" { Kind::Stop } else { Kind::Inline }
+        }
+
+        fn stop_line(&self) -> Option<&[u8]> {
+            Some(b"STOP")
+        }
+    }
+    let mut bench = Bench::new(Last, |config| config.stop_from = StopFrom::Any);
+    let mut peer = bench.peer(b"bye\nSTOP\n");
+    bench.until(|reactor| reactor.counters.replied == 1);
+    peer.shutdown(Shutdown::Write).unwrap();
+    bench.until(|reactor| reactor.counters.closed[CloseReason::Handler as usize] == 1);
+    let mut reply = Vec::new();
+    peer.read_to_end(&mut reply).unwrap();
+    assert_eq!(reply, b"y\n");
+    assert!(!bench.reactor.stop_requested);
 }

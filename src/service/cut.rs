@@ -105,7 +105,7 @@ impl Cut<'_> {
             lap: 0..0,
             taken: Taken { consumed: 0, requests: 0, inline: 0, ignored: 0, stops: 0, end: End::Full, lap },
         };
-        // What it takes to find and look at the first frame is counted with its request.
+        // What it takes to find the first frame and see what it is counts with its request.
         if lap > 0 {
             cutting.begin_slice();
         }
@@ -255,12 +255,14 @@ impl Cutting<'_> {
                 }
                 Kind::Ignored => {
                     self.taken.ignored += 1;
+                    self.begins_behind();
                     // The log shows it, too.
                     let is_long = self.next.saturating_sub(self.lap.start) >= MAX_LAP_BYTES;
                     goes_on = !(self.worker.laps.is_open() && is_long) || self.slice_goes_on();
                 }
                 Kind::Stop => {
                     self.taken.stops += 1;
+                    self.begins_behind();
                     if !self.stop_allowed {
                         self.taken.end = End::Close(CloseReason::KillRefused);
                         goes_on = false;
@@ -309,6 +311,13 @@ impl Cutting<'_> {
         let now = clock.now();
         self.slice_begun = Some(now);
         laps.begin(now, self.taken.lap.max(1));
+    }
+
+    /// What was taken is no request: the time of the first that is handled here does not begin before it.
+    fn begins_behind(&mut self) {
+        if self.taken.inline == 0 {
+            self.slice_begun = None;
+        }
     }
 
     /// The request that was found there is handled now.
@@ -415,7 +424,7 @@ mod tests {
     const MS: Nanos = 1_000_000;
 
     /// Answers each line with itself, at once, but for comments, and those for workers. `slow` takes two milliseconds by the clock, and to
-    /// see what `odd` is takes as long; others take 10 ns.
+    /// see what `odd` and `#odd` are takes as long; others take 10 ns.
     struct Echo(&'static AtomicU64);
 
     impl Handler for Echo {
@@ -428,7 +437,7 @@ mod tests {
         fn classify(&self, line: &[u8]) -> Kind {
             assert_ne!(line, b"what", "on purpose");
             match line {
-                b"odd" => drop(self.0.fetch_add(2 * MS, Relaxed)),
+                b"odd" | b"#odd" => drop(self.0.fetch_add(2 * MS, Relaxed)),
                 b"worker" => return Kind::Request,
                 _ => {}
             }
@@ -499,6 +508,8 @@ mod tests {
         bench.take(b"odd\n");
         bench.take(b"odd\nworker\n");
         assert_eq!(bench.told(), [("odd".to_owned(), 1), ("odd".to_owned(), 1)]);
+        bench.take(b"#odd\nshort\n");
+        assert_eq!(bench.told(), [], "what is no request is not blamed on the next");
         // Whose requests are handled by workers is not timed here; that one is not again is seen only then.
         bench.take(b"worker\n");
         bench.take(b"odd\n");

@@ -14,9 +14,9 @@ pub enum Kind {
     Switch,
     /// A request that is handled on the event loop, at once: for what takes microseconds and never blocks. It spares two changes
     /// of the thread, and holds up every connection while it runs: longer than a millisecond is counted
-    /// ([`Stats::inline_overruns_total`](crate::Stats::inline_overruns_total)) and logged. The framing may change with it. Its reply is
-    /// sent with those that others get in the same turn of the loop: at its end, a millisecond, or sooner, once those handled behind it
-    /// have taken 0.2 ms and the last of them has returned.
+    /// ([`Stats::inline_overruns_total`](crate::Stats::inline_overruns_total)) and logged. The framing may change with it. Its reply is,
+    /// as a rule, sent with those that others get in the same turn of the loop: at its end, a millisecond, or sooner, once those handled
+    /// behind it have taken 0.2 ms and the last of them has returned.
     Inline,
     /// A request to stop the server, if this peer may ([`Config::stop_from`](crate::Config::stop_from)); else the peer is
     /// told so and its connection is closed. See [`Handler::stop_line`](crate::Handler::stop_line) for one that does not wait for its
