@@ -74,14 +74,6 @@ impl Helo {
         self
     }
 
-    /// Appends to `reply` what a client that reached `local` is told when it sends `line`: nothing unless that is `HELO text`.
-    #[inline(always)]
-    pub fn answer(&self, line: &[u8], local: &Address, reply: &mut Vec<u8>) {
-        if let Some(text) = protocol::helo_text(line) {
-            protocol::render_helo(text, &self.tail(local), reply);
-        }
-    }
-
     /// What follows the text in the reply to a client that reached `local`.
     #[inline(always)]
     fn tail(&self, local: &Address) -> Cow<'_, [u8]> {
@@ -124,7 +116,9 @@ impl Default for Helo {
 impl Handler for Helo {
     #[inline(always)]
     fn handle(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
-        self.answer(request.line(), request.local_addr(), reply.buffer());
+        if let Some(text) = protocol::helo_text(request.line()) {
+            protocol::render_helo(text, &self.tail(request.local_addr()), reply.buffer());
+        }
     }
 
     #[inline]

@@ -58,6 +58,8 @@ impl Reactor {
     /// A job came back: its replies go to the socket, the connection goes on.
     fn come_back(&mut self, job: Box<Job>, now: Instant) {
         let id = job.origin.id;
+        self.jobs_out -= 1;
+        self.lines_out -= job.batch.handled + job.batch.lines_left();
         self.budget.visit();
         if self.take_back(job, now) && !self.is_at_rest(id) {
             let Some(Entry { connection, .. }) = self.table.get(id) else { return };
@@ -80,9 +82,6 @@ impl Reactor {
         let mut due = std::mem::take(&mut self.due);
         for job in due.drain(..) {
             let id = job.origin.id;
-            // No others had to wait for these.
-            self.jobs_out += 1;
-            self.lines_out += job.batch.handled;
             if self.take_back(job, now) && !self.is_at_rest(id) {
                 self.end_if_over(id, now);
                 self.settle(id);
@@ -94,8 +93,6 @@ impl Reactor {
     /// A job came back: its replies go to the socket. `false`: its connection is gone, or there was none.
     fn take_back(&mut self, mut job: Box<Job>, now: Instant) -> bool {
         let id = job.origin.id;
-        self.jobs_out -= 1;
-        self.lines_out -= job.batch.handled + job.batch.lines_left();
         if let Task::Close(_) = job.task {
             self.closing_out -= 1;
             self.counters.panics += u64::from(job.end == JobEnd::Panicked);

@@ -35,9 +35,10 @@ mod survey;
 mod table;
 mod timeouts;
 mod told;
+mod wait;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -88,9 +89,6 @@ const LISTENERS: usize = usize::MAX - 1;
 const MAX_EVENTS: usize = 64;
 /// How long what still comes is discarded, after our side was shut down, until the connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long a job may be finished without this thread having been woken for it.
-const SAFETY_TICK: Duration = Duration::from_millis(1);
-
 /// Wakes the reactor through an eventfd in its poll.
 #[derive(Debug)]
 pub(crate) struct ReactorWaker(Waker);
@@ -309,22 +307,10 @@ impl Reactor {
             let Shared { hub, pool, .. } = &self.shared;
             let polls = !sent_lone_job || !is_idle || !self.lone_job.is_back(hub, pool);
             if polls {
-                let timeout = self.timeout();
-                let sleeps = timeout != Some(Duration::ZERO);
-                let found = sleeps && self.spin(&mut events);
-                if !found {
-                    if sleeps {
-                        self.spin.sleeps();
-                    }
-                    match self.poll.poll(&mut events, timeout) {
-                        Ok(()) => {}
-                        Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                        Err(error) => {
-                            // Only by a bug of ours: a closed or foreign descriptor.
-                            self.abort();
-                            return Err(error);
-                        }
-                    }
+                if let Err(error) = self.wait(&mut events) {
+                    // Only by a bug of ours: a closed or foreign descriptor.
+                    self.abort();
+                    return Err(error);
                 }
             } else {
                 events.clear();
@@ -458,33 +444,6 @@ impl Reactor {
         self.budget.is_spent(&self.shared.hub.clock)
     }
 
-    /// How long poll may block. `None`: until something happens.
-    fn timeout(&self) -> Option<Duration> {
-        let Shared { hub, pool, lent, .. } = &self.shared;
-        let resumes = !self.stalled.is_empty() && self.lines_out < self.settings.max_pending;
-        if !self.is_idle() || resumes || self.listeners.is_ready(lent) || !hub.replies.try_sleep() {
-            return Some(Duration::ZERO);
-        }
-        // A worker may have published a job without a wake, because it has another.
-        let tick = self.jobs_out > 1 && pool.started() != self.started_before;
-        let drain_until = match self.drain {
-            Some(drain) => Some(drain.until),
-            None => self.shared.stop.begins_at().map(|at| hub.clock.instant(at)),
-        };
-        let due = sooner(self.deadlines.next(), sooner(self.told.due(), hub.slow.due()));
-        let due = sooner(due.map(|at| hub.clock.instant(at)), self.lingering.next());
-        let due = sooner(due, self.listeners.retry_at());
-        let stop = sooner(self.handshakes_until(), sooner(self.newcomers_until(), drain_until));
-        let next = sooner(due, stop);
-        // By the one clock that says what is due.
-        let until = next.map(|at| at.saturating_duration_since(hub.clock.instant(hub.clock.now())));
-        match until {
-            Some(until) if tick => Some(until.min(SAFETY_TICK)),
-            None if tick => Some(SAFETY_TICK),
-            until => until,
-        }
-    }
-
     /// Remembers what an event says, and that its connection is to be looked at in this turn.
     fn note(&mut self, event: &Event) {
         match event.token() {
@@ -590,14 +549,6 @@ impl Reactor {
         if let Some(left_out) = self.warned.admit(self.turn_at) {
             tracing::warn!(%error, connections = self.table.len(), left_out, "{what}");
         }
-    }
-}
-
-/// The sooner of two times. (Iterators over all of them cost every turn two hundred instructions.)
-fn sooner<T: Ord>(one: Option<T>, other: Option<T>) -> Option<T> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
     }
 }
 

@@ -12,7 +12,7 @@ use tidemill::{Handler, Kind, Reply, Request};
 
 use crate::support::{
     DEADLINE, Gate, Peer, allow_files, assert_adds_up, assert_same, configure, echo, embed, eventually,
-    helo_reply, resolved, serve,
+    helo_reply, resolved, serve, tcp_sockets,
 };
 
 /// The last read of a drain brought nothing but a line without terminator, while no job was out: the line was kept, and
@@ -294,16 +294,13 @@ fn the_system_asks_after_silent_peers() {
     let serving = serve("");
     let mut peer = serving.connect();
     peer.ask("x");
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let (server, client) =
         (format!(":{:04X}", serving.address.port()), format!(":{:04X}", peer.local().port()));
-    let line = table
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|fields| fields[1].ends_with(&server) && fields[2].ends_with(&client))
+    let columns = tcp_sockets("01")
+        .find(|columns| columns[1].ends_with(&server) && columns[2].ends_with(&client))
         .unwrap();
     // Which timer runs, and in how many hundredths of a second it is due.
-    let (timer, due) = line[5].split_once(':').unwrap();
+    let (timer, due) = columns[5].split_once(':').unwrap();
     assert_eq!(timer, "02", "the keepalive timer");
     assert!(u32::from_str_radix(due, 16).unwrap() <= 6000, "{due}");
 }

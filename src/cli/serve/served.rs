@@ -6,10 +6,8 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
-use std::time::Duration;
 
-use tidemill::{Address, Farewell, Handler, Helo, Kind, Reply, Request};
+use tidemill::{Delay, Farewell, Handler, Helo, Kind, Reply, Request};
 
 use super::ServeArgs;
 
@@ -24,7 +22,7 @@ struct Shared {
     words: Words,
     /// That is what is in force, and without delay. Whoever reads it late answers as before, which is all that it decides.
     is_first: AtomicBool,
-    present: RwLock<Arc<(Helo, Duration)>>,
+    present: RwLock<Arc<Delay<Helo>>>,
     /// Requests are handled on the event loop.
     inline: AtomicBool,
 }
@@ -32,7 +30,7 @@ struct Shared {
 impl Served {
     pub(super) fn new(args: &ServeArgs) -> Served {
         let first = helo(args);
-        let present = RwLock::new(Arc::new((first.clone(), args.handler_delay)));
+        let present = RwLock::new(Arc::new(Delay::new(first.clone(), args.handler_delay)));
         let is_first = AtomicBool::new(args.handler_delay.is_zero());
         let inline = AtomicBool::new(args.inline);
         Served(Arc::new(Shared { first, words: words(args), is_first, present, inline }))
@@ -45,7 +43,7 @@ impl Served {
         if !args.inline {
             self.0.inline.store(false, SeqCst);
         }
-        let present = Arc::new((helo(args), args.handler_delay));
+        let present = Arc::new(Delay::new(helo(args), args.handler_delay));
         *self.0.present.write().unwrap_or_else(PoisonError::into_inner) = present;
         let is_first = args.handler_delay.is_zero() && words(args) == self.0.words;
         self.0.is_first.store(is_first, Relaxed);
@@ -72,18 +70,12 @@ fn helo(args: &ServeArgs) -> Helo {
 }
 
 impl Served {
-    /// The answer by other words than the first, or after a delay.
+    /// Answers by other words than the first.
     #[cold]
-    fn answer_changed(&self, line: &[u8], local: &Address) -> Vec<u8> {
+    fn handle_changed(&self, request: &Request<'_>, reply: &mut Reply<'_>) {
         // Not while it is handled: that may take long, and nobody who changes it is to wait.
         let present = Arc::clone(&self.0.present.read().unwrap_or_else(PoisonError::into_inner));
-        let (helo, delay) = &*present;
-        if !delay.is_zero() {
-            thread::sleep(*delay);
-        }
-        let mut reply = Vec::new();
-        helo.answer(line, local, &mut reply);
-        reply
+        present.handle(request, reply);
     }
 }
 
@@ -93,8 +85,7 @@ impl Handler for Served {
         if self.0.is_first.load(Relaxed) {
             self.0.first.handle(request, reply);
         } else {
-            // Only what it is about: what is handed on whole has to be built for each request, also of those that need it not.
-            reply.push(&self.answer_changed(request.line(), request.local_addr()));
+            self.handle_changed(request, reply);
         }
     }
 

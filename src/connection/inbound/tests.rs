@@ -86,6 +86,11 @@ fn lines(job: &mut Job) -> Vec<String> {
     lines
 }
 
+/// As much as there is in most of these tests.
+fn cut_of<'a>(service: &'a Served, job: &'a mut Job, worker: &'a mut LoopWorker) -> Cut<'a> {
+    Cut { service, stop_allowed: true, job, room: 9, frames: 9, lap: 1, worker }
+}
+
 fn inbound(bytes: &[u8]) -> Inbound {
     let mut inbound = Inbound::default();
     inbound.append(bytes, None, 7);
@@ -98,15 +103,8 @@ fn every_frame_counts_against_the_share_of_the_turn_whether_it_is_a_request_or_n
     let mut inbound = inbound(b"#\n\n#\na\n#\nb\n");
     let mut all = (0, 0);
     for (frames, end) in [(2, End::Full), (3, End::Full), (3, End::More { scanned: 0 })] {
-        let cut = Cut {
-            service: &service,
-            stop_allowed: true,
-            job: &mut job,
-            room: 9,
-            frames,
-            lap: 1,
-            worker: &mut LoopWorker::alone([]),
-        };
+        let worker = &mut LoopWorker::alone([]);
+        let cut = Cut { frames, ..cut_of(&service, &mut job, worker) };
         let taken = inbound.cut(&mut None, false, cut, 9);
         assert_eq!(taken.end, end);
         all = (all.0 + taken.requests, all.1 + taken.ignored);
@@ -119,15 +117,8 @@ fn every_frame_counts_against_the_share_of_the_turn_whether_it_is_a_request_or_n
 fn what_finds_no_room_is_left_for_the_next_job() {
     let (service, mut job) = (service(), job());
     let mut inbound = inbound(b"a\nb\nc");
-    let cut = Cut {
-        service: &service,
-        stop_allowed: true,
-        job: &mut job,
-        room: 1,
-        frames: 9,
-        lap: 1,
-        worker: &mut LoopWorker::alone([]),
-    };
+    let worker = &mut LoopWorker::alone([]);
+    let cut = Cut { room: 1, ..cut_of(&service, &mut job, worker) };
     let taken = inbound.cut(&mut None, false, cut, 9);
     assert_eq!((taken.requests, taken.consumed, taken.end), (1, 2, End::Full));
     assert!(inbound.may_have_frame());
@@ -139,7 +130,7 @@ fn what_finds_no_room_is_left_for_the_next_job() {
 fn what_is_handled_inline_shares_no_job_and_nothing_is_cut_behind_a_switch() {
     let take = |worker: &mut LoopWorker, bytes: &[u8]| {
         let (service, job) = (&Arc::clone(&worker.services)[0], &mut *job());
-        let cut = Cut { service, stop_allowed: true, job, room: 9, frames: 9, lap: 1, worker };
+        let cut = cut_of(service, job, worker);
         let Taken { requests, inline, consumed, end, .. } = cut.take(&mut None, bytes, 0, false);
         (requests, inline, consumed, end)
     };
@@ -175,15 +166,8 @@ fn a_refused_stop_and_a_line_too_long_end_what_is_behind_them() {
         (b"a\n123456789", CloseReason::LineTooLong, 0),
     ] {
         let (service, mut job) = (service(), job());
-        let cut = Cut {
-            service: &service,
-            stop_allowed: false,
-            job: &mut job,
-            room: 9,
-            frames: 9,
-            lap: 1,
-            worker: &mut LoopWorker::alone([]),
-        };
+        let worker = &mut LoopWorker::alone([]);
+        let cut = Cut { stop_allowed: false, ..cut_of(&service, &mut job, worker) };
         let taken = cut.take(&mut None, bytes, 0, false);
         assert_eq!((taken.end, taken.stops, taken.requests), (End::Close(reason), stops, 1));
     }
@@ -229,15 +213,8 @@ fn the_wait_for_the_rest_of_a_frame_begins_anew_only_with_the_next_frame() {
     let (service, mut job) = (service(), job());
     let mut cut = |inbound: &mut Inbound| {
         let (service, job) = (&service, &mut job);
-        let cut = Cut {
-            service,
-            stop_allowed: true,
-            job,
-            room: 9,
-            frames: 9,
-            lap: 1,
-            worker: &mut LoopWorker::alone([]),
-        };
+        let worker = &mut LoopWorker::alone([]);
+        let cut = cut_of(service, job, worker);
         inbound.cut(&mut None, false, cut, 9)
     };
     let mut inbound = Inbound::default();
@@ -260,15 +237,8 @@ fn a_job_that_is_full_takes_no_more() {
         let mut job = job();
         job.batch.push_line(&vec![b'x'; there]);
         let job = &mut job;
-        let cut = Cut {
-            service: &service,
-            stop_allowed: true,
-            job,
-            room: 9,
-            frames: 9,
-            lap: 1,
-            worker: &mut LoopWorker::alone([]),
-        };
+        let worker = &mut LoopWorker::alone([]);
+        let cut = cut_of(&service, job, worker);
         assert_eq!(cut.take(&mut None, b"a\nb\n", 0, false).requests, requests, "{there} bytes");
     }
 }
@@ -278,15 +248,8 @@ fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
     let (service, mut job) = (service(), job());
     let mut inbound = inbound(&[&b"#\n"[..], &b"x".repeat(7), &[b'\n'; 1000]].concat());
     let before = inbound.capacity();
-    let cut = Cut {
-        service: &service,
-        stop_allowed: true,
-        job: &mut job,
-        room: 9,
-        frames: 1,
-        lap: 1,
-        worker: &mut LoopWorker::alone([]),
-    };
+    let worker = &mut LoopWorker::alone([]);
+    let cut = Cut { frames: 1, ..cut_of(&service, &mut job, worker) };
     inbound.cut(&mut None, false, cut, 9);
     assert_eq!((inbound.capacity(), inbound.len()), (before, before - 2));
     inbound.skip(before / 2 - 2);
@@ -302,15 +265,8 @@ fn a_front_that_is_not_most_of_it_stays_and_growth_is_bounded() {
 fn the_front_is_let_go_when_it_is_most_of_what_is_held() {
     let (service, mut job) = (service(), job());
     let mut inbound = inbound(&[&b"#\n".repeat(1000)[..], b"rest"].concat());
-    let cut = Cut {
-        service: &service,
-        stop_allowed: true,
-        job: &mut job,
-        room: 9,
-        frames: 1001,
-        lap: 1,
-        worker: &mut LoopWorker::alone([]),
-    };
+    let worker = &mut LoopWorker::alone([]);
+    let cut = Cut { frames: 1001, ..cut_of(&service, &mut job, worker) };
     assert_eq!(inbound.cut(&mut None, false, cut, 9).end, End::More { scanned: 4 });
     assert!(inbound.capacity() <= 4 + MIN_GROWTH_BYTES, "{}", inbound.capacity());
     assert_eq!((inbound.len(), inbound.may_have_frame()), (4, false));
@@ -403,15 +359,8 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
                 let (mut kept, mut incomplete) = (0, None);
                 if inbound.is_empty() && *frames > 0 && *room > 0 {
                     let (room, frames) = (*room, *frames);
-                    let cut = Cut {
-                        service,
-                        stop_allowed,
-                        job: &mut job,
-                        room,
-                        frames,
-                        lap: 1,
-                        worker: &mut LoopWorker::alone([]),
-                    };
+                    let worker = &mut LoopWorker::alone([]);
+                    let cut = Cut { stop_allowed, room, frames, ..cut_of(service, &mut job, worker) };
                     let taken = cut.take(&mut None, bytes, 0, false);
                     account.add(&taken);
                     kept = taken.consumed;
@@ -426,15 +375,8 @@ fn run(service: &Served, steps: &[Step], stop_allowed: bool) -> (Account, bool) 
             }
             Step::Cut { room, frames } => {
                 let (room, frames) = (*room, *frames);
-                let cut = Cut {
-                    service,
-                    stop_allowed,
-                    job: &mut job,
-                    room,
-                    frames,
-                    lap: 1,
-                    worker: &mut LoopWorker::alone([]),
-                };
+                let worker = &mut LoopWorker::alone([]);
+                let cut = Cut { stop_allowed, room, frames, ..cut_of(service, &mut job, worker) };
                 let taken = inbound.cut(&mut None, ended, cut, 9);
                 account.add(&taken);
                 assert!(taken.requests <= room && taken.requests + taken.ignored + taken.stops <= frames);

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::{Ended, Serving, assert_json_adds_up, eventually, eventually_right, tell};
+use crate::support::{Ended, Serving, assert_json_adds_up, eventually, eventually_right, tcp_sockets, tell};
 
 /// Longest time that a polite client waits for a reply. Generous: the machine may be busy, and a stopped process is among
 /// the faults. A client that is forgotten waits for ever.
@@ -96,12 +96,11 @@ fn ask_politely(serving: &Serving, connects: Connects, over: &AtomicBool, replie
 
 /// Established connections to `port`, over IPv4, of which the system knows only the server's end.
 fn without_peer(port: u16) -> usize {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let established = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let ends: HashSet<(&str, &str)> =
-        established.filter(|fields| fields[3] == "01").map(|fields| (fields[1], fields[2])).collect();
+    let ends: HashSet<_> =
+        tcp_sockets("01").map(|columns| (columns[1].clone(), columns[2].clone())).collect();
     let port = format!(":{port:04X}");
-    ends.iter().filter(|(local, peer)| local.ends_with(&port) && !ends.contains(&(peer, local))).count()
+    let is_alone = |(local, peer): &&(String, String)| !ends.contains(&(peer.clone(), local.clone()));
+    ends.iter().filter(|(local, _)| local.ends_with(&port)).filter(is_alone).count()
 }
 
 /// Waits until nobody is connected and nothing is held, stops the server, and looks at its account.

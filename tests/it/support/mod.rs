@@ -19,7 +19,7 @@ use tidemill::{Reply, Request, Server, Service, Stats};
 pub(crate) use peer::{Peer, assert_same, helo_reply, in_parallel, resolved};
 pub(crate) use program::{
     Ended, Killed, Serving, allow_files, fake_toolchain, freeze, program, program_at, scratch, serve,
-    stats_in,
+    stats_in, tcp_sockets,
 };
 pub(crate) use unread::Unread;
 

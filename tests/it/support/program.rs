@@ -349,24 +349,28 @@ impl Drop for Serving {
     }
 }
 
+/// The columns of each TCP socket of IPv4 in this state of `/proc/net/tcp`: 1 is its own address, 2 its peer's.
+pub(crate) fn tcp_sockets(state: &str) -> impl Iterator<Item = Vec<String>> {
+    let table = BufReader::new(fs::File::open("/proc/net/tcp").unwrap());
+    let column = format!(" {state} ");
+    // It is long where many connections have ended of late.
+    let lines = table.lines().map(Result::unwrap).filter(move |line| line.contains(&column));
+    let columns = lines.map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    columns.filter({
+        let state = state.to_owned();
+        move |columns| columns[3] == state
+    })
+}
+
 /// Where a process listens, on IPv4.
 fn listening(id: u32) -> Option<SocketAddr> {
     let files = fs::read_dir(format!("/proc/{id}/fd")).ok()?;
     let files: Vec<PathBuf> = files.flatten().filter_map(|file| fs::read_link(file.path()).ok()).collect();
-    // It is long where many connections have ended of late.
-    let table = BufReader::new(fs::File::open("/proc/net/tcp").unwrap());
-    let mut lines = table.lines().map(Result::unwrap).filter(|line| line.contains(" 0A "));
-    lines.find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let (local, state, inode) = (fields[1], fields[3], fields[9]);
-        let is_its = || files.contains(&PathBuf::from(format!("socket:[{inode}]")));
-        if state != "0A" || !is_its() {
-            return None;
-        }
-        let (ip, port) = local.split_once(':').unwrap();
-        let ip = u32::from_str_radix(ip, 16).unwrap().to_ne_bytes();
-        Some((ip, u16::from_str_radix(port, 16).unwrap()).into())
-    })
+    let is_its = |columns: &Vec<String>| files.contains(&PathBuf::from(format!("socket:[{}]", columns[9])));
+    let columns = tcp_sockets("0A").find(is_its)?;
+    let (ip, port) = columns[1].split_once(':').unwrap();
+    let ip = u32::from_str_radix(ip, 16).unwrap().to_ne_bytes();
+    Some((ip, u16::from_str_radix(port, 16).unwrap()).into())
 }
 
 #[track_caller]
